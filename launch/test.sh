@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Passes the tests from a bare clone: makes its own virtual environment in .venv-test, installs, runs pytest.
+#   PYTHON=python3.12 bash launch/test.sh        another interpreter
+#   EXTRA_PACKAGES="torch==2.13.0" …             optional parts whose tests skip without them
+#   bash launch/test.sh tests/exact -k samplers  arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=${VENV:-.venv-test}
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --upgrade pip
+# shellcheck disable=SC2086  # a list of packages
+[ -z "${EXTRA_PACKAGES:-}" ] || "$venv/bin/python" -m pip install --quiet $EXTRA_PACKAGES
+"$venv/bin/python" -m pip install --quiet --editable '.[dev]'
+"$venv/bin/python" -m ruff check .
+exec env JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" "$venv/bin/python" -m pytest -n "${WORKERS:-auto}" "$@"
