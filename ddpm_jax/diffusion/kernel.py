@@ -1,0 +1,24 @@
+"""The reverse transition p(x_s | x_t), from a prediction and a row."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import struct
+
+from ddpm_jax.diffusion.covariance import posterior
+from ddpm_jax.diffusion.gaussian import Gaussian
+from ddpm_jax.diffusion.prediction import Prediction
+from ddpm_jax.diffusion.schedule import like
+from ddpm_jax.diffusion.steps import GaussianSteps
+
+
+@struct.dataclass
+class ReverseKernel:
+  """N(c_x0 x0 + c_eps eps, covariance) (steps.py, eq. 3 and 4)."""
+
+  covariance: Callable = struct.field(pytree_node=False, default=posterior)
+
+  def __call__(self, x_t: jax.Array, row: GaussianSteps, pred: Prediction, cond: Any = None) -> Gaussian:
+    row = like(row, x_t)
+    return Gaussian(row.c_x0 * pred.x0 + row.c_eps * pred.eps, self.covariance(pred, row))

@@ -1,0 +1,115 @@
+"""Training losses: (keys [B], network, x_0 [B,H,W,C], n [B], cond) -> (loss [B], parts).
+
+Each draws one noise image per key, diffuses x_0 to level n, asks the network once, and compares. `given` is the same
+with the noise in hand. `parts` are the summands, [B] each, for logging. The rows of `steps` say where level n leads.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ddpm_jax.diffusion.covariance import learned_range
+from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.diffusion.likelihood import vlb_term
+from ddpm_jax.diffusion.noise import normal
+from ddpm_jax.diffusion.prediction import Network, TwoHeads
+from ddpm_jax.diffusion.steps import GaussianSteps
+
+Parts = dict[str, jax.Array]
+
+
+class _Loss:
+
+  def __call__(
+      self, keys: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
+  ) -> tuple[jax.Array, Parts]:
+    return self.given(normal(keys, x_0.shape[1:]), network, x_0, n, cond)
+
+
+@struct.dataclass
+class Simple(_Loss):
+  """|target - output|^2 with the first head (L_simple, DDPM eq. 14).
+
+  reduce: "mean" over the image (Ho, OpenAI), or "sum" (DDIM, Analytic-DPM): the same minimum, but another meaning of
+    gradient clipping.
+  """
+
+  steps: GaussianSteps
+  reduce: str = struct.field(pytree_node=False, default="mean")
+
+  def given(self, eps, network, x_0, n, cond=None):
+    level = self.steps.leaving(n).t
+    out, _ = network.parameterization.split(network.output(level.diffuse(x_0, eps), level, cond))
+    mse = _reduce(self.reduce, (network.parameterization.target(x_0, eps, level) - out) ** 2)
+    return mse, {"mse": mse}
+
+
+@struct.dataclass
+class Vlb(_Loss):
+  """scale * one term of the variational bound, in bits/dim, at the sampled level.
+
+  scale: 1 is Ho's `kl`; T makes it an estimate of the whole bound, IDDPM's L_vlb. x0 is not clipped in training.
+  """
+
+  steps: GaussianSteps
+  kernel: Any = ReverseKernel(learned_range)
+  scale: float = struct.field(pytree_node=False, default=1.0)
+
+  def given(self, eps, network, x_0, n, cond=None):
+    row = self.steps.leaving(n)
+    x_t = row.t.diffuse(x_0, eps)
+    vlb = self.scale * vlb_term(self.kernel, x_0, x_t, row, network(x_t, row.t, cond), cond)
+    return vlb, {"vlb": vlb}
+
+
+@struct.dataclass
+class Hybrid(_Loss):
+  """L_simple + weight * one term of the bound, where the bound trains the variance only (L_hybrid, IDDPM eq. 16).
+
+  weight: T / 1000 in IDDPM ("rescaled": 0.001 keeps L_vlb from drowning L_simple, and T makes a term an estimate of
+    the sum), 1 in ADM; the two agree at T = 1000. The bound is in bits/dim, the square is not.
+  """
+
+  steps: GaussianSteps
+  weight: float = struct.field(pytree_node=False)
+  kernel: Any = ReverseKernel(learned_range)
+
+  def given(self, eps, network, x_0, n, cond=None):
+    row, heads = self.steps.leaving(n), network.parameterization
+    x_t = row.t.diffuse(x_0, eps)
+    mean, second = heads.split(network.output(x_t, row.t, cond))
+    mse = _reduce("mean", (heads.target(x_0, eps, row.t) - mean) ** 2)
+    frozen = heads.decode(jnp.concatenate([jax.lax.stop_gradient(mean), second], -1), x_t, row.t)
+    vlb = self.weight * vlb_term(self.kernel, x_0, x_t, row, frozen, cond)
+    return mse + vlb, {"mse": mse, "vlb": vlb}
+
+
+@struct.dataclass
+class SecondHead(_Loss):
+  """Regression of a second head on the errors of a finished network (Extended-Analytic-DPM section 4).
+
+      NPR ("residual"):       |(eps - eps_hat)^2 - g|^2          SN ("second_moment"):      |eps^2 - h|^2
+
+  The backbone is not trained: its output is a constant here, and the optimizer should hold its weights fixed. The
+  error |eps - eps_hat|^2 is part of the reported loss, as in the authors' code, and has no gradient.
+  """
+
+  steps: GaussianSteps
+  reduce: str = struct.field(pytree_node=False, default="sum")
+
+  def given(self, eps, network, x_0, n, cond=None):
+    level = self.steps.leaving(n).t
+    heads: TwoHeads = network.parameterization
+    x_t = level.diffuse(x_0, eps)
+    mean, second = heads.split(network.output(x_t, level, cond))
+    eps_hat = jax.lax.stop_gradient(heads.mean.decode(mean, x_t, level).eps)
+    target = (eps - eps_hat) ** 2 if heads.kind == "residual" else eps**2
+    mse, head = _reduce(self.reduce, (eps - eps_hat) ** 2), _reduce(self.reduce, (target - second) ** 2)
+    return mse + head, {"mse": mse, "head": head}
+
+
+def _reduce(how: str, x: jax.Array) -> jax.Array:
+  axes = tuple(range(1, x.ndim))
+  return x.sum(axes) if how == "sum" else x.mean(axes)

@@ -1,0 +1,159 @@
+"""Noise levels, and every schedule of them that the family uses.
+
+    q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I),        alpha_t^2 + sigma_t^2 = 1           (DDPM eq. 4)
+
+Levels are counted by n: 0 is the image, T is noise. The papers' beta_n takes level n - 1 to level n, so that
+alpha_bar[n] = alpha_n^2 = (1 - beta_1) ... (1 - beta_n) and alpha_bar[0] = 1. Schedules live on the host in float64;
+only finished coefficients become float32.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ddpm_jax.errors import UserError
+
+
+@struct.dataclass
+class Level:
+  """One noise level, or several: leaves are [] in a scan, [B] in training, [K] in a table."""
+
+  n: jax.Array  # int32, 0 = data ... T = noise
+  alpha: jax.Array  # float32, how much of x_0 is left
+  sigma: jax.Array  # float32, standard deviation of the noise
+
+  def diffuse(self, x_0: jax.Array, eps: jax.Array) -> jax.Array:
+    """x_t = alpha x_0 + sigma eps, shaped as x_0."""
+    level = like(self, x_0)
+    return level.alpha * x_0 + level.sigma * eps
+
+
+def like(tree: Any, x: jax.Array) -> Any:
+  """`tree` with its [B] leaves as [B,1,...,1], so that they broadcast against x [B,...]; scalars stay scalars."""
+  return jax.tree.map(lambda a: jnp.reshape(a, jnp.shape(a) + (1,) * (x.ndim - jnp.ndim(a))) if jnp.ndim(a) else a, tree)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+  """The noise levels 0 ... T of a forward process, on the host and never traced."""
+
+  alpha_bar: np.ndarray  # float64 [T+1], alpha_bar[0] = 1, decreasing
+
+  @property
+  def T(self) -> int:
+    return len(self.alpha_bar) - 1
+
+  @property
+  def betas(self) -> np.ndarray:
+    """float64 [T]; betas[i] takes level i to level i + 1."""
+    return 1 - self.alpha_bar[1:] / self.alpha_bar[:-1]
+
+  def level(self, n: Any) -> Level:
+    """Level(s) n: host constants for NumPy integers, a gather for a traced n."""
+    table = Level(
+        np.arange(self.T + 1, dtype=np.int32),
+        np.sqrt(self.alpha_bar).astype(np.float32),
+        np.sqrt(1 - self.alpha_bar).astype(np.float32),
+    )
+    if isinstance(n, jax.Array):
+      return jax.tree.map(lambda column: jnp.asarray(column)[n], table)
+    return jax.tree.map(lambda column: column[np.asarray(n)], table)
+
+
+def from_betas(betas: np.ndarray) -> Schedule:
+  """The schedule with these forward variances, float64 [T].
+
+  Raises:
+    UserError: unless every 0 < beta <= 1.
+  """
+  betas = np.asarray(betas, np.float64)
+  if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all():
+    bad = betas[~((betas > 0) & (betas <= 1))]
+    raise UserError(
+        f"betas must be a non-empty list with 0 < beta <= 1, but this one has shape {betas.shape} and "
+        f"{len(bad)} values outside, such as {bad[:3]}; with linear() choose T > 20, or other ends."
+    )
+  return Schedule(np.append(1.0, np.cumprod(1 - betas)))
+
+
+def linear(T: int = 1000, start: float | None = None, end: float | None = None) -> Schedule:
+  """Betas in equal steps (DDPM section 4).
+
+  Without ends, OpenAI's form: 1e-4 ... 0.02 scaled by 1000 / T, so that every T destroys the image alike.
+  With ends, Ho's: exactly start ... end. They agree at T = 1000.
+  """
+  return from_betas(np.linspace(*_ends(T, start, end), T))
+
+
+def quad(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+  """Square roots of the betas in equal steps (Ho's and the DDIM code)."""
+  return from_betas(np.linspace(start**0.5, end**0.5, T) ** 2)
+
+
+def const(T: int = 1000, end: float = 0.02) -> Schedule:
+  """Every beta equal."""
+  return from_betas(np.full(T, end))
+
+
+def jsd(T: int = 1000) -> Schedule:
+  """Betas 1/T, 1/(T-1), ..., 1/2, 1 (Sohl-Dickstein 2015): alpha_bar falls in equal steps to exactly 0.
+
+  At level T nothing of the image is left, and ε says nothing about x_0 there: predict x_0 or v.
+  """
+  return from_betas(1 / np.linspace(T, 1, T))
+
+
+def warmup(T: int = 1000, fraction: float = 0.1, start: float = 1e-4, end: float = 0.02) -> Schedule:
+  """Betas rise linearly over the first `fraction` of the levels, then stay (Ho's warmup10 and warmup50)."""
+  betas = np.full(T, end)
+  rising = int(T * fraction)
+  betas[:rising] = np.linspace(start, end, rising)
+  return from_betas(betas)
+
+
+def sigmoid(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+  """Betas along the logistic function from -6 to 6 (DDIM code)."""
+  return from_betas(start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, T))))
+
+
+def cosine(T: int = 1000, max_beta: float = 0.999) -> Schedule:
+  """alpha_bar along a squared cosine with offset s = 0.008 (IDDPM eq. 17), as IDDPM's code builds it.
+
+  The betas are clipped at `max_beta` and alpha_bar is their product, so it ends tiny but not at 0.
+  """
+  f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+  return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
+
+
+def vp_sde(T: int = 1000, start: float = 0.1, end: float = 20.0) -> Schedule:
+  """Levels t = n / T of the variance-preserving SDE with beta(t) = start + (end - start) t (score_sde eq. 32).
+
+      alpha_bar(t) = exp(-start t - (end - start) t^2 / 2)
+  """
+  t = np.linspace(0, 1, T + 1)
+  return Schedule(np.exp(-start * t - 0.5 * (end - start) * t**2))
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "quad": quad,
+    "const": const,
+    "jsd": jsd,
+    "warmup": warmup,
+    "sigmoid": sigmoid,
+    "cosine": cosine,
+    "vp_sde": vp_sde,
+    "from_betas": from_betas,
+}
+
+
+def _ends(T: int, start: float | None, end: float | None) -> tuple[float, float]:
+  if (start is None) != (end is None):
+    raise UserError(f"linear() takes both ends or none, not start={start} and end={end}.")
+  scale = 1000 / T
+  return (scale * 1e-4, scale * 0.02) if start is None else (start, end)

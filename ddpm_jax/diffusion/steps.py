@@ -1,0 +1,94 @@
+"""Tables: a sampler's arithmetic, computed once in float64 on the host, one row per step.
+
+A row leaves level t for level s. DDIM's family of inference processes (DDIM eq. 7) is
+
+    q(x_s | x_t, x_0) = N( alpha_s x_0 + sqrt(sigma_s^2 - var) (x_t - alpha_t x_0) / sigma_t ,  var I ),        (1)
+
+    var = eta^2 * posterior,    posterior = sigma_s^2 / sigma_t^2 * (1 - alpha_t^2 / alpha_s^2)                 (2)
+
+where eta = 1 is DDPM's posterior (DDPM eq. 7) and eta = 0 is deterministic. Given beliefs about x_0 after seeing x_t,
+with mean x0 and with eps = (x_t - alpha_t x0) / sigma_t, integrating (1) over them gives the reverse transition
+
+    mean = c_x0 x0 + c_eps eps,              c_x0 = alpha_s,   c_eps = sqrt(sigma_s^2 - var)                    (3)
+    var' = var + c_cov Var[x_0 | x_t],       c_cov = (c_x0 - c_eps alpha_t / sigma_t)^2                         (4)
+
+(Analytic-DPM eq. 10, Extended-Analytic-DPM eq. 9). Every sampler, covariance, training term and bits/dim term of the
+DDPM family reads its numbers from such a row.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from ddpm_jax.diffusion import grid as grids
+from ddpm_jax.diffusion.schedule import Level, Schedule
+from ddpm_jax.errors import UserError
+
+
+@struct.dataclass
+class GaussianSteps:
+  """Rows of the transitions (1)-(4) along a grid; every leaf is [K], row 0 is the first step taken."""
+
+  t: Level  # the level a step leaves
+  s: Level  # the level it reaches
+  c_x0: jax.Array  # float32, as all below
+  c_eps: jax.Array
+  var: jax.Array  # of (1)
+  c_cov: jax.Array
+  log_var_min: jax.Array  # log posterior variance; the last row repeats the one before it, since its own is 0
+  log_var_max: jax.Array  # log (1 - alpha_t^2 / alpha_s^2), "beta" of this step
+  left: jax.Array  # int32, how many steps follow; 0 on the last row
+
+  def leaving(self, n: jax.Array) -> "GaussianSteps":
+    """The rows that leave levels n [B] of a downward grid: leaves [B]."""
+    row = jnp.searchsorted(-jnp.asarray(self.t.n), -n)
+    return jax.tree.map(lambda column: jnp.asarray(column)[row], self)
+
+
+def gaussian(schedule: Schedule, grid: np.ndarray, eta: float = 1.0) -> GaussianSteps:
+  """The table of (1)-(4) along `grid`.
+
+  Args:
+    schedule: the noise levels.
+    grid: [K+1] strictly monotone levels, usually T ... 0. An upward grid gives the deterministic inversion; begin it
+      at level 1, since no network has seen level 0.
+    eta: between 0 (DDIM) and 1 (DDPM).
+
+  Returns:
+    A table with leaves [K], float32 from float64.
+
+  Raises:
+    UserError: if the grid repeats a level, leaves 0..T or begins at 0, or eta is not in [0, 1].
+  """
+  grid = check(schedule, grid)
+  if not 0 <= eta <= 1:
+    raise UserError(f"eta = {eta} is outside [0, 1]: 0 is DDIM (no noise), 1 is DDPM (ancestral).")
+  t, s = grid[:-1], grid[1:]
+  if s[0] > t[0] and eta != 0:
+    raise UserError(f"An upward grid is inverted without noise: use eta = 0, not {eta}.")
+  alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+  with np.errstate(divide="ignore", invalid="ignore"):  # upward: the ratio exceeds 1 and its columns are not used
+    beta = 1 - alpha_bar_t / alpha_bar_s
+    posterior = beta * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    var = eta**2 * posterior if s[0] < t[0] else np.zeros(len(t))
+    c_x0, c_eps = np.sqrt(alpha_bar_s), np.sqrt(1 - alpha_bar_s - var)
+    c_cov = (c_x0 - c_eps * np.sqrt(alpha_bar_t / (1 - alpha_bar_t))) ** 2
+    if s[-1] == 0:
+      posterior[-1] = posterior[-2] if len(t) > 1 else beta[-1]
+    log_var_min, log_var_max = np.log(posterior), np.log(beta)
+  columns = (c_x0, c_eps, var, c_cov, log_var_min, log_var_max)
+  return GaussianSteps(schedule.level(t), schedule.level(s), *(c.astype(np.float32) for c in columns), steps_left(grid))
+
+
+def check(schedule: Schedule, grid: np.ndarray) -> np.ndarray:
+  """A valid grid whose first level a network can be asked about; see `grid.check`."""
+  grid = grids.check(grid, schedule.T)
+  if grid[0] == 0:
+    raise UserError("The grid begins at level 0, where no network was trained; begin at 1 to go up from an image.")
+  return grid
+
+
+def steps_left(grid: np.ndarray) -> np.ndarray:
+  """int32 [K]: K-1, ..., 0."""
+  return np.arange(len(grid) - 1, dtype=np.int32)[::-1].copy()
