@@ -1,0 +1,160 @@
+"""The skeleton that all UNets of the family share: who follows whom, and who is concatenated with whom.
+
+    conv_in
+    down_l:  (block, attention?) x num_res_blocks, downsample        every output is kept as a skip
+    mid:     block, attention, block
+    up_l:    (block on [h | skip], attention?) x (num_res_blocks + 1), upsample
+    out:     norm, SiLU, convolution
+
+A family (`unet_ddpm`, `unet_adm`, `ncsnpp`) is a subclass that answers the questions at the end of the class: its
+style, sinusoids, heads, resampling. Parameters are named `down_<level>_block_<i>`, `up_<level>_attn_<i>`, …, level
+0 being the full resolution, so that `ddpm_jax.convert` can translate them by structure.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.models import layers
+
+
+class UNet(nn.Module):
+  """`network(x [B, H, W, C], time [B], cond) -> [B, H, W, out_channels]`, float32.
+
+  Attributes:
+    channels: width of the first level; level l has int(channels * channel_mult[l]).
+    channel_mult: one factor per level; between levels the image is halved.
+    num_res_blocks: residual blocks per level on the way down; one more on the way up.
+    attention_resolutions: heights in pixels, as in the papers, at which blocks are followed by attention.
+    out_channels: 3 for a mean, 6 with a learned variance.
+    dropout: rate inside residual blocks, from the rng stream "dropout" when train=True.
+    num_classes: labels in cond["label"]; None for an unconditional network.
+    null_label: adds one label, num_classes, that means "no label" (classifier-free guidance).
+    groups: of GroupNorm; 32 in every publication.
+    attention: "xla", or "cudnn" on a GPU (needs dtype bfloat16).
+    dtype: in which convolutions and attention compute.
+    remat: recompute each block in the backward pass instead of storing its activations.
+  """
+
+  channels: int = 128
+  channel_mult: Sequence[float] = (1, 2, 2, 2)
+  num_res_blocks: int = 2
+  attention_resolutions: Sequence[int] = (16,)
+  out_channels: int = 3
+  dropout: float = 0.0
+  num_classes: int | None = None
+  null_label: bool = False
+  groups: int = 32
+  attention: str = "xla"
+  dtype: Any = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x, time, cond=None, *, train: bool = False, features: bool = False):
+    """The output; with `features` also (h, emb), the last feature map and the embedding, for a second head."""
+    emb = self.embed(time, cond)
+    h, skips = self.encode(self.stem(x, cond), emb, train)
+    h = self.decode(h, skips, emb, train)
+    out = layers.Readout(self.style, self.out_channels, name="out")(h, emb, train)
+    return (out, (h, emb)) if features else out
+
+  def check_size(self, height: int, width: int):
+    """Raises UserError when this network does not fit images of this size."""
+    layers.check_size(height, width, len(self.channel_mult), self.attention_resolutions)
+
+  # -------------------------------------------------------------- the parts
+
+  @nn.nowrap
+  def embed(self, time, cond):
+    """Time, and the label if there is one -> [B, 4 channels] float32."""
+    features = 4 * self.channels
+    emb = layers.TimeEmbedding(self.style, features, name="time_embed")(self.sinusoids(time))
+    if self.num_classes is None:
+      return emb
+    label = (cond or {}).get("label")
+    if label is None:
+      raise ValueError(f'the network has {self.num_classes} classes but cond has no "label"')
+    labels = self.num_classes + self.null_label
+    table = nn.Embed(labels, features, embedding_init=nn.initializers.normal(1.0), name="label_embed")
+    return emb + table(label)
+
+  @nn.nowrap
+  def stem(self, x, cond):
+    """The first convolution."""
+    self.check_size(x.shape[1], x.shape[2])
+    return self.style.conv(x.astype(self.dtype), self.stem_channels, "conv_in")
+
+  @nn.nowrap
+  def encode(self, h, emb, train):
+    """Down and mid: -> the middle's feature map, and the skips in order."""
+    skips = [h]
+    last = len(self.channel_mult) - 1
+    for level, mult in enumerate(self.channel_mult):
+      for i in range(self.num_res_blocks):
+        h = self.block(int(mult * self.channels), f"down_{level}_block_{i}")(h, emb, train)
+        if h.shape[1] in self.attention_resolutions:
+          h = self.attend(h, f"down_{level}_attn_{i}")
+        skips.append(h)
+      if level < last:
+        h = self.downsample(h, emb, train, f"down_{level}_downsample")
+        skips.append(h)
+    h = self.block(h.shape[-1], "mid_block_0")(h, emb, train)
+    h = self.attend(h, "mid_attn_0")
+    h = self.block(h.shape[-1], "mid_block_1")(h, emb, train)
+    return h, skips
+
+  @nn.nowrap
+  def decode(self, h, skips, emb, train):
+    """Up: consumes the skips, last first."""
+    skips = list(skips)
+    for level, mult in reversed(list(enumerate(self.channel_mult))):
+      for i in range(self.num_res_blocks + 1):
+        h = jnp.concatenate([h, skips.pop()], axis=-1)
+        h = self.block(int(mult * self.channels), f"up_{level}_block_{i}")(h, emb, train)
+        if h.shape[1] in self.attention_resolutions and self.attends_going_up(i):
+          h = self.attend(h, f"up_{level}_attn_{i}", up=True)
+      if level:
+        h = self.upsample(h, emb, train, f"up_{level}_upsample")
+    return h
+
+  @nn.nowrap
+  def block(self, features, name, **options):
+    block = nn.remat(layers.ResBlock, static_argnums=(3,)) if self.remat else layers.ResBlock
+    return block(self.style, features, self.dropout, name=name, **options)
+
+  @nn.nowrap
+  def attend(self, h, name, up=False):
+    attention = nn.remat(layers.Attention) if self.remat else layers.Attention
+    return attention(self.style, self.heads(h.shape[-1], up), name=name)(h)
+
+  # -------------------------------------------------------------- what a family answers
+
+  @property
+  def style(self) -> layers.Style:
+    raise NotImplementedError
+
+  @property
+  def stem_channels(self) -> int:
+    return self.channels
+
+  def sinusoids(self, time: jax.Array) -> jax.Array:
+    return layers.sin_cos(time, self.channels)
+
+  def heads(self, channels: int, up: bool = False) -> int:
+    """Heads of an attention over `channels` channels, on the way up or not."""
+    del channels, up
+    return 1
+
+  def attends_going_up(self, i: int) -> bool:
+    """Whether the i-th block of an attending level is followed by attention on the way up."""
+    del i
+    return True
+
+  def downsample(self, h, emb, train, name):
+    raise NotImplementedError
+
+  def upsample(self, h, emb, train, name):
+    raise NotImplementedError
