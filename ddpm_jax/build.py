@@ -1,0 +1,249 @@
+"""From a config to objects: the only module in the package that reads a config.
+
+Everything here is small and checked before anything is traced; config.py says what the fields mean.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import models
+from ddpm_jax.config import nearest
+from ddpm_jax.diffusion import covariance, losses, prediction, time_sampling, transforms
+from ddpm_jax.diffusion import grid as grids
+from ddpm_jax.diffusion import schedule as schedules
+from ddpm_jax.diffusion import steps as tables
+from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.diffusion.samplers import GaussianSampler
+from ddpm_jax.errors import UserError
+
+# ---------------------------------------------------------------- the process
+
+
+def schedule(config: ConfigDict) -> schedules.Schedule:
+  """The noise levels of `config.schedule`."""
+  return _make(schedules.SCHEDULES, config.schedule, "schedule")
+
+
+def chain(config: ConfigDict) -> tables.GaussianSteps:
+  """The rows of the full ancestral chain T ... 0, which losses and bounds read."""
+  levels = schedule(config)
+  return tables.gaussian(levels, grids.full(levels.T))
+
+
+def grid(section: ConfigDict, T: int) -> np.ndarray:
+  """The levels that `section` (sampling, evaluation) visits: a named grid, or OpenAI's section strings."""
+  name, K = section.grid, section.steps
+  if name == "full":
+    return grids.full(T)
+  if name not in GRIDS:
+    return grids.sections(T, name)
+  if K is None:
+    raise UserError(f'The grid "{name}" needs a number of steps: set sampling.steps.')
+  return GRIDS[name](T, K)
+
+
+GRIDS: dict[str, Callable[[int, int], np.ndarray]] = {
+  "uniform": grids.uniform,
+  "ddim": grids.ddim_uniform,
+  "quadratic": grids.quadratic,
+}
+
+
+# ---------------------------------------------------------------- the network
+
+
+def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Module:
+  """The Flax module for images of `channels` channels: the network section plus what data and prediction imply."""
+  fields = dict(config.network)
+  out = channels * (2 if config.prediction.second else 1)
+  fields.setdefault("out_channels", out)
+  if fields["out_channels"] != out:
+    raise UserError(
+      f"network.out_channels is {fields['out_channels']}, but {channels} image channels with "
+      f"prediction.second = {config.prediction.second!r} need {out}. Leave the field out."
+    )
+  if config.train.class_conditional:
+    if num_classes is None:
+      raise UserError(f"train.class_conditional needs labels, and data set {config.data.name!r} has none.")
+    fields.update(num_classes=num_classes, null_label=config.train.label_dropout > 0)
+  return models.make(fields.pop("name"), **fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Apply:
+  """A Flax module as `apply(params, x, time, cond)`; equal modules compare equal, so that nothing is traced twice."""
+
+  module: nn.Module
+
+  def __call__(self, params: Any, x: jax.Array, time: jax.Array, cond: Any = None) -> jax.Array:
+    return self.module.apply({"params": params}, x, time, cond)
+
+
+def initial_params(module: nn.Module, key: jax.Array, image_size: int, channels: int) -> Any:
+  """Random weights, with one compilation."""
+  x, cond = jnp.zeros((1, image_size, image_size, channels)), {"label": jnp.zeros(1, jnp.int32)}
+  return jax.jit(module.init)(key, x, jnp.zeros(1), cond)["params"]
+
+
+def network(config: ConfigDict, module: nn.Module, params: Any) -> prediction.Network:
+  """The network with its weights, as a denoiser."""
+  return prediction.Network(params, Apply(module), parameterization(config), time_scale(config))
+
+
+def training_network(config: ConfigDict, module: nn.Module) -> Callable[[Any, jax.Array], prediction.Network]:
+  """(params, dropout key) -> the network in training mode."""
+  heads, time = parameterization(config), time_scale(config)
+
+  def network_of(params, key):
+    def apply(params, x, time, cond):
+      return module.apply({"params": params}, x, time, cond, train=True, rngs={"dropout": key})
+
+    return prediction.Network(params, apply, heads, time)
+
+  return network_of
+
+
+def time_scale(config: ConfigDict) -> prediction.TimeScale:
+  """What the network is told of a level."""
+  return prediction.TimeScale(config.prediction.time_scale, config.prediction.time_shift)
+
+
+def parameterization(config: ConfigDict, steps: tables.GaussianSteps | None = None) -> Any:
+  """What the network's output means; x_prev is tied to the chain `steps` (default: the full one)."""
+  mean, second = config.prediction.mean, config.prediction.second
+  if mean == "x_prev":
+    heads = prediction.x_prev(chain(config) if steps is None else steps)
+  elif mean in prediction.MEANS:
+    heads = prediction.MEANS[mean]()
+  else:
+    raise UserError(f"prediction.mean {mean!r} is unknown; {nearest(mean, [*prediction.MEANS, 'x_prev'])}")
+  if second is None:
+    return heads
+  if second not in prediction.SECOND_HEADS:
+    raise UserError(f"prediction.second {second!r} is unknown; {nearest(second, prediction.SECOND_HEADS)}")
+  return prediction.TwoHeads(heads, second)
+
+
+# ---------------------------------------------------------------- training
+
+
+def loss(config: ConfigDict) -> Callable:
+  """The training loss of `config.loss` on the full chain."""
+  fields = dict(config.loss)
+  if fields["name"] in ("vlb", "hybrid"):
+    which = fields.pop("covariance", None)
+    fields["kernel"] = ReverseKernel(_covariance(config, which, eta=1.0))
+  if fields["name"] == "hybrid" and config.prediction.second is None:
+    raise UserError('loss.name = "hybrid" trains a variance: set prediction.second = "range", or use "simple".')
+  return _make(LOSSES, fields, "loss", steps=chain(config))
+
+
+LOSSES: dict[str, Callable] = {
+  "simple": losses.Simple,
+  "vlb": losses.Vlb,
+  "hybrid": losses.Hybrid,
+  "second_head": losses.SecondHead,
+}
+
+
+def time_sampler(config: ConfigDict) -> Any:
+  """Which levels a batch trains on."""
+  return _make(time_sampling.TIME_SAMPLERS, config.time_sampler, "time_sampler", T=schedule(config).T)
+
+
+# ---------------------------------------------------------------- sampling and likelihood
+
+
+def sampler(config: ConfigDict) -> Any:
+  """The sampler of `config.sampling`."""
+  levels, section = schedule(config), config.sampling
+  steps = tables.gaussian(levels, grid(section, levels.T), section.eta)
+  which = _covariance(config, section.covariance, section.eta)
+  if section.cap_pixels is not None:
+    which = covariance.CapLast(which, section.cap_steps, section.cap_pixels)
+  return GaussianSampler(steps, ReverseKernel(which))
+
+
+def denoiser(config: ConfigDict, net: Any, gamma: np.ndarray | None = None) -> Any:
+  """`net`, with its moments from Γ when given, clipped as `config.sampling` says."""
+  if gamma is not None:
+    T = schedule(config).T
+    if np.shape(gamma) != (T + 1,):
+      raise UserError(f"Γ has shape {np.shape(gamma)}, but this schedule of T = {T} levels needs ({T + 1},).")
+    net = transforms.AnalyticMoments(net, jnp.asarray(gamma, jnp.float32))
+  clip, keep_eps = config.sampling.clip, config.sampling.keep_eps
+  match clip:
+    case "x0":
+      return transforms.ClipX0(net, keep_eps=keep_eps)
+    case "dynamic":
+      return transforms.DynamicThreshold(net, keep_eps=keep_eps)
+    case "none":
+      return net
+  raise UserError(f'sampling.clip must be "x0", "dynamic" or "none", not {clip!r}.')
+
+
+def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
+  """(rows, kernel) of the bits/dim that `config.evaluation` asks for."""
+  levels, section = schedule(config), config.evaluation
+  which = _covariance(config, section.covariance or config.sampling.covariance, eta=1.0)
+  if section.last_row == "full_chain":
+    which = covariance.fix_last_to_full_chain(which, levels)
+  elif section.last_row != "chain":
+    raise UserError(f'evaluation.last_row must be "chain" or "full_chain", not {section.last_row!r}.')
+  return tables.gaussian(levels, grid(section, levels.T)), ReverseKernel(which)
+
+
+COVARIANCES: dict[str, Any] = {
+  "posterior": covariance.posterior,
+  "marginal": covariance.marginal,
+  "learned_range": covariance.learned_range,
+  "learned_diagonal": covariance.learned_diagonal,
+  "optimal": covariance.Optimal(),
+}
+
+_OF_SECOND_HEAD = {
+  None: "posterior",
+  "range": "learned_range",
+  "log_var": "learned_diagonal",
+  "residual": "optimal",
+  "second_moment": "optimal",
+}
+
+
+def _covariance(config: ConfigDict, name: str | None, eta: float) -> Any:
+  if name is None:
+    name = _OF_SECOND_HEAD[config.prediction.second]
+    if name.startswith("learned") and eta != 1:
+      name = "posterior"  # a learned variance is of the ancestral chain; OpenAI's DDIM ignores it too
+  if name not in COVARIANCES:
+    raise UserError(f"Covariance {name!r} is unknown; {nearest(name, COVARIANCES)}")
+  if name.startswith("learned") and eta != 1:
+    raise UserError(
+      f'covariance = "{name}" was learned for the ancestral chain, eta = 1, and means nothing at eta = {eta}. '
+      'Use covariance = "posterior" or "optimal" there.'
+    )
+  return COVARIANCES[name]
+
+
+def _make(table: dict[str, Callable], section: Any, what: str, **more: Any) -> Any:
+  """table[section.name](**rest of section, **more), refusing unknown names and fields in a sentence."""
+  fields = dict(section)
+  name = fields.pop("name")
+  if name not in table:
+    raise UserError(f"{what}.name {name!r} is unknown; {nearest(name, table)}")
+  known = inspect.signature(table[name]).parameters
+  for field in fields:
+    if field not in known:
+      raise UserError(f"{what} {name!r} has no field {field!r}; {nearest(field, known)}")
+  missing = [p for p, value in known.items() if value.default is value.empty and p not in {*fields, *more}]
+  if missing:
+    raise UserError(f"{what} {name!r} needs {', '.join(missing)}: set {what}.{missing[0]}.")
+  return table[name](**fields, **{key: value for key, value in more.items() if key in known})

@@ -1,0 +1,64 @@
+"""ddpm-jax: the command line. Flags and calls, nothing else.
+
+Commands import JAX only when they run, so that --help answers at once.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+
+from ddpm_jax import __version__
+from ddpm_jax.errors import UserError
+
+COMMANDS = {
+  "train": "train a network, or continue where the last run stopped",
+  "sample": "draw images from a trained network: grids, PNGs, npz, a denoising animation",
+  "evaluate": "bits/dim on held-out images, with a plot of its terms, and distances to real images",
+}
+
+DESCRIPTION = """The DDPM family in JAX: trains, samples and scores.
+
+  ddpm-jax train    --config digits --workdir runs/digits
+  ddpm-jax sample   --workdir runs/digits --seeds 0-63 --config.sampling.grid=uniform --config.sampling.steps=50
+  ddpm-jax evaluate --workdir runs/digits
+
+Any field of the config can be changed by --config.SECTION.FIELD=VALUE; --dry_run shows what would happen."""
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs `argv`. Exit codes: 0 done, 2 the user can mend it (one sentence on stderr), 42 stopped by SIGTERM, saved."""
+  sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+  """The exit code of one command."""
+  parser = argparse.ArgumentParser(
+    "ddpm-jax", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  parser.add_argument("--version", action="version", version=__version__)
+  commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+  for name, summary in COMMANDS.items():
+    module = importlib.import_module(f"ddpm_jax.cli.{name}")
+    command = commands.add_parser(
+      name,
+      help=summary,
+      description=module.__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+    )
+    command.set_defaults(run=module.run)
+    module.add_arguments(command)
+  args, rest = parser.parse_known_args(argv)
+  unknown = [arg for arg in rest if not arg.startswith("--config.")]
+  if unknown:
+    parser.error(f"unknown argument {unknown[0]}; see ddpm-jax {args.command} --help")
+  args.overrides = [arg.removeprefix("--config.") for arg in rest]
+  logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+  for noisy in ("absl", "orbax", "jax"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+  try:
+    return args.run(args) or 0
+  except UserError as error:
+    print(f"ddpm-jax: {error}", file=sys.stderr)
+    return 2

@@ -1,0 +1,168 @@
+"""The shape of a config: every field, what it means, and its default.
+
+A config is an `ml_collections.ConfigDict`; `configs/*.py` fill one in per published result. Sections are the keyword
+arguments of what build.py makes of them. Fields that are not here are refused, with the nearest one that is.
+"""
+
+import ast
+import difflib
+import importlib.util
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.errors import UserError
+
+OPEN_SECTIONS = ("schedule", "network", "loss", "time_sampler")  # arguments of whatever their `name` names
+
+
+def default() -> ConfigDict:
+  """A config with every field at its default; a run still has to choose data, network and total_steps."""
+  config = ConfigDict()
+  config.seed = 0  # root of all randomness of a training run
+
+  config.data = ConfigDict(dict(
+    name="digits",  # "digits", a TFDS data set ("mnist", "cifar10:3.0.2"), an image folder or zip ("path/to/images")
+    data_dir=None,  # where prepared data sets are; None: $DDPM_JAX_DATA, $TFDS_DATA_DIR or ~/tensorflow_datasets
+    train_split="train",
+    test_split="test",
+    image_size=None,  # None: as stored
+    crop=None,  # how images of another size are fitted
+    corrupt="error",  # or "skip": leave out images that cannot be decoded, and count them
+    flip=False,  # mirror half of the training images
+  ))  # fmt: skip
+  config.schedule = ConfigDict(dict(name="linear", T=1000))
+  config.network = ConfigDict(dict(name="unet_ddpm"))  # out_channels and num_classes follow from data and prediction
+  config.prediction = ConfigDict(dict(
+    mean="eps",  # "eps", "x0", "v" or "x_prev"
+    second=None,  # second head: "range", "log_var", "residual" or "second_moment"
+    time_scale=1.0,  # the network is told time_scale (n - time_shift) of level n
+    time_shift=1,
+  ))  # fmt: skip
+  config.loss = ConfigDict(dict(name="simple"))
+  config.time_sampler = ConfigDict(dict(name="uniform"))
+  config.optimizer = ConfigDict(dict(
+    learning_rate=2e-4,
+    warmup_steps=0,
+    decay="constant",  # or "linear", "cosine", to 0 at total_steps
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    clip_norm=None,  # largest global norm of the gradient; losses are means over pixels
+  ))  # fmt: skip
+  config.ema = ConfigDict(dict(rates=(0.9999,), warmup=True))  # the first rate is the one that samples
+  config.train = ConfigDict(dict(
+    total_steps=0,
+    batch_size=128,  # of the whole machine park, whatever its size
+    per_device_batch=None,  # at most so many images at once on a device; the rest is accumulated
+    class_conditional=False,
+    label_dropout=0.0,  # share of labels replaced by the null label, for classifier-free guidance
+    log_every=100,
+    preview_every=0,  # steps between preview grids; 0: only at the end
+    preview_images=16,
+    checkpoint_every=1000,
+    keep=2,  # newest checkpoints kept ...
+    keep_every=None,  # ... and every one whose step is a multiple of this
+    max_skipped=20,  # updates in a row that may be skipped for NaN before the run stops
+  ))  # fmt: skip
+  config.sampling = ConfigDict(dict(
+    solver="gaussian",  # DDPM, DDIM, Analytic-DPM, ...
+    grid="full",  # "full", "uniform", "ddim", "quadratic", or OpenAI's section strings: "250", "ddim50", "10,15,20"
+    steps=None,  # for "uniform", "ddim" and "quadratic"
+    eta=1.0,  # 0 is DDIM, 1 is DDPM
+    covariance=None,  # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal"; None: by the network
+    clip="x0",  # "x0", "dynamic" or "none"
+    keep_eps=False,  # leave eps as predicted when x0 is clipped (Analytic-DPM's DDIM)
+    cap_pixels=None,  # at most so many grey levels of noise ...
+    cap_steps=1,  # ... in so many steps before the last one
+    rounding="truncate",  # of pixels to 8 bits: "truncate" (OpenAI) or "round" (DDIM)
+    batch_size=64,
+  ))  # fmt: skip
+  config.evaluation = ConfigDict(dict(
+    grid="full",  # of the chain whose bits/dim is measured
+    steps=None,
+    covariance=None,  # None: the one that samples
+    last_row="chain",  # decoder variance: that of the chain (OpenAI), or of the "full_chain" (Analytic-DPM)
+    batch_size=64,
+  ))  # fmt: skip
+  config.mesh = ConfigDict(dict(data=-1, fsdp=1))
+  return config.lock()
+
+
+def load(spec: str) -> ConfigDict:
+  """The config of "name", "name:variant", "path/file.py" or "path/file.py:variant"."""
+  path, _, variant = spec.partition(":")
+  file = pathlib.Path(path)
+  if file.suffix != ".py":
+    import configs  # installed beside the package
+
+    known = {p.stem: p for p in pathlib.Path(configs.__file__).parent.glob("[a-z]*.py")}
+    if path not in known:
+      raise UserError(f"Config {path!r} is unknown; {nearest(path, known)} Or give the path of a .py file.")
+    file = known[path]
+  if not file.is_file():
+    raise UserError(f"Config file {path} does not exist.")
+  module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:
+  """`config` with assignments such as "sampling.eta=0.5" or "network.channel_mult=(1,2,2)", in place.
+
+  Values are Python literals; what is no literal is a string.
+
+  Raises:
+    UserError: for a field that does not exist, or a value of another type than the one it replaces.
+  """
+  for assignment in assignments:
+    path, equals, text = assignment.partition("=")
+    if not equals:
+      raise UserError(f"--config.{assignment} has no value; write --config.{assignment}=VALUE.")
+    *sections, field = path.split(".")
+    node = config
+    for section in sections:
+      if not isinstance(node.get(section), ConfigDict):
+        raise UserError(f"The config has no section {section!r}; {nearest(section, _sections(node))}")
+      node = node[section]
+    if field not in node and not (sections and sections[0] in OPEN_SECTIONS):
+      where = ".".join(sections) or "the config"
+      raise UserError(f"{where} has no field {field!r}; {nearest(field, list(node))}")
+    value = _literal(text)
+    old = node.get(field)
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+      value = float(value)
+    if old is not None and value is not None and type(old) is not type(value):
+      raise UserError(f"--config.{path}={text} should be {_name(old)} like {old!r}, not {_name(value)}.")
+    with node.unlocked(), node.ignore_type():
+      node[field] = value
+  return config
+
+
+def nearest(name: str, known: Any) -> str:
+  """The remedy for an unknown name: "did you mean 'x'?" or the list of what there is."""
+  near = difflib.get_close_matches(name, known, n=1)
+  return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(known))}."
+
+
+def _sections(node: ConfigDict) -> list[str]:
+  return [key for key, value in node.items() if isinstance(value, ConfigDict)]
+
+
+def _literal(text: str) -> Any:
+  lowered = {"true": True, "false": False, "none": None}
+  if text.lower() in lowered:
+    return lowered[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _name(value: Any) -> str:
+  return {"int": "an integer", "float": "a number", "str": "a text", "bool": "True or False", "tuple": "a tuple"}.get(
+    type(value).__name__, f"a {type(value).__name__}"
+  )
