@@ -5,20 +5,31 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.models.classifier import Classifier
+from ddpm_jax.models.heads import TwoHeaded
+from ddpm_jax.models.ncsnpp import NCSNpp
+from ddpm_jax.models.unet_adm import UNetADM
 from ddpm_jax.models.unet_ddpm import UNetDDPM
 
 NETWORKS: dict[str, type[nn.Module]] = {
   "unet_ddpm": UNetDDPM,
+  "unet_adm": UNetADM,
+  "ncsnpp": NCSNpp,
+  "two_headed": TwoHeaded,
+  "classifier": Classifier,
 }
 
 
 def make(name: str, **fields) -> nn.Module:
-  """The network `name` with these fields; lists become tuples and "bfloat16" a dtype, so that a config can say them.
+  """The network `name` with these fields, as a config can say them.
+
+  Lists become tuples, "bfloat16" becomes a dtype, and a mapping (the backbone of "two_headed") a network of its own.
 
   Raises:
     UserError: for an unknown name or field; the message has the nearest known one.
@@ -30,10 +41,15 @@ def make(name: str, **fields) -> nn.Module:
   for field in fields:
     if field not in known:
       raise UserError(f"{name} has no field {field!r}; {_suggest(field, known)}")
-  fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-  if isinstance(fields.get("dtype"), str):
-    fields["dtype"] = jnp.dtype(fields["dtype"]).type
-  return kind(**fields)
+  return kind(**{field: _parse(field, value) for field, value in fields.items()})
+
+
+def _parse(field, value):
+  if isinstance(value, Mapping):
+    return make(**value)
+  if field == "dtype":
+    return jnp.dtype(value).type
+  return tuple(value) if isinstance(value, list) else value
 
 
 def _suggest(name, known):

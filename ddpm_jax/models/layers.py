@@ -122,6 +122,9 @@ class Style:
       known = ", ".join(_INITIALIZATIONS)
       raise UserError(f"initialization={self.initialization!r} is unknown; use one of {known}")
 
+  def replace(self, **fields):
+    return dataclasses.replace(self, **fields)
+
   def norm(self, x, name):
     """GroupNorm with two-pass statistics in float32."""
     channels = x.shape[-1]
@@ -260,7 +263,7 @@ class Readout(nn.Module):
   def __call__(self, h, emb, train):
     if self.block:
       h = ResBlock(self.style, h.shape[-1], self.dropout, name="block")(h, emb, train)
-    style = dataclasses.replace(self.style, dtype=jnp.float32)
+    style = self.style.replace(dtype=jnp.float32)
     return style.conv(nn.silu(style.norm(h, "norm")), self.features, "conv", last=True)
 
 

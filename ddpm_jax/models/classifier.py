@@ -1,0 +1,88 @@
+"""ADM's noisy classifier: p(y | x_t), the encoder half of its UNet and a pool (Dhariwal & Nichol 2021, section 4)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import layers
+from ddpm_jax.models.unet_adm import UNetADM
+
+
+class Classifier(UNetADM):
+  """`network(x [B, H, W, C], time [B]) -> logits [B, out_channels]`, float32.
+
+  The published ones have channels=128, head_channels=64, resblock_updown=True, num_res_blocks (their "depth") 2 or 4.
+
+  Attributes beside `UNetADM`'s:
+    out_channels: number of classes.
+    pool: "attention" (all published ones), "adaptive", "spatial" or "spatial_v2".
+  """
+
+  out_channels: int = 1000
+  pool: str = "attention"
+
+  @nn.compact
+  def __call__(self, x, time, cond=None, *, train: bool = False):
+    emb = self.embed(time, cond)
+    h, skips = self.encode(self.stem(x, cond), emb, train)
+    if self.pool not in _POOLS:
+      raise UserError(f"pool={self.pool!r} is unknown; use one of {', '.join(_POOLS)}")
+    style = self.style
+    if self.pool == "attention":
+      pool = AttentionPool(style, self.heads(h.shape[-1]), self.out_channels, name="pool_attention")
+      return pool(h)
+    if self.pool == "adaptive":
+      return AdaptivePool(style, self.out_channels, name="pool_adaptive")(h)
+    means = jnp.concatenate([feature.astype(jnp.float32).mean((1, 2)) for feature in (*skips, h)], axis=-1)
+    return SpatialPool(style, self.out_channels, self.pool == "spatial_v2", name=f"pool_{self.pool}")(means)
+
+
+_POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
+
+
+class AttentionPool(nn.Module):
+  """The mean of all positions attends to all positions (and itself), as in CLIP's image encoder."""
+
+  style: layers.Style
+  heads: int
+  features: int
+
+  @nn.compact
+  def __call__(self, h):
+    style = self.style.replace(dtype=jnp.float32)
+    b, height, width, channels = h.shape
+    h = nn.silu(style.norm(h, "norm")).reshape(b, height * width, channels)
+    h = jnp.concatenate([h.mean(1, keepdims=True), h], axis=1)
+    start = nn.initializers.normal(channels**-0.5)
+    h = h + self.param("positional_embedding", start, (height * width + 1, channels))[None]
+    qkv = style.qkv(h, "qkv").reshape(b, height * width + 1, 3, self.heads, channels // self.heads)
+    mean = jax.nn.dot_product_attention(qkv[:, :1, 0], qkv[:, :, 1], qkv[:, :, 2], implementation="xla")
+    return style.dense(mean.reshape(b, channels), self.features, "out")
+
+
+class AdaptivePool(nn.Module):
+  """A linear readout of the mean over all positions."""
+
+  style: layers.Style
+  features: int
+
+  @nn.compact
+  def __call__(self, h):
+    style = self.style.replace(dtype=jnp.float32)
+    return style.dense(nn.silu(style.norm(h, "norm")).mean((1, 2)), self.features, "out", last=True)
+
+
+class SpatialPool(nn.Module):
+  """Two layers on the spatial means [B, F] of every feature map of the encoder; ReLU, or norm and SiLU in version 2."""
+
+  style: layers.Style
+  features: int
+  normalize: bool
+
+  @nn.compact
+  def __call__(self, means):
+    style = self.style.replace(dtype=jnp.float32)
+    h = style.dense(means, 2048, "hidden")
+    h = nn.silu(style.norm(h, "norm")) if self.normalize else nn.relu(h)
+    return style.dense(h, self.features, "out")

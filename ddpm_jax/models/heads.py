@@ -1,0 +1,44 @@
+"""A second output on a frozen UNet: the networks of NPR-DPM and SN-DPM (Bao et al. 2022, section 4).
+
+The backbone runs once. Its parameters and the head's are separate subtrees, {"backbone": …, "head": …}, and no
+gradient reaches the backbone: the head learns E[(eps - eps_hat)^2 | x_t] (NPR) or E[eps^2 | x_t] (SN) beside it.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.models import layers
+from ddpm_jax.models.unet import UNet
+
+
+class TwoHeaded(nn.Module):
+  """`network(x, time, cond) -> [B, H, W, 2 C]`: the backbone's eps, then the second head. C are the channels of x.
+
+  Of a backbone that also outputs variances only the first C channels, the mean, are kept. With train=True the
+  backbone's dropout is on, as it was when the published heads were trained; backbone_dropout=False turns it off.
+
+  Attributes:
+    backbone: the pretrained UNet.
+    complex: put a residual block before the head's norm, SiLU and convolution.
+    initialization: of the head. X-DPM: "torch" on Ho's UNet, "openai" on OpenAI's, "ho" on NCSN++.
+    backbone_dropout: whether train=True reaches the backbone.
+  """
+
+  backbone: UNet
+  complex: bool = False
+  initialization: str = "openai"
+  backbone_dropout: bool = True
+
+  @nn.compact
+  def __call__(self, x, time, cond=None, *, train: bool = False):
+    channels = x.shape[-1]
+    frozen = self.backbone(x, time, cond, train=train and self.backbone_dropout, features=True)
+    out, (h, emb) = jax.lax.stop_gradient(frozen)
+    style = self.backbone.style.replace(initialization=self.initialization)
+    head = layers.Readout(style, channels, self.complex, self.backbone.dropout, name="head")
+    return jnp.concatenate([out[..., :channels], head(h, emb, train)], axis=-1)
+
+  def check_size(self, height: int, width: int):
+    """Raises UserError when the backbone does not fit images of this size."""
+    self.backbone.check_size(height, width)
