@@ -6,6 +6,7 @@ DDPM, DDIM and ADM is level i + 1 here; n of Analytic-DPM is n.
 
 import numpy as np
 
+from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 
 
@@ -19,7 +20,7 @@ def uniform(T: int, K: int) -> np.ndarray:
 
   Strides are accumulated in floating point and rounded half to even, as in the authors' code: ties decide K = 25.
   """
-  _check_steps(T, K)
+  check_steps(T, K)
   return _downwards(_round_steps(1, T, K) if K > 1 else [T])
 
 
@@ -52,17 +53,18 @@ def ddim_uniform(T: int, K: int) -> np.ndarray:
 
   Has more than K steps when K does not divide T, and starts below T, where the references still feed pure noise.
   """
-  _check_steps(T, K)
+  check_steps(T, K)
   return _downwards(np.arange(1, T + 1, T // K))
 
 
 def quadratic(T: int, K: int) -> np.ndarray:
   """Squares of K equal steps from 0 to sqrt(0.8 T) (DDIM code, skip type `quad`), each level once.
 
-  The reference repeats the lowest levels when K is large; a repeated level is a step that moves nothing, and is left
-  out here, so that the grid can have fewer than K steps.
+  The references repeat the lowest levels when K is large. A repeated level is left out here, so that the grid can have
+  fewer than K steps: with Analytic-DPM's DDPM form such a step returns its input exactly, with DDIM it only adds up to
+  the same x_t with rounding (and, where the authors clip x0 but keep eps, moves the clipped pixels for no reason).
   """
-  _check_steps(T, K)
+  check_steps(T, K)
   return _downwards(np.unique((np.linspace(0, np.sqrt(0.8 * T), K) ** 2).astype(int)) + 1)
 
 
@@ -71,12 +73,33 @@ def power(T: int, K: int, exponent: float) -> np.ndarray:
 
   Rounded, then pushed up where that would repeat a level.
   """
-  _check_steps(T, K)
+  check_steps(T, K)
   y = np.arange(K)[::-1] / (K - 1) if K > 1 else np.zeros(1)
-  levels = np.rint((T - 1) * (1 - y ** (1 / exponent)) + 1).astype(int)
-  for k in range(1, K):
-    levels[k] = max(levels[k], levels[k - 1] + 1)
-  return _downwards(levels)
+  return _downwards(_distinct(np.rint((T - 1) * (1 - y ** (1 / exponent)) + 1).astype(int), T))
+
+
+def log_snr(schedule: Schedule, K: int) -> np.ndarray:
+  """Equal steps of log(alpha / sigma) from T to 1, then 0 (DPM-Solver section 3.4), each at the nearest level."""
+  check_steps(schedule.T, K)
+  return _nearest(schedule, np.linspace(*_ends(schedule), K))
+
+
+def karras(schedule: Schedule, K: int, rho: float = 7.0) -> np.ndarray:
+  """Equal steps of (sigma / alpha)^(1/rho) from T to 1, then 0 (EDM eq. 5), each at the level nearest in log-SNR."""
+  check_steps(schedule.T, K)
+  first, last = np.exp(-_ends(schedule) / rho)
+  return _nearest(schedule, -rho * np.log(np.linspace(first, last, K)))
+
+
+def below(grid: np.ndarray, strength: float) -> np.ndarray:
+  """The last part of a downward grid, from its level nearest to strength * grid[0]; for editing an image from there.
+
+  Raises:
+    UserError: unless 0 < strength <= 1.
+  """
+  if not 0 < strength <= 1:
+    raise UserError(f"strength = {strength} must be above 0, which changes nothing, and at most 1, which is all noise.")
+  return grid[np.argmin(np.abs(grid[:-1] - strength * grid[0])) :]
 
 
 def check(grid: np.ndarray, T: int) -> np.ndarray:
@@ -109,11 +132,33 @@ def _round_steps(first: int, last: int, count: int) -> np.ndarray:
   return np.array(levels)
 
 
+def _ends(schedule: Schedule) -> np.ndarray:
+  """log(alpha / sigma) of level T and level 1."""
+  if schedule.alpha_bar[-1] == 0:
+    raise UserError("This schedule ends in pure noise, log-SNR = -infinity, where no equal steps lead; use uniform().")
+  return schedule.log_snr[[-1, 1]]
+
+
+def _nearest(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
+  """The grid whose levels are nearest to ascending values log_snr [K]; close ones move to the next free level."""
+  falling = schedule.log_snr[1:]
+  right = np.clip(np.searchsorted(-falling, -log_snr), 1, schedule.T - 1)
+  levels = right + (log_snr <= (falling[right - 1] + falling[right]) / 2)
+  return _downwards(_distinct(levels[::-1], schedule.T))
+
+
+def _distinct(levels: np.ndarray, T: int) -> np.ndarray:
+  """Ascending levels, moved up, and down from T, until none repeats."""
+  k = np.arange(len(levels))
+  return np.minimum(np.maximum.accumulate(levels - k) + k, T - k[::-1])
+
+
 def _downwards(levels: np.ndarray) -> np.ndarray:
   return np.append(np.asarray(levels)[::-1], 0)
 
 
-def _check_steps(T: int, K: int) -> None:
+def check_steps(T: int, K: int) -> None:
+  """Raises UserError unless a chain of T levels has room for K steps."""
   if not 1 <= K <= T:
     raise UserError(f"{K} steps do not fit a chain of T = {T} levels; choose 1 <= K <= {T}.")
 

@@ -64,21 +64,31 @@ def gaussian(schedule: Schedule, grid: np.ndarray, eta: float = 1.0) -> Gaussian
   grid = check(schedule, grid)
   if not 0 <= eta <= 1:
     raise UserError(f"eta = {eta} is outside [0, 1]: 0 is DDIM (no noise), 1 is DDPM (ancestral).")
-  t, s = grid[:-1], grid[1:]
-  if s[0] > t[0] and eta != 0:
+  if grid[1] > grid[0] and eta != 0:
     raise UserError(f"An upward grid is inverted without noise: use eta = 0, not {eta}.")
+  table = transitions(schedule, grid[:-1], grid[1:], eta)
+  log_var_min = table.log_var_min.copy()
+  if grid[-1] == 0:
+    log_var_min[-1] = log_var_min[-2] if len(grid) > 2 else table.log_var_max[-1]
+  return table.replace(log_var_min=log_var_min, left=steps_left(grid))
+
+
+def transitions(schedule: Schedule, t: np.ndarray, s: np.ndarray, eta: float = 1.0) -> GaussianSteps:
+  """Rows of (1)-(4) from levels t to levels s, integer arrays of one shape; their order means nothing, so left = 0.
+
+  Here log_var_min is the log posterior variance everywhere, -inf where s = 0.
+  """
   alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
   with np.errstate(divide="ignore", invalid="ignore"):  # upward: the ratio exceeds 1 and its columns are not used
     beta = 1 - alpha_bar_t / alpha_bar_s
     posterior = beta * (1 - alpha_bar_s) / (1 - alpha_bar_t)
-    var = eta**2 * posterior if s[0] < t[0] else np.zeros(len(t))
+    var = np.where(s < t, eta**2 * posterior, 0.0)
     c_x0, c_eps = np.sqrt(alpha_bar_s), np.sqrt(1 - alpha_bar_s - var)
     c_cov = (c_x0 - c_eps * np.sqrt(alpha_bar_t / (1 - alpha_bar_t))) ** 2
-    if s[-1] == 0:
-      posterior[-1] = posterior[-2] if len(t) > 1 else beta[-1]
     log_var_min, log_var_max = np.log(posterior), np.log(beta)
   columns = (c_x0, c_eps, var, c_cov, log_var_min, log_var_max)
-  return GaussianSteps(schedule.level(t), schedule.level(s), *(c.astype(np.float32) for c in columns), steps_left(grid))
+  left = np.zeros(np.shape(t), np.int32)
+  return GaussianSteps(schedule.level(t), schedule.level(s), *(c.astype(np.float32) for c in columns), left)
 
 
 def check(schedule: Schedule, grid: np.ndarray) -> np.ndarray:
