@@ -1,0 +1,37 @@
+"""The embedded data set: scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels."""
+
+import numpy as np
+
+from ddpm_jax.data.sources import Arrays, Info
+
+LEVELS = 17
+SPLITS = {"train": slice(360, None), "test": slice(0, 360)}  # of a fixed permutation: 1,437 and 360 images
+
+
+def levels_to_pixels(levels: np.ndarray) -> np.ndarray:
+  """Grey levels 0..16 as uint8, spread evenly over 0..255: round(255 v / 16).
+
+  >>> levels_to_pixels(np.arange(17)).tolist()
+  [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
+  """
+  return np.round(np.asarray(levels) * (255 / 16)).astype(np.uint8)
+
+
+def pixels_to_levels(pixels: np.ndarray) -> np.ndarray:
+  """The inverse of `levels_to_pixels`; any other uint8 goes to the nearest level.
+
+  >>> bool((pixels_to_levels(levels_to_pixels(np.arange(17))) == np.arange(17)).all())
+  True
+  """
+  return np.round(np.asarray(pixels) * (16 / 255)).astype(np.uint8)
+
+
+def digits(split: str) -> Arrays:
+  """The "train" (1,437) or "test" (360) digits as uint8 [N, 8, 8, 1]."""
+  from sklearn.datasets import load_digits  # 2 s to import
+
+  data = load_digits()
+  # RandomState's stream is frozen by NumPy: this permutation is the same everywhere and for ever.
+  chosen = np.random.RandomState(0).permutation(len(data.target))[SPLITS[split]]
+  info = Info("digits", split, image_size=8, channels=1, num_classes=10)
+  return Arrays(info, levels_to_pixels(data.images[chosen])[..., None], data.target[chosen])

@@ -1,0 +1,98 @@
+"""Pixels between uint8 outside and [-1, 1] inside, and pictures on disk.
+
+`to_float`, `to_uint8` and `area` take NumPy and JAX arrays alike and return the same kind.
+"""
+
+import math
+import os
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.data.atomic import writing
+from ddpm_jax.errors import UserError
+
+
+def to_float(pixels):
+  """uint8 [..., H, W, C] as float32 in [-1, 1]: x / 127.5 - 1, as every implementation of the family has it.
+
+  >>> to_float(np.array([0, 51, 255], np.uint8)).tolist()
+  [-1.0, -0.6000000238418579, 1.0]
+  """
+  return pixels.astype(np.float32) / 127.5 - 1
+
+
+def to_uint8(x, rounding: str = "truncate"):
+  """Images in [-1, 1] as uint8; what lies outside is clipped. The choice of rounding moves FID.
+
+  Args:
+    x: float array of any shape.
+    rounding: "truncate": (x + 1) 127.5, cut off (Improved DDPM, ADM and their evaluator's npz); float32 being what it
+      is, some of to_float's own values come back one level lower;
+      "round": to the nearest, half up (DDIM and Analytic-DPM, whose PNGs are torchvision's); inverts to_float.
+
+  >>> to_uint8(np.array([-1., 0., .999, 2.])).tolist(), to_uint8(np.array([-1., 0., .999, 2.]), "round").tolist()
+  ([0, 127, 254, 255], [0, 128, 255, 255])
+  """
+  x = x.astype(np.float32)
+  if rounding == "truncate":
+    return ((x + 1) * 127.5).clip(0, 255).astype(np.uint8)
+  if rounding == "round":
+    return (((x + 1) / 2).clip(0, 1) * 255 + 0.5).clip(0, 255).astype(np.uint8)
+  raise UserError(f"rounding must be 'truncate' or 'round', not {rounding!r}.")
+
+
+def area(x, size: int):
+  """[B, H, W, C] shrunk to [B, size, size, C] by the mean over blocks (torch's interpolate with mode "area")."""
+  batch, height, width, channels = x.shape
+  if height % size or width % size:
+    raise UserError(f"Images of {height}x{width} have no whole blocks at low_res_size {size}: choose a divisor.")
+  return x.reshape(batch, size, height // size, size, width // size, channels).mean((2, 4))
+
+
+def grid(images: np.ndarray, columns: int | None = None, *, gap: int = 1, scale: int = 1) -> np.ndarray:
+  """One picture of many: uint8 [N, H, W, C] -> uint8 [rows (H + gap) - gap, columns (W + gap) - gap, C], all x scale.
+
+  Rows are filled from the left; places left over and the gaps between images are black.
+
+  Args:
+    columns: images in a row; None makes the picture about square.
+    gap: pixels between images.
+    scale: each pixel becomes scale x scale pixels, to see small images.
+  """
+  count, height, width, channels = images.shape
+  if not count:
+    raise UserError("A grid needs at least one image.")
+  columns = columns or math.ceil(math.sqrt(count))
+  rows = -(-count // columns)
+  cells = np.zeros((rows * columns, height + gap, width + gap, channels), np.uint8)
+  cells[:count, :height, :width] = images
+  picture = cells.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+  picture = picture.reshape(rows * (height + gap), columns * (width + gap), channels)
+  picture = picture[: rows * (height + gap) - gap, : columns * (width + gap) - gap]
+  return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+  """Writes uint8 [H, W, 1 or 3] as PNG, whole or not at all."""
+  with writing(path) as temporary:
+    _picture(image).save(temporary, format="PNG")
+
+
+def save_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+  """Writes the layout of OpenAI's evaluator: `arr_0` uint8 [N, H, W, C] and, when given, `arr_1` int64 [N]."""
+  arrays = [np.asarray(images, np.uint8)] + ([] if labels is None else [np.asarray(labels, np.int64)])
+  with writing(path) as temporary, open(temporary, "wb") as file:
+    np.savez(file, *arrays)
+
+
+def save_gif(path: str | os.PathLike, frames: np.ndarray, *, seconds: float = 0.05, hold: float = 1.0) -> None:
+  """Writes uint8 [F, H, W, 1 or 3] as an endless animation: each frame for `seconds`, the last for `hold`."""
+  pictures = [_picture(frame) for frame in frames]
+  durations = [round(1000 * seconds)] * (len(pictures) - 1) + [round(1000 * hold)]
+  with writing(path) as temporary:
+    pictures[0].save(temporary, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+  return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
