@@ -1,16 +1,22 @@
-"""The closed-form networks that the golden numbers were made with (tests/golden/index.json, `dummy_models`).
+"""The experiments behind the golden numbers: their closed-form networks, stored noise, and arguments in our terms.
 
-Each is pointwise, so the layout of images does not matter, except that a second head is concatenated on the last axis:
-bring NCHW arrays to NHWC with `nhwc` first. All have the signature of a network, apply(params, x, time [B], cond); the
-only parameter is the offset of `var`, so that one compiled program serves both of its meanings.
+The networks (tests/golden/index.json, `dummy_models`) are pointwise, so the layout of images does not matter, except
+that a second head is concatenated on the last axis: bring NCHW arrays to NHWC with `nhwc` first. All have the signature
+of a network, apply(params, x, time [B], cond); the only parameter is the offset of `var`.
 """
 
 import functools
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+
+from ddpm_jax.diffusion import covariance, grid, prediction, schedule, steps
+from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.diffusion.transforms import ClipX0
 
 _C = json.loads((pathlib.Path(__file__).parent / "golden/index.json").read_text())["dummy_models"]["coefficients"]
 
@@ -60,6 +66,68 @@ def named(model: str):
 def nhwc(x: np.ndarray) -> np.ndarray:
   """[..., C, H, W] -> [..., H, W, C]."""
   return np.moveaxis(x, -3, -1)
+
+
+@struct.dataclass
+class Stored:
+  """The noise of a recorded run: draws [K,B,...] in sampling order."""
+
+  draws: jax.Array
+
+  def __call__(self, row, x):
+    return jnp.asarray(self.draws)[len(self.draws) - 1 - row.left]
+
+
+# How OpenAI's enums and Ho's strings are called here. x_prev depends on the chain.
+MEANS = {
+    "EPSILON": lambda table: prediction.Eps(), "START_X": lambda table: prediction.X0(), "PREVIOUS_X": prediction.x_prev,
+    "eps": lambda table: prediction.Eps(), "xstart": lambda table: prediction.X0(), "xprev": prediction.x_prev,
+}
+COVARIANCES = {
+    "FIXED_SMALL": covariance.posterior, "FIXED_LARGE": covariance.marginal,
+    "LEARNED_RANGE": covariance.learned_range, "LEARNED": covariance.learned_diagonal,
+    "fixedsmall": covariance.posterior, "fixedlarge": covariance.marginal, "learned": covariance.learned_diagonal,
+}
+SECOND_HEADS = {"LEARNED_RANGE": "range", "LEARNED": "log_var", "learned": "log_var"}
+OFFSETS = {"range": 0.0, "log_var": -5.0}
+
+
+@struct.dataclass
+class Experiment:
+  """A process of OpenAI's code: the table of its chain, the network, and its reverse kernel."""
+
+  steps: steps.GaussianSteps
+  network: prediction.Network
+  kernel: ReverseKernel
+
+  def denoiser(self, clip: bool):
+    """What p_mean_variance believes. A network of x_prev is never clipped: that would move its mean."""
+    return ClipX0(self.network) if clip and not isinstance(_first(self.network), prediction.XPrev) else self.network
+
+
+def experiment(table, mean: str, var: str, model: str = "poly", time=prediction.TimeScale()) -> Experiment:
+  """mean and var in the words of either code; a second head is added to the model where the variance is learned."""
+  parameterization, params = MEANS[mean](table), None
+  if kind := SECOND_HEADS.get(var):
+    parameterization, params = prediction.TwoHeads(parameterization, kind), np.float32(OFFSETS[kind])
+    model = model.removesuffix("+var") + "+var"
+  network = prediction.Network(params, named(model), parameterization, time)
+  return Experiment(table, network, ReverseKernel(COVARIANCES[var]))
+
+
+def openai(args: dict, eta: float | None = None) -> Experiment:
+  """The experiment of a group's args (`create_gaussian_diffusion` of OpenAI's two repositories)."""
+  T, spec = args["T"], args.get("timestep_respacing")
+  levels = schedule.SCHEDULES[args["schedule_name"]](T)
+  table = steps.gaussian(levels, grid.sections(T, spec) if spec else grid.full(T), 1.0 if eta is None else eta)
+  model = args.get("model", "poly").removesuffix("+var")
+  time = prediction.TimeScale(1000 / T if args["rescale_timesteps"] else 1.0)
+  return experiment(table, args["model_mean_type"], args["model_var_type"], model, time)
+
+
+def _first(network):
+  """The parameterization of the first head."""
+  return getattr(network.parameterization, "mean", network.parameterization)
 
 
 def _wide(time, x):
