@@ -36,14 +36,8 @@ class Batches:
   read: Callable[[np.ndarray], dict]  # positions -> batch
   steps: int
   batch_size: int
-  process: int = 0
-  processes: int = 1
-
-  def __post_init__(self):
-    if self.batch_size < 1 or self.batch_size % self.processes:
-      raise UserError(f"Batch size {self.batch_size} cannot be shared evenly by {self.processes} processes.")
-    if not 0 <= self.process < self.processes:
-      raise UserError(f"Process {self.process} is none of 0 .. {self.processes - 1}.")
+  process: int
+  processes: int
 
   def __len__(self) -> int:
     return self.steps
@@ -89,7 +83,7 @@ def train_batches(
   """
   if raw and dequantize:
     raise UserError("Raw batches are uint8 and cannot be dequantized: leave out one of the two options.")
-  _check(source, low_res_size, raw)
+  _check(source, batch_size, process, processes, low_res_size, raw)
   if not 0 <= seed < 2**64:
     raise UserError(f"The seed of the data order is 0 .. 2**64 - 1, not {seed}.")
   length = len(source)
@@ -132,7 +126,7 @@ def eval_batches(
 
   Arguments as in `train_batches`.
   """
-  _check(source, low_res_size, raw)
+  _check(source, batch_size, process, processes, low_res_size, raw)
   length = len(source)
 
   def read(positions: np.ndarray) -> dict:
@@ -143,11 +137,17 @@ def eval_batches(
   return Batches(read, -(-length // batch_size), batch_size, process, processes)
 
 
-def _check(source: Source, low_res_size: int | None, raw: bool) -> None:
+def _check(
+  source: Source, batch_size: int, process: int, processes: int, low_res_size: int | None, raw: bool
+) -> None:
+  if batch_size < 1 or batch_size % processes:
+    raise UserError(f"Batch size {batch_size} cannot be shared evenly by {processes} processes: make it a multiple.")
+  if not 0 <= process < processes:
+    raise UserError(f"Process {process} is none of 0 .. {processes - 1}.")
   if low_res_size and raw:
     raise UserError("Raw batches hold no low_res: leave out raw or low_res_size.")
   if low_res_size and source.info.image_size % low_res_size:
-    raise UserError(f"low_res_size {low_res_size} does not divide the image size {source.info.image_size}.")
+    raise UserError(f"low_res_size {low_res_size} does not divide {source.info.image_size}: choose a divisor.")
 
 
 def _batch(image: np.ndarray, label: np.ndarray, low_res_size: int | None) -> dict:
