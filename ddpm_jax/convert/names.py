@@ -179,7 +179,7 @@ class Dialect:
     layers: the layers of residual blocks, attentions and resamplers, by our name.
     place: (plan, module) -> where a module of the walk is.
     spell: turns the dotted name of a layer into the dialect's.
-    tensorflow: convolutions are HWIO, and norms have gamma and beta.
+    tensorflow: convolutions are HWIO, matrices [in, out], and norms have gamma and beta.
   """
 
   around: Callable[[Plan], Mapping[str, Layer]]
@@ -239,7 +239,6 @@ _PESSER = Dialect(
 
 _HO_TF = dataclasses.replace(
   _PESSER,
-  layers={name: Layer(*layer.names, rank=0) for name, layer in _PESSER.layers.items()},
   # "down.0.block.1.conv1" -> "down_0/block_1/conv1", and "temb.dense.0" -> "temb/dense0"
   spell=lambda name: re.sub(r"\.(\d+)", r"_\1", name).replace("dense_", "dense").replace(".", "/"),
   tensorflow=True,
@@ -388,7 +387,7 @@ def _entry(path, shape, dialect, plan, heads):
 
   if len(shape) == 4 and not dialect.tensorflow:
     there, back = (lambda a: a.transpose(3, 2, 0, 1)), (lambda a: a.transpose(2, 3, 1, 0))
-  elif len(shape) == 2 and param != "embedding" and layer.rank:
+  elif len(shape) == 2 and param != "embedding" and layer.rank and not dialect.tensorflow:
     rank = layer.rank if param == "kernel" else 2
     there, back = (lambda a: a.T.reshape(a.shape[::-1] + (1,) * (rank - 2))), (lambda a: a.reshape(a.shape[:2]).T)
   else:

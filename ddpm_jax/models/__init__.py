@@ -5,7 +5,6 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -45,7 +44,7 @@ def make(name: str, **fields) -> nn.Module:
 
 
 def _parse(field, value):
-  if isinstance(value, Mapping):
+  if hasattr(value, "keys"):
     return make(**value)
   if field == "dtype":
     return jnp.dtype(value).type
