@@ -1,0 +1,310 @@
+"""Checkpoints that hold everything, are verified when they are read, and are never half there.
+
+    DIR/<step>/manifest       config, names, shapes, types and digests (manifest.py)
+    DIR/<step>/params         the parameters
+    DIR/<step>/ema_<rate>     one average, so that sampling reads nothing else
+    DIR/<step>/run            optimizer, time sampler, key, counters
+
+Orbax writes them in the background and renames the whole directory when it is complete. It restores a flipped bit
+without a word (measured, 80 of 80); therefore each array is compared with the digest taken before it was written.
+"""
+
+import contextlib
+import logging
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import struct
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import manifest as manifests
+from ddpm_jax.training.digest import digests
+from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest
+
+log = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------------------------------------------------- a run's
+
+
+class Checkpoints:
+  """The checkpoints of one run, for the run that writes them.
+
+  Args:
+    directory: DIR above; made when the first checkpoint is written.
+    keep: how many of the latest stay.
+    keep_every: besides, every checkpoint whose step is a multiple of this stays.
+  """
+
+  def __init__(self, directory: str, *, keep: int = 3, keep_every: int | None = None):
+    if keep < 1:
+      raise UserError(f"keep = {keep} would delete every checkpoint: keep at least 1.")
+    self.directory = epath.Path(directory).absolute()
+    kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+    self._options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+    )
+    self._manager: ocp.CheckpointManager | None = None
+
+  def save(self, state: Any, step: int, config: dict, *, wait: bool = False) -> None:
+    """Starts to write `state`, any pytree of arrays, as the checkpoint of `step`; it may be donated right after.
+
+    Waits for the previous one first. If that, or this one, could not be written, it is tried once more.
+
+    Raises:
+      CheckpointError: if it fails again. The checkpoints before are as they were.
+    """
+    try:
+      self.wait()
+      self._start(state, step, config)
+      if wait:
+        self.wait()
+    except CheckpointError as error:
+      log.warning("%s Trying once more.", error)
+      self._start(state, step, config)
+      self.wait()
+
+  def restore(self, like: Any) -> tuple[Any, Manifest] | None:
+    """The latest checkpoint that is sound, as (state, its manifest), or None if there is none at all.
+
+    Damaged ones are said so and set aside as <step>.damaged, so that the run can write them anew.
+
+    Args:
+      like: arrays or ShapeDtypeStructs with the shardings wanted, whatever they were when it was written.
+
+    Raises:
+      CheckpointError: if it holds another architecture, or if every checkpoint is damaged.
+    """
+    if not steps_in(self.directory):
+      return None
+    found, damaged = _latest_sound(self.directory, lambda step: _restore(self.directory, step, like))
+    for step in damaged:
+      if jax.process_index() == 0:
+        (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+    _together("damaged checkpoints are set aside")
+    return found
+
+  def wait(self) -> None:
+    """Returns when the last checkpoint is complete. Raises CheckpointError if it could not be written."""
+    if self._manager is not None:
+      with self._failing():
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+  def close(self) -> None:
+    """Waits, and frees Orbax's threads."""
+    self.wait()
+    if self._manager is not None:
+      self._manager.close()
+      self._manager = None
+
+  def _start(self, state: Any, step: int, config: dict) -> None:
+    arrays = manifests.flatten(state)
+    manifest = Manifest(step, config, manifests.describe(arrays))
+    items: dict[str, Any] = {}
+    for name, x in arrays.items():
+      items.setdefault(_item(name), {})[name] = x
+    args = {item: ocp.args.PyTreeSave(part) for item, part in items.items()}
+    with self._failing():
+      if self._manager is None:
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+      if step not in self._manager.all_steps():
+        self._manager.save(
+          step, args=ocp.args.Composite(manifest=ocp.args.JsonSave(manifests.dump(manifest)), **args), force=True
+        )
+
+  @contextlib.contextmanager
+  def _failing(self):
+    """Turns whatever Orbax raises into one sentence, and drops its manager: its list of steps is wrong from then on."""
+    try:
+      yield
+    except Exception as error:
+      manager, self._manager = self._manager, None
+      with contextlib.suppress(Exception):
+        manager.close()
+      last = max(steps_in(self.directory), default=None)
+      raise CheckpointError(
+        f"A checkpoint could not be written to {self.directory}: {_first_line(error)}. "
+        + (f"The last complete one is step {last}. " if last is not None else "")
+        + "Make room or mend the disk; the same command continues."
+      ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- anyone's
+
+
+@struct.dataclass
+class Weights:
+  """What sampling needs of a checkpoint."""
+
+  params: Any
+  config: dict = struct.field(pytree_node=False)
+  step: int = struct.field(pytree_node=False)
+  source: str = struct.field(pytree_node=False)  # "EMA 0.9999" or "raw parameters", to be told to the user
+
+
+def save_weights(directory: str, params: Any, config: dict, *, rate: str, step: int) -> None:
+  """Writes a checkpoint of one average only, as converters do; load_weights reads it like any other."""
+  checkpoints = Checkpoints(directory)
+  checkpoints.save({"ema": {rate: params}}, step, config, wait=True)
+  checkpoints.close()
+
+
+def load_weights(
+  directory: str, *, ema: str | None = None, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+) -> Weights:
+  """One set of weights and its config, verified.
+
+  Args:
+    ema: which average: a rate such as "0.9999", or "raw" for the parameters themselves. None: the slowest average.
+    step: which checkpoint; None: the latest sound one.
+    sharding: where the weights go; None: the first device.
+
+  Raises:
+    CheckpointError: if there is no checkpoint, no sound one, or none with that average.
+  """
+  path = epath.Path(directory).absolute()
+  available = steps_in(path)
+  if not available:
+    raise CheckpointError(
+      f"There is no checkpoint in {path}. Train first, or name the directory that holds the numbered steps."
+    )
+  if step is not None and step not in available:
+    raise CheckpointError(f"There is no checkpoint of step {step} in {path}; there are {_listed(available)}.")
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def load(step: int) -> Weights:
+    manifest = _manifest(path, step)
+    which = ema or max(_rates(manifest), key=float, default="raw")
+    prefix, source = ("params/", "raw parameters") if which == "raw" else (f"ema/{which}/", f"EMA {which}")
+    wanted = {name: leaf for name, leaf in manifest.leaves.items() if name.startswith(prefix)}
+    if not wanted:
+      raise Mismatch(
+        f"Checkpoint {path / str(step)} has no {source}; it has EMA rates {_listed(_rates(manifest)) or 'none'}"
+        + (" and raw parameters." if any(name.startswith("params/") for name in manifest.leaves) else ".")
+      )
+    arrays = _read(path, step, wanted, dict.fromkeys(wanted, sharding))
+    return Weights(
+      manifests.nest({name.removeprefix(prefix): x for name, x in arrays.items()}), manifest.config, step, source
+    )
+
+  return _latest_sound(path, load, [step] if step is not None else None)[0]
+
+
+def load_config(directory: str) -> dict:
+  """The config stored in the latest checkpoint whose manifest can be read. Raises CheckpointError."""
+  path = epath.Path(directory).absolute()
+  if not steps_in(path):
+    raise CheckpointError(f"There is no checkpoint in {path}.")
+  return _latest_sound(path, lambda step: _manifest(path, step))[0].config
+
+
+def steps_in(directory: epath.PathLike) -> list[int]:
+  """The steps of the complete checkpoints, ascending; leftovers of broken writes and damaged ones do not count."""
+  path = epath.Path(directory)
+  entries = path.iterdir() if path.exists() else []
+  return sorted(int(p.name) for p in entries if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+class Mismatch(CheckpointError):
+  """The checkpoint is sound, but not the one that was asked for: an older one will not do either."""
+
+
+def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -> tuple[Any, list[int]]:
+  """(read(step) of the latest step for which every process succeeds, the later steps that are damaged)."""
+  damaged: dict[int, str] = {}
+  for step in reversed(candidates or steps_in(path)):
+    result, reason = None, None
+    try:
+      result = read(step)
+    except Mismatch:
+      raise
+    except Exception as error:  # Orbax, TensorStore and json raise whatever they like at damaged files
+      reason = _first_line(error)
+    if _agreed(reason is None):
+      return result, list(damaged)
+    damaged[step] = reason or "another process cannot read it"
+    log.warning("Checkpoint %s is damaged: %s.", path / str(step), damaged[step])
+  raise CheckpointError(
+    f"No checkpoint in {path} can be used: "
+    + "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+    + ". Restore them from a copy, or start anew in an empty directory."
+  )
+
+
+def _restore(path: epath.Path, step: int, like: Any) -> tuple[Any, Manifest]:
+  manifest = _manifest(path, step)
+  wanted = manifests.flatten(like)
+  for name in [*wanted, *manifest.leaves]:
+    here = manifest.leaves[name].kind if name in manifest.leaves else "nothing"
+    there = f"{wanted[name].dtype} {list(wanted[name].shape)}" if name in wanted else "nothing"
+    if here != there:
+      raise Mismatch(
+        f"Checkpoint {path / str(step)} has {here} at {name}, where this config has {there}: it belongs to another "
+        "architecture or training recipe. Use the config it was made with, or another directory."
+      )
+  arrays = _read(path, step, manifest.leaves, {name: leaf.sharding for name, leaf in wanted.items()})
+  return manifests.unflatten(arrays, like), manifest
+
+
+def _manifest(path: epath.Path, step: int) -> Manifest:
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    stored = reader.restore(path / str(step), ocp.args.Composite(manifest=ocp.args.JsonRestore()))
+  return manifests.load(stored["manifest"])
+
+
+def _read(
+  path: epath.Path, step: int, leaves: dict[str, Leaf], shardings: dict[str, jax.sharding.Sharding]
+) -> dict[str, jax.Array]:
+  """The arrays by name, verified. Raises CheckpointError, or whatever Orbax does, if the files are damaged."""
+  items: dict[str, dict[str, Any]] = {}
+  for name, leaf in leaves.items():
+    struct = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+    items.setdefault(_item(leaf.stored), {})[leaf.stored] = struct
+  args = {
+    item: ocp.args.PyTreeRestore(part, ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True)
+    for item, part in items.items()
+  }
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    stored = reader.restore(path / str(step), ocp.args.Composite(**args))
+  arrays = {name: stored[_item(leaf.stored)][leaf.stored] for name, leaf in leaves.items()}
+  for name, stamp in digests(arrays).items():
+    if stamp != leaves[name].digest:
+      raise CheckpointError(f"{name} is not what was written (digest {stamp}, should be {leaves[name].digest})")
+  return arrays
+
+
+def _item(name: str) -> str:
+  """The directory that holds an array."""
+  top, *rest = name.split("/")
+  return f"ema_{rest[0]}" if top == "ema" else top if top == "params" else "run"
+
+
+def _rates(manifest: Manifest) -> list[str]:
+  return sorted({name.split("/")[1] for name in manifest.leaves if name.startswith("ema/")}, key=float)
+
+
+def _agreed(ok: bool) -> bool:
+  """Whether every process says so."""
+  return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(ok).all())
+
+
+def _together(what: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return lines[0][:300].rstrip(".") if lines else type(error).__name__
+
+
+def _listed(values: list) -> str:
+  return ", ".join(map(str, values))

@@ -1,0 +1,170 @@
+"""The training loop: a plain function for notebooks and for the command line."""
+
+import collections
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.scale import mesh as layout
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.step import Step
+from ddpm_jax.training.writers import Many, Meter, MetricWriter
+
+log = logging.getLogger(__name__)
+
+
+class Preempted(Exception):
+  """SIGTERM came; a checkpoint of `step` is complete, and the same call continues from there."""
+
+  exit_code = 42
+
+  def __init__(self, step: int):
+    super().__init__(f"Stopped by SIGTERM at step {step}; it is saved, and the same command continues from there.")
+    self.step = step
+
+
+class Diverged(UserError):
+  """Too many updates in a row were not finite."""
+
+
+def fit(
+  init: Callable[[], TrainState],
+  train_step: Step,
+  batches: Callable[[int], Iterator[dict]],
+  *,
+  mesh: Mesh,
+  total_steps: int,
+  checkpoints: Checkpoints | None = None,
+  config: dict | None = None,
+  checkpoint_every: int = 1000,
+  open_writer: Callable[[int], MetricWriter] = lambda after: Many([]),
+  log_every: int = 100,
+  preview: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
+  preview_every: int = 0,
+  max_skipped: int = 20,
+) -> TrainState:
+  """Trains until `total_steps` batches have been seen, from the latest sound checkpoint if there is one.
+
+  The state after step s depends on init, the batches and s alone: a run that is killed and called again ends bitwise
+  where an unbroken one does. The host reads the metrics of a step while the next one runs, and never waits otherwise.
+
+  Args:
+    init: makes the state before the first step; only its shapes are asked for when there is a checkpoint.
+    train_step: of make_train_step, for the same mesh.
+    batches: batches(s) iterates over the batches from number s on, this process's share of each.
+    checkpoints: where they go; None keeps nothing.
+    config: stored in each checkpoint; JSON.
+    checkpoint_every: steps between checkpoints; there is one at the end too.
+    open_writer: open_writer(s) gives the writer of a run that starts at step s.
+    log_every: steps between rows of metrics, each the mean over those steps.
+    preview: preview(state) gives pictures by name, uint8 [H, W, C].
+    preview_every: steps between previews; there is one at the end too. 0: only that one.
+    max_skipped: updates in a row that may be skipped before the run stops.
+
+  Raises:
+    Preempted: after SIGTERM, with the current step saved.
+    Diverged: after max_skipped skipped updates in a row. The state was not touched by them.
+    CheckpointError: see Checkpoints.
+  """
+  if total_steps < 1:
+    raise UserError(f"total_steps = {total_steps}: a run needs its number of steps, at least 1.")
+  state, start = _start(init, checkpoints, mesh)
+  if start >= total_steps:
+    log.info("Nothing to train: step %d of %d is reached.", start, total_steps)
+    return state
+  writer, meter = open_writer(start), Meter(total_steps)
+
+  def read(step: int, metrics: Any) -> None:
+    values = jax.device_get(metrics)
+    meter.add(values)
+    if step % log_every == 0 or step == total_steps:
+      writer.write_scalars(step, meter.row(step))
+    if values["skipped_in_row"] >= max_skipped:
+      raise Diverged(
+        f"The last {max_skipped} updates up to step {step} were skipped, because loss or gradient was not finite. "
+        "Parameters and checkpoints are those before. Lower optimizer.learning_rate, set optimizer.clip_norm, or look "
+        "at the data."
+      )
+
+  with contextlib.closing(writer), _Termination() as termination:
+    feed = _on_device(batches(start), mesh)
+    unread = None
+    for step in range(start + 1, total_steps + 1):
+      began = time.perf_counter()
+      batch, size = next(feed)
+      waited = time.perf_counter() - began
+      state, metrics = train_step(state, batch)
+      if unread:
+        read(*unread)
+        meter.clock(size, waited, time.perf_counter() - began)
+      unread = step, metrics
+
+      stop, last = termination.requested(step), step == total_steps
+      if stop or last or step % checkpoint_every == 0:
+        read(*unread)  # before the checkpoint, so that no row is missing after it
+        unread = None
+        if checkpoints is not None:
+          checkpoints.save(state, step, config or {}, wait=stop or last)
+      if preview and (last or preview_every and step % preview_every == 0):
+        writer.write_images(step, preview(state))
+      if stop and not last:
+        raise Preempted(step)
+  return state
+
+
+def _start(init: Callable[[], TrainState], checkpoints: Checkpoints | None, mesh: Mesh) -> tuple[TrainState, int]:
+  """(state, its step): the latest checkpoint's, or a new one."""
+  shapes = jax.eval_shape(init)
+  shardings = layout.of_state(shapes, mesh)
+  if checkpoints is not None:
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    if found := checkpoints.restore(like):
+      state, manifest = found
+      log.info("Continuing from step %d in %s.", manifest.step, checkpoints.directory)
+      return state, manifest.step
+  return jax.device_put(init(), shardings), 0
+
+
+def _on_device(batches: Iterator[dict], mesh: Mesh, ahead: int = 2) -> Iterator[tuple[dict, int]]:
+  """(batch on the devices, its images over all processes), sent `ahead` of their use."""
+  sent: collections.deque = collections.deque()
+  for batch in batches:
+    sent.append((layout.put_batch(batch, mesh), len(batch["image"]) * jax.process_count()))
+    if len(sent) > ahead:
+      yield sent.popleft()
+  yield from sent
+
+
+class _Termination:
+  """Listens for SIGTERM in its block (only the main thread of a process can)."""
+
+  def __enter__(self):
+    self.received = False
+    self.main = threading.current_thread() is threading.main_thread()
+    if self.main:
+      self.before = signal.signal(signal.SIGTERM, self._note)
+    return self
+
+  def __exit__(self, *_):
+    if self.main:
+      signal.signal(signal.SIGTERM, self.before)
+
+  def _note(self, *_):
+    self.received = True
+
+  def requested(self, step: int) -> bool:
+    """Whether to stop after `step`: the same answer in every process."""
+    if jax.process_count() == 1:
+      return self.received
+    return bool(multihost_utils.reached_preemption_sync_point(step))

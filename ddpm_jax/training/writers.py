@@ -1,0 +1,172 @@
+"""Where metrics go: TensorBoard events, JSON lines, the console. The interface is that of CLU's MetricWriter.
+
+A run that resumes at step s opens its writers with `after=s`: what an earlier life wrote after s is forgotten, since the
+run will write it again.
+"""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from ddpm_jax.data.images import save_png
+
+log = logging.getLogger(__name__)
+Scalars = Mapping[str, float]
+
+
+class MetricWriter(Protocol):
+  def write_scalars(self, step: int, scalars: Scalars) -> None: ...
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Pictures by name, uint8 [H, W, 1 or 3]."""
+
+  def close(self) -> None: ...
+
+
+class Many:
+  """Writes to each of several writers."""
+
+  def __init__(self, writers: list[MetricWriter]):
+    self.writers = writers
+
+  def write_scalars(self, step, scalars):
+    for writer in self.writers:
+      writer.write_scalars(step, scalars)
+
+  def write_images(self, step, images):
+    for writer in self.writers:
+      writer.write_images(step, images)
+
+  def close(self):
+    for writer in self.writers:
+      writer.close()
+
+
+class JsonLines:
+  """DIR/metrics.jsonl: one object per row, `step` first. Pictures become DIR/previews/<step>_<name>.png."""
+
+  def __init__(self, directory: pathlib.Path, after: int = 0):
+    directory.mkdir(parents=True, exist_ok=True)
+    self.previews = directory / "previews"
+    path = directory / "metrics.jsonl"
+    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= after]
+    path.write_text("".join(kept))
+    self.file = path.open("a", buffering=1)  # by line, so that one can watch it and a kill loses none
+
+  def write_scalars(self, step, scalars):
+    self.file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+  def write_images(self, step, images):
+    self.previews.mkdir(exist_ok=True)
+    for name, image in images.items():
+      save_png(self.previews / f"{step:07d}_{name}.png", image)
+
+  def close(self):
+    self.file.close()
+
+
+def _complete_lines(path: pathlib.Path) -> list[str]:
+  """The lines that end: a killed run may leave half of one."""
+  return [line for line in path.open() if line.endswith("\n")] if path.exists() else []
+
+
+class TensorBoard:
+  """Events in DIR; written by tensorboardX, without TensorFlow."""
+
+  def __init__(self, directory: pathlib.Path, after: int = 0):
+    from tensorboardX import SummaryWriter
+
+    self.events = SummaryWriter(str(directory), purge_step=after + 1)
+
+  def write_scalars(self, step, scalars):
+    for name, value in scalars.items():
+      self.events.add_scalar(name, value, step)
+
+  def write_images(self, step, images):
+    for name, image in images.items():
+      self.events.add_image(name, image, step, dataformats="HWC")
+
+  def close(self):
+    self.events.close()
+
+
+class Console:
+  """One line per row: where the run is, how it does, how fast, how long still."""
+
+  def __init__(self, total_steps: int):
+    self.total_steps = total_steps
+
+  def write_scalars(self, step, scalars):
+    log.info(line(step, self.total_steps, scalars))
+
+  def write_images(self, step, images):
+    pass
+
+  def close(self):
+    pass
+
+
+def line(step: int, total_steps: int, scalars: Scalars) -> str:
+  """The console's line.
+
+  >>> line(400, 20000, {"loss": 0.03125, "images_per_second": 8124.3, "data_wait": 0.012, "seconds_left": 3731.0})
+  'step   400/20000  loss 0.03125  8120 images/s  data wait 1%  1:02:11 left'
+  """
+  parts = [f"step {step:{len(str(total_steps))}}/{total_steps}", f"loss {scalars['loss']:.4g}"]
+  if scalars.get("skipped"):
+    parts.append(f"{scalars['skipped']:.0f} updates skipped")
+  if "images_per_second" in scalars:
+    speed, seconds = float(f"{scalars['images_per_second']:.3g}"), round(scalars["seconds_left"])
+    parts.append(f"{speed:g} images/s  data wait {scalars['data_wait']:.0%}")
+    parts.append(f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left")
+  return "  ".join(parts)
+
+
+def open_all(directory: str, total_steps: int, after: int = 0) -> MetricWriter:
+  """The three of them in `directory`; nothing on processes other than the first."""
+  if jax.process_index():
+    return Many([])
+  path = pathlib.Path(directory)
+  return Many([JsonLines(path, after), TensorBoard(path / "events", after), Console(total_steps)])
+
+
+class Meter:
+  """Averages metrics between rows, and watches the clock."""
+
+  def __init__(self, total_steps: int):
+    self.total_steps = total_steps
+    self._forget()
+
+  def add(self, metrics: Scalars) -> None:
+    """One step's metrics. Counters (integers) are not averaged."""
+    self.count += 1
+    for name, value in metrics.items():
+      average = np.issubdtype(np.asarray(value).dtype, np.floating)
+      self.sums[name] = (self.sums.get(name, 0) if average else 0) + np.asarray(value).item()
+      self.averaged[name] = average
+
+  def clock(self, images: int, waited: float, elapsed: float) -> None:
+    """One iteration took `elapsed` seconds for `images` images, `waited` of them for data."""
+    self.images += images
+    self.waited += waited
+    self.elapsed += elapsed
+    self.timed += 1
+
+  def row(self, step: int) -> dict[str, float]:
+    """The averages since the last row."""
+    scalars = {name: s / self.count if self.averaged[name] else s for name, s in self.sums.items()}
+    if self.elapsed:
+      scalars["images_per_second"] = self.images / self.elapsed
+      scalars["data_wait"] = self.waited / self.elapsed
+      scalars["seconds_left"] = (self.total_steps - step) * self.elapsed / self.timed
+    self._forget()
+    return scalars
+
+  def _forget(self):
+    self.count, self.sums, self.averaged = 0, {}, {}
+    self.images, self.waited, self.elapsed, self.timed = 0, 0.0, 0.0, 0

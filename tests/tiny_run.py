@@ -1,0 +1,120 @@
+"""A whole training run in miniature, for tests; also a program, for tests that kill it or need many devices."""
+
+import argparse
+import functools
+import hashlib
+import itertools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data.pipeline import train_batches
+from ddpm_jax.data.sources import Arrays, Info
+from ddpm_jax.diffusion import grid, losses, prediction, schedule, steps, time_sampling
+from ddpm_jax.scale import mesh as layout
+from ddpm_jax.training import checkpoints, loop, manifest, optimizer, state, step, writers
+
+T, SIZE, BATCH = 20, 4, 16
+TOTAL, EVERY = 40, 5  # steps of the run, and between its checkpoints
+TIME_SAMPLER = time_sampling.LossSecondMoment(T, kept=1)
+
+
+class Net(nn.Module):
+  """Two convolutions and a time embedding. Width 32 makes the middle kernel large enough to be cut by fsdp."""
+
+  width: int = 32
+
+  @nn.compact
+  def __call__(self, x, time, cond=None, *, train=False):
+    angle = time[:, None] * jnp.asarray([[0.1, 0.4]])
+    emb = nn.Dense(self.width, name="time")(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
+    h = nn.silu(nn.Conv(self.width, (3, 3), name="conv_in")(x) + emb[:, None, None])
+    return nn.Conv(x.shape[-1], (3, 3), name="conv_out")(nn.silu(nn.Conv(self.width, (3, 3), name="middle")(h)))
+
+
+@functools.cache
+def chain():
+  return steps.gaussian(schedule.linear(T), grid.full(T))
+
+
+def data(count: int = 50) -> Arrays:
+  """50 random images, so that 40 steps of 16 go through many epochs."""
+  pixels = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 1)).astype(np.uint8)
+  return Arrays(Info("noise", "train", SIZE, 1, None), pixels, np.zeros(count))
+
+
+def batches(start: int):
+  source = train_batches(data(), BATCH, flip=True)
+  return (source[i] for i in itertools.count(start))
+
+
+def make(mesh=None, *, accumulate=1, width=32, ema_rates=(0.9, 0.99), time_sampler=TIME_SAMPLER, tx=None, **options):
+  """(init, train_step)."""
+  mesh = layout.make_mesh() if mesh is None else mesh
+  net = Net(width)
+  tx = tx or optimizer.make_optimizer(optimizer.schedule(1e-3, TOTAL, warmup_steps=3), clip_norm=1.0)
+
+  def init():
+    key, params_key = jax.random.split(jax.random.key(7))
+    params = net.init(params_key, jnp.zeros((1, SIZE, SIZE, 1)), jnp.zeros(1))["params"]
+    return state.create(key, params, tx, ema_rates=ema_rates, time_sampler=time_sampler.init(), learns=options.get("learns"))
+
+  def network_of(params, dropout_key):
+    return prediction.Network(params, lambda p, x, t, c: net.apply({"params": p}, x, t, c))
+
+  train_step = step.make_train_step(
+    losses.Simple(chain()), network_of, tx, time_sampler, mesh=mesh, accumulate=accumulate, **options
+  )
+  return functools.partial(state.place, init, mesh), train_step
+
+
+def run(directory, mesh=None, *, total_steps=TOTAL, accumulate=1, made=None, feed=batches, keep=3, **options):
+  """The final state of a run that keeps its checkpoints and metrics in `directory`."""
+  mesh = layout.make_mesh() if mesh is None else mesh
+  init, train_step = made or make(mesh, accumulate=accumulate)
+  saved = checkpoints.Checkpoints(directory, keep=keep)
+  try:
+    return loop.fit(
+      init,
+      train_step,
+      feed,
+      mesh=mesh,
+      total_steps=total_steps,
+      checkpoints=saved,
+      config={"width": 32},
+      checkpoint_every=EVERY,
+      open_writer=lambda after: writers.open_all(f"{directory}/log", total_steps, after),
+      log_every=1,
+      **options,
+    )
+  finally:
+    saved.close()
+
+
+def fingerprint(tree) -> str:
+  """SHA-256 of every bit of a state."""
+  arrays = manifest.flatten(tree)
+  digest = hashlib.sha256()
+  for name in sorted(arrays):
+    digest.update(name.encode() + np.asarray(arrays[name]).tobytes())
+  return digest.hexdigest()
+
+
+def losses_of(directory) -> list[float]:
+  """The loss of every step, from the metrics file; each step once."""
+  with open(f"{directory}/log/metrics.jsonl") as file:
+    rows = [json.loads(row) for row in file]
+  assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+  return [row["loss"] for row in rows]
+
+
+if __name__ == "__main__":
+  parser = argparse.ArgumentParser()
+  parser.add_argument("directory")
+  parser.add_argument("--steps", type=int, default=TOTAL)
+  arguments = parser.parse_args()
+  final = run(arguments.directory, total_steps=arguments.steps)
+  print(fingerprint(final))
