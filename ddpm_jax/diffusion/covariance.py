@@ -101,9 +101,13 @@ class FixLast:
 
 def fix_last_to_full_chain(inner: Any, schedule: Schedule) -> FixLast:
   """Analytic-DPM's decoder: whatever the grid, the posterior variance from level 2 to 1 of the full chain."""
+  return FixLast(inner, log_posterior_21(schedule))
+
+
+def log_posterior_21(schedule: Schedule) -> float:
+  """log of the posterior variance from level 2 to level 1 of the full chain."""
   alpha_bar = schedule.alpha_bar
-  posterior_21 = (1 - alpha_bar[2] / alpha_bar[1]) * (1 - alpha_bar[1]) / (1 - alpha_bar[2])
-  return FixLast(inner, float(np.log(posterior_21)))
+  return float(np.log((1 - alpha_bar[2] / alpha_bar[1]) * (1 - alpha_bar[1]) / (1 - alpha_bar[2])))
 
 
 HO_V1_LAST = float(np.log(1e-20))  # Ho's first diffusion class (CelebA-HQ, LSUN) clamps the variance: FixLast(posterior, …)

@@ -92,8 +92,9 @@ class SecondHead(_Loss):
 
       NPR ("residual"):       |(eps - eps_hat)^2 - g|^2          SN ("second_moment"):      |eps^2 - h|^2
 
-  The backbone is not trained: its output is a constant here, and the optimizer should hold its weights fixed. The
-  error |eps - eps_hat|^2 is part of the reported loss, as in the authors' code, and has no gradient.
+  and the same for networks of x_0 or v. The backbone is not trained: its output is a constant here, and the optimizer
+  should hold its weights fixed. Its error |eps - eps_hat|^2 is part of the reported loss, as in the authors' code, and has
+  no gradient.
   """
 
   steps: GaussianSteps
@@ -102,11 +103,11 @@ class SecondHead(_Loss):
   def given(self, eps, network, x_0, n, cond=None):
     level = self.steps.leaving(n).t
     heads: TwoHeads = network.parameterization
-    x_t = level.diffuse(x_0, eps)
-    mean, second = heads.split(network.output(x_t, level, cond))
-    eps_hat = jax.lax.stop_gradient(heads.mean.decode(mean, x_t, level).eps)
-    target = (eps - eps_hat) ** 2 if heads.kind == "residual" else eps**2
-    mse, head = _reduce(self.reduce, (eps - eps_hat) ** 2), _reduce(self.reduce, (target - second) ** 2)
+    mean, second = heads.split(network.output(level.diffuse(x_0, eps), level, cond))
+    target = heads.target(x_0, eps, level)
+    error = (target - jax.lax.stop_gradient(mean)) ** 2
+    moment = error if heads.kind == "residual" else target**2
+    mse, head = _reduce(self.reduce, error), _reduce(self.reduce, (moment - second) ** 2)
     return mse + head, {"mse": mse, "head": head}
 
 

@@ -46,7 +46,8 @@ def eps_from_x0(x_0: jax.Array, x_t: jax.Array, level: Level) -> jax.Array:
 class _Mean:
   """A parameterization: how one output of the network encodes x_0.
 
-  `target(x_0, eps, level)` is what the network regresses; `decode(out, x_t, level)` inverts it.
+  `target(x_0, eps, level)` is what the network regresses; `decode(out, x_t, level)` inverts it; `eps_per_output(level)`
+  is how far eps moves, at the same x_t, when the output moves by 1: standard deviations convert by it.
   """
 
   channels = 1  # output channels per image channel
@@ -63,6 +64,9 @@ class Eps(_Mean):
   def target(self, x_0, eps, level):
     return eps
 
+  def eps_per_output(self, level):
+    return 1.0
+
   def decode(self, out, x_t, level):
     return Prediction(x0_from_eps(out, x_t, level), out)
 
@@ -73,6 +77,9 @@ class X0(_Mean):
 
   def target(self, x_0, eps, level):
     return x_0
+
+  def eps_per_output(self, level):
+    return level.alpha / level.sigma
 
   def decode(self, out, x_t, level):
     return Prediction(out, eps_from_x0(out, x_t, level))
@@ -85,6 +92,9 @@ class V(_Mean):
   def target(self, x_0, eps, level):
     level = like(level, x_0)
     return level.alpha * eps - level.sigma * x_0
+
+  def eps_per_output(self, level):
+    return level.alpha
 
   def decode(self, out, x_t, level):
     level = like(level, x_t)
@@ -109,6 +119,9 @@ class XPrev(_Mean):
     c_x0, c_xt = self._at(level, x_0)
     return c_x0 * x_0 + c_xt * level.diffuse(x_0, eps)
 
+  def eps_per_output(self, level):
+    return level.alpha / level.sigma / jnp.asarray(self.c_x0)[level.n]
+
   def decode(self, out, x_t, level):
     c_x0, c_xt = self._at(level, x_t)
     x0 = (out - c_xt * x_t) / c_x0
@@ -129,7 +142,7 @@ class TwoHeads:
   """A network with twice the channels: the mean, and a second head that says how sure it is.
 
   kind: "range" (IDDPM eq. 15: v in [-1, 1] between the two log-variances), "log_var" (the log-variance itself),
-    "residual" (NPR-DPM: E[(eps - eps_hat)^2]) or "second_moment" (SN-DPM: E[eps^2]).
+    "residual" (NPR-DPM: E[(y - out)^2], y what the first head regresses) or "second_moment" (SN-DPM: E[y^2]).
   """
 
   mean: Any
@@ -153,9 +166,9 @@ class TwoHeads:
       case "log_var":
         return prediction.replace(log_var=second)
       case "residual":
-        return prediction.replace(eps_var=second)
+        return prediction.replace(eps_var=second * like(self.mean.eps_per_output(level), x_t) ** 2)
       case "second_moment":
-        return prediction.replace(eps_var=second - prediction.eps**2)
+        return prediction.replace(eps_var=(second - mean**2) * like(self.mean.eps_per_output(level), x_t) ** 2)
     raise UserError(f"Second head {self.kind!r} is unknown; choose one of {', '.join(SECOND_HEADS)}.")
 
 

@@ -1,4 +1,4 @@
-"""Denoisers around a denoiser: clipping, dynamic thresholding, analytic moments."""
+"""Denoisers around a denoiser: clipping, dynamic thresholding, moments."""
 
 from typing import Any
 
@@ -58,6 +58,20 @@ class AnalyticMoments:
 
   def __call__(self, x_t, level, cond=None) -> Prediction:
     return self.inner(x_t, level, cond).replace(eps_var=like(1 - jnp.asarray(self.gamma)[level.n], x_t))
+
+
+@struct.dataclass
+class UnitMoment:
+  """Fills eps_var with 1 - eps_hat^2 per pixel, as if E[eps^2 | x_t] were 1 everywhere: SN-DPM without its head.
+
+  Extended-Analytic-DPM's code does this for an optimal covariance without moments; `Optimal` clips the outcome.
+  """
+
+  inner: Any
+
+  def __call__(self, x_t, level, cond=None) -> Prediction:
+    pred = self.inner(x_t, level, cond)
+    return pred.replace(eps_var=1 - pred.eps**2)
 
 
 def _with_x0(pred, x0, x_t, level, keep_eps):

@@ -1,0 +1,133 @@
+"""The second moment of eps_hat per level, which is all that Analytic-DPM needs to know of a network and its data:
+
+    Gamma_n = E |eps_hat(x_n, n)|^2 / d,             E Var[eps | x_n] = 1 - Gamma_n            (Analytic-DPM eq. 8)
+
+It is a running average over images: `estimate` yields it after every batch, so that a caller can save it, show it, stop and
+go on. Batches are arrays of the caller's making: put them on several devices, and so is the work. One program is compiled
+for all levels, and run for `chunk` of them at a time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.noise import PerImage
+from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.diffusion.steps import GaussianSteps, gaussian
+from ddpm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+  """Gamma after `count` images, as a mean and a sum of squared deviations, so that parts can be merged exactly."""
+
+  levels: np.ndarray  # int [L], increasing
+  count: int  # images
+  mean: np.ndarray  # float64 [L]
+  deviations: np.ndarray  # float64 [L], sum over images of (image's |eps_hat|^2 / d - mean)^2
+
+  @classmethod
+  def none(cls, levels: np.ndarray) -> "Moments":
+    """Before the first image."""
+    return cls(np.asarray(levels), 0, np.zeros(len(levels)), np.zeros(len(levels)))
+
+  def merge(self, other: "Moments") -> "Moments":
+    """The moments of both sets of images (Chan's formula)."""
+    count = self.count + other.count
+    apart = other.mean - self.mean
+    mean = self.mean + apart * other.count / count
+    deviations = self.deviations + other.deviations + apart**2 * self.count * other.count / count
+    return Moments(self.levels, count, mean, deviations)
+
+  def gamma(self, T: int) -> np.ndarray:
+    """float64 [T+1]; gamma[0] = 0 is not used. Levels that were not measured are interpolated linearly."""
+    gamma = np.interp(np.arange(T + 1), self.levels, self.mean)
+    gamma[0] = 0
+    return gamma
+
+  @property
+  def standard_error(self) -> np.ndarray:
+    """float64 [L], of the mean at each level; infinite for one image."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+      return np.sqrt(self.deviations / (self.count - 1) / self.count) if self.count > 1 else np.full_like(self.mean, np.inf)
+
+
+def estimate(
+    schedule: Schedule,
+    network: Any,
+    batches: Iterable[tuple[jax.Array, Any]],
+    *,
+    levels: np.ndarray | None = None,
+    seed: int = 0,
+    start: Moments | None = None,
+    chunk: int = 50,
+) -> Iterator[Moments]:
+  """Yields the moments after each batch.
+
+  Args:
+    schedule: the noise levels.
+    network: the denoiser whose eps is squared; do not clip it, do not guide it unless samples will be guided.
+    batches: (x_0 [B,H,W,C], cond) from image number `start.count` on; image i draws its noise from (seed, i).
+    levels: which levels to measure; all of 1 ... T by default. Each costs one evaluation per image.
+    start: go on from here.
+    chunk: levels of one call of the compiled program.
+
+  Raises:
+    UserError: if a level is outside 1 ... T, or `start` was measured at other levels.
+  """
+  levels = np.arange(1, schedule.T + 1) if levels is None else np.unique(levels)
+  if levels[0] < 1 or levels[-1] > schedule.T:
+    raise UserError(f"Moments exist at levels 1 ... {schedule.T} of this schedule, not at {levels[0]} ... {levels[-1]}.")
+  moments = start or Moments.none(levels)
+  if not np.array_equal(moments.levels, levels):
+    raise UserError(f"These moments were begun at {len(moments.levels)} levels and cannot go on at {len(levels)} others.")
+  steps = gaussian(schedule, np.append(levels[::-1], 0))
+  for x_0, cond in batches:
+    keys = image_keys(seed, moments.count, len(x_0))
+    parts = [_moments(keys, network, rows, x_0, cond) for rows in chunks(steps, chunk)]
+    mean, deviations = (np.concatenate(part)[: len(levels)][::-1].astype(np.float64) for part in zip(*parts, strict=True))
+    moments = moments.merge(Moments(levels, len(x_0), mean, deviations))
+    yield moments
+
+
+def second_moments(
+    keys: jax.Array, network: Any, steps: GaussianSteps, x_0: jax.Array, cond: Any = None, *, noise: Any = None
+) -> jax.Array:
+  """|eps_hat|^2 / d of each image at each level that `steps` leaves, float32 [K,B]; one draw of x_t each.
+
+  Args:
+    keys: [B], one per image.
+    noise: (row, x) -> the true noise of x_t, instead of one stream per image.
+  """
+  noise = PerImage(keys) if noise is None else noise
+
+  def at(_, row):
+    x_t = row.t.diffuse(x_0, noise(row, x_0))
+    return None, (network(x_t, row.t, cond).eps ** 2).mean(tuple(range(1, x_0.ndim)))
+
+  return jax.lax.scan(at, None, steps)[1]
+
+
+@jax.jit
+def _moments(keys, network, steps, x_0, cond):
+  each = second_moments(keys, network, steps, x_0, cond)
+  mean = each.mean(1)
+  return mean, ((each - mean[:, None]) ** 2).sum(1)
+
+
+def image_keys(seed: int, first: int, count: int) -> jax.Array:
+  """Keys [count] of images number `first`, ... of a data set."""
+  return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(first, first + count))
+
+
+def chunks(steps: GaussianSteps, chunk: int) -> Iterator[GaussianSteps]:
+  """`chunk` rows at a time; the last ones repeat the last row until they are as many."""
+  K = len(steps.left)
+  for first in range(0, K, chunk):
+    index = np.minimum(np.arange(first, first + chunk), K - 1)
+    yield jax.tree.map(lambda column, index=index: column[index], steps)
