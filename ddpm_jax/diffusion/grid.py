@@ -9,6 +9,8 @@ import numpy as np
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 
+NOISIEST = -5.1  # log(alpha / sigma) where alpha is 0.006, less than a grey level: such an x_t is noise
+
 
 def full(T: int) -> np.ndarray:
   """Every level: T, T-1, ..., 0."""
@@ -78,17 +80,20 @@ def power(T: int, K: int, exponent: float) -> np.ndarray:
   return _downwards(_distinct(np.rint((T - 1) * (1 - y ** (1 / exponent)) + 1).astype(int), T))
 
 
-def log_snr(schedule: Schedule, K: int) -> np.ndarray:
-  """Equal steps of log(alpha / sigma) from T to 1, then 0 (DPM-Solver section 3.4), each at the nearest level."""
-  check_steps(schedule.T, K)
-  return _nearest(schedule, np.linspace(*_ends(schedule), K))
+def log_snr(schedule: Schedule, K: int, noisiest: float = NOISIEST) -> np.ndarray:
+  """K equal steps of log(alpha / sigma) down to level 1, then 0 (DPM-Solver section 3.4), each at the nearest level.
+
+  noisiest: the log(alpha / sigma) above which the grid begins. A linear schedule of 1000 levels ends there; a cosine
+    schedule has levels beyond, where no image is left to see, and equal steps would spend themselves on them.
+  """
+  values = _log_snr_above(schedule, K, noisiest)
+  return _nearest(values, np.linspace(values[-1], values[0], K))
 
 
-def karras(schedule: Schedule, K: int, rho: float = 7.0) -> np.ndarray:
-  """Equal steps of (sigma / alpha)^(1/rho) from T to 1, then 0 (EDM eq. 5), each at the level nearest in log-SNR."""
-  check_steps(schedule.T, K)
-  first, last = np.exp(-_ends(schedule) / rho)
-  return _nearest(schedule, -rho * np.log(np.linspace(first, last, K)))
+def karras(schedule: Schedule, K: int, rho: float = 7.0, noisiest: float = NOISIEST) -> np.ndarray:
+  """K equal steps of (sigma / alpha)^(1/rho) down to level 1, then 0 (EDM eq. 5), each at the level nearest in log-SNR."""
+  values = _log_snr_above(schedule, K, noisiest)
+  return _nearest(values, -rho * np.log(np.linspace(*np.exp(-values[[-1, 0]] / rho), K)))
 
 
 def below(grid: np.ndarray, strength: float) -> np.ndarray:
@@ -132,19 +137,17 @@ def _round_steps(first: int, last: int, count: int) -> np.ndarray:
   return np.array(levels)
 
 
-def _ends(schedule: Schedule) -> np.ndarray:
-  """log(alpha / sigma) of level T and level 1."""
-  if schedule.alpha_bar[-1] == 0:
-    raise UserError("This schedule ends in pure noise, log-SNR = -infinity, where no equal steps lead; use uniform().")
-  return schedule.log_snr[[-1, 1]]
+def _log_snr_above(schedule: Schedule, K: int, noisiest: float) -> np.ndarray:
+  """log(alpha / sigma) of levels 1, 2, ... as far as it is at least `noisiest`, but of K levels or more."""
+  check_steps(schedule.T, K)
+  values = schedule.log_snr[1:]
+  return values[: max(K, (values >= noisiest).sum())]
 
 
-def _nearest(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
-  """The grid whose levels are nearest to ascending values log_snr [K]; close ones move to the next free level."""
-  falling = schedule.log_snr[1:]
-  right = np.clip(np.searchsorted(-falling, -log_snr), 1, schedule.T - 1)
-  levels = right + (log_snr <= (falling[right - 1] + falling[right]) / 2)
-  return _downwards(_distinct(levels[::-1], schedule.T))
+def _nearest(log_snr: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+  """The grid of the levels 1 + i nearest to `wanted` [K], ascending values of the falling log_snr[i]."""
+  i = np.abs(log_snr - wanted[::-1, None]).argmin(1)
+  return _downwards(_distinct(1 + i, len(log_snr)))
 
 
 def _distinct(levels: np.ndarray, T: int) -> np.ndarray:

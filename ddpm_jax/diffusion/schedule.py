@@ -53,6 +53,12 @@ class Schedule:
     """float64 [T]; betas[i] takes level i to level i + 1."""
     return 1 - self.alpha_bar[1:] / self.alpha_bar[:-1]
 
+  @property
+  def log_snr(self) -> np.ndarray:
+    """log(alpha / sigma), float64 [T+1], decreasing from infinity; half the logarithm of the signal-to-noise ratio."""
+    with np.errstate(divide="ignore"):
+      return 0.5 * (np.log(self.alpha_bar) - np.log1p(-self.alpha_bar))
+
   def level(self, n: Any) -> Level:
     """Level(s) n: host constants for NumPy integers, a gather for a traced n."""
     table = Level(
@@ -133,10 +139,15 @@ def cosine(T: int = 1000, max_beta: float = 0.999) -> Schedule:
 def vp_sde(T: int = 1000, start: float = 0.1, end: float = 20.0) -> Schedule:
   """Levels t = n / T of the variance-preserving SDE with beta(t) = start + (end - start) t (score_sde eq. 32).
 
-      alpha_bar(t) = exp(-start t - (end - start) t^2 / 2)
+  Networks of that SDE are told 999 t: TimeScale(999 / T, shift=0). With T = 100,000 the levels stand for continuous time,
+  1e-5 <= t <= 1, in training.
   """
-  t = np.linspace(0, 1, T + 1)
-  return Schedule(np.exp(-start * t - 0.5 * (end - start) * t**2))
+  return Schedule(np.exp(-vp_integral(np.linspace(0, 1, T + 1), start, end)))
+
+
+def vp_integral(t: Any, start: float = 0.1, end: float = 20.0) -> Any:
+  """The integral of beta from 0 to t; alpha_bar(t) is exp of minus this (sde.py)."""
+  return start * t + 0.5 * (end - start) * t**2
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

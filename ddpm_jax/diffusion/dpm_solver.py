@@ -1,0 +1,94 @@
+"""DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095): multistep of order 1 to 3, its SDE form, and single-step of order 2.
+
+With h = lambda_s - lambda_t, and beliefs x0_0 at t, x0_1 and x0_2 at the levels visited before, to (1) of solvers.py
+
+    2M adds   alpha_s (1 - e^-h) D1 / 2,              D1 = (x0_0 - x0_1) / r_0                       (algorithm 2)
+    3M adds   alpha_s (phi_2 D1 - phi_3 D2),          phi_1 = e^-h - 1, phi_2 = phi_1 / h + 1, phi_3 = phi_2 / h - 1 / 2
+
+where r_j = (lambda difference between beliefs j and j + 1) / h, and D1, D2 of 3M are the first two derivatives at t, in
+units of h, of the parabola through the three beliefs. (The authors' code, and what descends from it, takes half of this
+D2. That is of second order: at 256 steps its error on a problem with a known solution is 13 times larger.) From t over a
+level u between to s,
+
+    2S adds   alpha_s (1 - e^-h) (x0_u - x0_t) / 2 r, r = (lambda_u - lambda_t) / h                  (algorithm 1)
+
+The SDE form (appendix, SDE-DPM-Solver++) shrinks x_t once more by e^-h, has 1 - e^-2h instead of 1 - e^-h, and adds
+noise of variance sigma_s^2 (1 - e^-2h). At order 1 it is DDPM's posterior.
+"""
+
+import numpy as np
+
+from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.diffusion.solvers import SolverSteps, first_order, orders
+from ddpm_jax.diffusion.steps import check
+from ddpm_jax.errors import UserError
+
+
+def multistep(
+    schedule: Schedule,
+    grid: np.ndarray,
+    order: int = 2,
+    *,
+    sde: bool = False,
+    lower_order_final: bool = True,
+    dtype: type = np.float32,
+) -> SolverSteps:
+  """DPM-Solver++ 1, 2M or 3M along `grid`, one evaluation of the network per step.
+
+  Args:
+    schedule: the noise levels.
+    grid: [K+1] strictly monotone levels, usually T ... 0; upwards from 1 is the inversion.
+    order: 1 (DDIM), 2 or 3.
+    sde: the SDE form; orders 1 and 2.
+    lower_order_final: see solvers.orders.
+    dtype: of the weights; float64 shows the order of convergence.
+
+  Raises:
+    UserError: for another order, a grid that repeats a level, or an SDE that goes upwards.
+  """
+  grid = check(schedule, grid)
+  if order not in (1, 2, 3) or (sde and order == 3):
+    raise UserError(f"DPM-Solver++ multistep has orders 1, 2 and 3, its SDE form 1 and 2, not {order}.")
+  if sde and grid[1] > grid[0]:
+    raise UserError("An upward grid is inverted without noise: use the solver without its SDE form.")
+  t, s, log_snr = grid[:-1], grid[1:], schedule.log_snr[grid]
+  steps = first_order(schedule, t, s, beliefs=order)
+  alpha_s, h = np.sqrt(schedule.alpha_bar[s]), np.diff(log_snr)
+  if sde:
+    sigma_s, gain = np.sqrt(1 - schedule.alpha_bar[s]), -np.expm1(-2 * h)
+    steps.next_x0[:, 0] = alpha_s * gain
+    steps = steps.replace(next_a=steps.next_a * np.exp(-h), std=sigma_s * np.sqrt(gain))
+  x0 = np.eye(order)  # x0[j] are the weights of "belief j"
+  for k, p in enumerate(orders(log_snr, order, lower_order_final)):
+    r = h[:k][::-1] / h[k]
+    if p == 2:
+      steps.next_x0[k] += steps.next_x0[k, 0] * (x0[0] - x0[1]) / r[0] / 2
+    if p == 3:
+      slopes = (x0[0] - x0[1]) / r[0], (x0[1] - x0[2]) / r[1]
+      D2 = 2 * (slopes[0] - slopes[1]) / (r[0] + r[1])
+      D1 = slopes[0] + r[0] * D2 / 2
+      phi_2 = np.expm1(-h[k]) / h[k] + 1
+      phi_3 = phi_2 / h[k] - 1 / 2
+      steps.next_x0[k] += alpha_s[k] * (phi_2 * D1 - phi_3 * D2)
+  return steps.rounded(dtype)
+
+
+def singlestep(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32) -> SolverSteps:
+  """DPM-Solver++ 2S along `grid`, two evaluations and two levels of the grid per step: t to s over the one between.
+
+  What does not fit into pairs is of first order: the last step into level 0, and if need be the one before.
+  Args as in `multistep`.
+  """
+  grid = check(schedule, grid)
+  log_snr = schedule.log_snr[grid]
+  steps = first_order(schedule, grid[:-1], grid[1:], beliefs=2)
+  sigma = np.sqrt(1 - schedule.alpha_bar[grid])
+  finite = np.flatnonzero(np.isfinite(log_snr))
+  for k in range(finite[0], finite[-1] - 1, 2):
+    t, u, s = k, k + 1, k + 2
+    h, r = log_snr[s] - log_snr[t], (log_snr[u] - log_snr[t]) / (log_snr[s] - log_snr[t])
+    steps.anchor_x[u], steps.anchor_a[u] = 0, 1
+    steps.next_a[u] = sigma[s] / sigma[t]
+    x0_u, x0_t = np.eye(2)
+    steps.next_x0[u] = np.sqrt(schedule.alpha_bar[grid[s]]) * -np.expm1(-h) * (x0_t + (x0_u - x0_t) / (2 * r))
+  return steps.rounded(dtype)

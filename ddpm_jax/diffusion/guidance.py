@@ -1,0 +1,166 @@
+"""Guidance: denoisers and kernels that lean towards a condition.
+
+By Bayes' rule the score of p(x_t | y) is that of p(x_t) plus grad log p(y | x_t); with eps = -sigma_t * score and Tweedie's
+x0 = (x_t + sigma_t^2 score) / alpha_t, a scale s on that gradient g turns beliefs into
+
+    eps' = eps - s sigma_t g,            x0' = x0 + s sigma_t^2 / alpha_t g                   (ADM algorithm 2)          (1)
+
+and the mean of an ancestral step, to first order in its variance, into mean + s Sigma g       (ADM algorithm 1)          (2)
+
+Without a classifier, the difference of two beliefs plays the gradient's role: p' = weaker + s (stronger - weaker), in eps
+and x0 alike; with and without the label (classifier-free), or of a good and a bad network (autoguidance).        (3)
+
+| s | classifier (1), (2)    | difference (3)                                        |
+|---|------------------------|-------------------------------------------------------|
+| 0 | none                   | the weaker: unconditional, or the bad network         |
+| 1 | exactly p(x given y)   | the stronger: plainly conditional, or the good network |
+
+The s of (3) is the weight of Imagen and EDM2; Ho & Salimans' w is s - 1.
+
+Both `scale` and `interval` are leaves of the pytree: changing them compiles nothing anew. An interval (low, high) confines
+guidance to levels low <= n <= high (Kynkaanniemi et al. 2024); outside it a classifier is without effect, and a
+difference is at s = 1. The work is done there all the same, since a compiled step has one shape.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ddpm_jax.diffusion.gaussian import Gaussian
+from ddpm_jax.diffusion.prediction import Prediction, TimeScale
+from ddpm_jax.diffusion.schedule import Level, like
+from ddpm_jax.errors import UserError
+
+EVERYWHERE = (0, 2**31 - 1)
+
+
+@struct.dataclass
+class ClassifierFree:
+  """(3) between `inner` with the condition and with the null condition, as one batch of 2 B (Ho & Salimans 2022).
+
+  null: what of the condition changes to mean "none": {"label": num_classes}. The rest, such as a low-resolution image,
+    stays. The second head (variance) is that of the conditional half, as in GLIDE.
+  """
+
+  inner: Any
+  scale: jax.Array  # [] or [B]
+  null: dict[str, jax.Array]
+  interval: tuple[jax.Array, jax.Array] = EVERYWHERE
+
+  def __call__(self, x_t, level, cond=None) -> Prediction:
+    missing = [name for name in self.null if name not in (cond or {})]
+    if missing:
+      raise UserError(f"Classifier-free guidance replaces cond[{missing[0]!r}], but there is none: give every image one.")
+    without = {**cond, **{name: jnp.full_like(cond[name], value) for name, value in self.null.items()}}
+    twice = [_pairs(x_t, x_t), jax.tree.map(lambda n: _pairs(n, n) if jnp.ndim(n) else n, level)]
+    both = self.inner(*twice, jax.tree.map(_pairs, cond, without))
+    strong, weak = (jax.tree.map(lambda a, i=i: a[i::2] if jnp.ndim(a) else a, both) for i in range(2))
+    return _between(weak, strong, _scale_at(level, self.scale, self.interval, 1.0), x_t)
+
+
+@struct.dataclass
+class Autoguidance:
+  """(3) between a network and a weaker one, smaller or less trained, on the same condition (Karras et al. 2024)."""
+
+  inner: Any
+  weak: Any
+  scale: jax.Array  # [] or [B]
+  interval: tuple[jax.Array, jax.Array] = EVERYWHERE
+
+  def __call__(self, x_t, level, cond=None) -> Prediction:
+    scale = _scale_at(level, self.scale, self.interval, 1.0)
+    return _between(self.weak(x_t, level, cond), self.inner(x_t, level, cond), scale, x_t)
+
+
+@struct.dataclass
+class ClassifierScore:
+  """(1): ADM's algorithm 2, for DDIM and every solver.
+
+  Shifts what `inner` says, and clips nothing afterwards: ADM's DDIM is ClassifierScore(ClipX0(network), ...).
+
+  grad_log_prob: (x_t, level, cond) -> the gradient of log p(y | x_t) with respect to x_t, such as a `Classifier`.
+  """
+
+  inner: Any
+  grad_log_prob: Callable
+  scale: jax.Array  # [] or [B]
+  interval: tuple[jax.Array, jax.Array] = EVERYWHERE
+
+  def __call__(self, x_t, level, cond=None) -> Prediction:
+    pred = self.inner(x_t, level, cond)
+    wide = like(level, x_t)
+    shift = like(_scale_at(level, self.scale, self.interval, 0.0), x_t) * self.grad_log_prob(x_t, level, cond)
+    return pred.replace(x0=pred.x0 + wide.sigma**2 / wide.alpha * shift, eps=pred.eps - wide.sigma * shift)
+
+
+@struct.dataclass
+class ShiftMean:
+  """(2): ADM's algorithm 1, a kernel around a kernel, with its variance, learned or not.
+
+  As in ADM's code, the gradient is taken at x_t; their paper writes the mean. Without variance (eta = 0) nothing shifts.
+  """
+
+  inner: Any
+  grad_log_prob: Callable
+  scale: jax.Array  # [] or [B]
+  interval: tuple[jax.Array, jax.Array] = EVERYWHERE
+
+  def __call__(self, x_t, row, pred, cond=None) -> Gaussian:
+    p = self.inner(x_t, row, pred, cond)
+    scale = like(_scale_at(row.t, self.scale, self.interval, 0.0), x_t)
+    return p.replace(mean=p.mean + scale * jnp.exp(p.log_var) * self.grad_log_prob(x_t, row.t, cond))
+
+
+@struct.dataclass
+class Classifier:
+  """A classifier of noisy images with its weights; called, it gives the gradient of log p(cond["label"] | x_t).
+
+  apply(params, x [B,H,W,C], time [B]) -> logits [B, classes]. It computes in its own dtype; probabilities are float32.
+  """
+
+  params: Any
+  apply: Callable = struct.field(pytree_node=False)
+  time: TimeScale = TimeScale()
+
+  def log_probs(self, x_t: jax.Array, level: Level) -> jax.Array:
+    """log p(y | x_t) of every class, float32 [B, classes]."""
+    logits = self.apply(self.params, x_t, jnp.broadcast_to(self.time(level.n), x_t.shape[:1]))
+    return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any) -> jax.Array:
+    if "label" not in (cond or {}):
+      raise UserError('Classifier guidance needs cond["label"], the class each image should have, but there is none.')
+
+    def of_labels(x):
+      return jnp.take_along_axis(self.log_probs(x, level), cond["label"][:, None], axis=1).sum()
+
+    return jax.grad(of_labels)(x_t)
+
+
+@struct.dataclass
+class Unconditional:
+  """`inner` without the condition: an unconditional network under a classifier."""
+
+  inner: Any
+
+  def __call__(self, x_t, level, cond=None) -> Prediction:
+    return self.inner(x_t, level, None)
+
+
+def _pairs(a: jax.Array, b: jax.Array) -> jax.Array:
+  """[a_0, b_0, a_1, b_1, ...]: a batch that is spread over devices stays where it is."""
+  return jnp.stack([a, b], axis=1).reshape(-1, *jnp.shape(a)[1:])
+
+
+def _between(weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Array) -> Prediction:
+  scale = like(scale, x_t)
+  return strong.replace(x0=weak.x0 + scale * (strong.x0 - weak.x0), eps=weak.eps + scale * (strong.eps - weak.eps))
+
+
+def _scale_at(level: Level, scale: Any, interval: Any, outside: float) -> jax.Array:
+  """`scale` on the levels of the interval and `outside` elsewhere, [] or [B]."""
+  low, high = interval
+  return jnp.where((low <= level.n) & (level.n <= high), scale, outside)
