@@ -32,19 +32,13 @@ class FileRecords:
   shape = (None, None, None)  # nobody knows before reading
 
   def __init__(self, root: pathlib.Path, split: str, labels: str = "auto"):
-    self._files = _Zip(root) if root.suffix == ".zip" else _Folder(root)
-    paths = [path for path in self._files.paths if _is_image(path)]
-    below = f"{split}/"
-    if any(path.startswith(below) for path in paths):
-      paths = [path for path in paths if path.startswith(below)]
-    elif split in ("train", "all"):
-      below = ""
-    else:
+    self._root, self._files = root, (_Zip if root.suffix == ".zip" else _Folder)(root, split)
+    if not self._files.has_split and split not in ("train", "all"):
       raise UserError(f"{root} has no folder {split!r} and therefore no such split: use 'train' for all of it.")
-    if not paths:
+    self.paths = sorted(path for path in self._files.paths if _is_image(path))  # below the split
+    if not self.paths:
       raise UserError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}), in any folder below it.")
-    self.paths, self._root = sorted(paths), root
-    classes = self._classes([path.removeprefix(below) for path in self.paths], below, labels)
+    classes = self._classes(labels)
     if classes is None:
       self.num_classes, self._labels = None, [NO_LABEL] * len(self.paths)
     else:
@@ -65,11 +59,11 @@ class FileRecords:
   def name(self, number: int) -> str:
     return f"{self.paths[number]} in {self._root}"
 
-  def _classes(self, paths: list[str], below: str, labels: str) -> list[str] | list[int] | None:
+  def _classes(self, labels: str) -> list[str] | list[int] | None:
     """The class of every path."""
-    folders = [posixpath.basename(posixpath.dirname(path)) for path in paths]
+    folders = [posixpath.basename(posixpath.dirname(path)) for path in self.paths]
     if labels == "auto":
-      if below + LABELS_FILE in self._files.paths:
+      if LABELS_FILE in self._files.paths:
         labels = LABELS_FILE
       else:
         labels = "folders" if "" not in folders and len(set(folders)) > 1 else "none"
@@ -80,38 +74,46 @@ class FileRecords:
         raise UserError(f"{self.name(folders.index(''))} is in no class folder: use other labels than 'folders'.")
       return folders
     if labels == "prefix":
-      return [posixpath.basename(path).partition("_")[0] for path in paths]
+      return [posixpath.basename(path).partition("_")[0] for path in self.paths]
     if labels.endswith(".csv"):
-      inside = below + labels in self._files.paths
-      return _from_table(labels, self._files.read(below + labels) if inside else _read_file(labels), paths)
+      table = self._files.read(labels) if labels in self._files.paths else _read_file(labels)
+      return _from_table(labels, table, self.paths)
     raise UserError(f"labels must be 'auto', 'folders', 'prefix', 'none' or a .csv file, not {labels!r}.")
 
 
 class _Folder:
-  def __init__(self, root: pathlib.Path):
-    self._root = root
+  """Files below root/split, or below root where there is no such folder; paths are relative and use /."""
+
+  def __init__(self, root: pathlib.Path, split: str):
+    self.has_split = (root / split).is_dir()
+    self._top = root / split if self.has_split else root
     self.paths = {
-      pathlib.Path(folder, file).relative_to(root).as_posix()
-      for folder, _, files in os.walk(root, followlinks=True)
+      pathlib.Path(folder, file).relative_to(self._top).as_posix()
+      for folder, _, files in os.walk(self._top, followlinks=True)
       for file in files
     }
 
   def read(self, path: str) -> bytes:
-    return (self._root / path).read_bytes()
+    return (self._top / path).read_bytes()
 
 
 class _Zip:
-  def __init__(self, root: pathlib.Path):
+  """The same for a zip."""
+
+  def __init__(self, root: pathlib.Path, split: str):
     try:
       self._zip = zipfile.ZipFile(root)
     except zipfile.BadZipFile:
       raise UserError(f"{root} is not a zip file, or only part of one: pack or copy it again.") from None
-    self.paths = {name for name in self._zip.namelist() if not name.endswith("/")}
+    paths = [name for name in self._zip.namelist() if not name.endswith("/")]
+    self.has_split = any(path.startswith(f"{split}/") for path in paths)
+    self._top = f"{split}/" if self.has_split else ""
+    self.paths = {path.removeprefix(self._top) for path in paths if path.startswith(self._top)}
     self._lock = threading.Lock()
 
   def read(self, path: str) -> bytes:
     with self._lock:
-      return self._zip.read(path)
+      return self._zip.read(self._top + path)
 
 
 def _is_image(path: str) -> bool:

@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from ddpm_jax.data import crops
 from ddpm_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
 NO_LABEL = -1  # the label of every image of a set without labels
 
 
@@ -145,7 +147,7 @@ class Encoded(Source):
     if not good.any():
       raise UserError(f"None of the {len(self)} images of {self.info.name} can be decoded: is it the right place?")
     if not good.all():
-      logging.warning("%s: skipped %d of %d images that cannot be decoded.", self.info.name, (~good).sum(), len(self))
+      log.warning("%s: skipped %d of %d images that cannot be decoded.", self.info.name, (~good).sum(), len(self))
     return Encoded(self.info, self.records, self.decoder, self.kept[good], self.threads)
 
   def in_memory(self, chunk: int = 1024) -> Arrays:
@@ -174,6 +176,6 @@ class Encoded(Source):
     try:
       self._read(number, None)
     except CorruptImage as error:
-      logging.warning("skipped: %s", error)
+      log.warning("skipped: %s", error)
       return False
     return True

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 import zipfile
 
 import numpy as np
@@ -303,10 +302,6 @@ def test_an_image_of_another_size_among_many_is_named(folder):
   Image.new("RGB", (24, 24)).save(folder / "cat/c001.png")  # not among the 64 headers that are looked at
   with pytest.raises(UserError, match=r"c001.png in .* 24x24 where 20x20 is expected: give image_size"):
     data.load(str(folder))
-
-
-def test_tensorflow_is_not_imported():
-  assert not any(name.partition(".")[0] == "tensorflow" for name in sys.modules)
 
 
 def test_encoded_bytes_need_not_be_png(tmp_path, pictures):
