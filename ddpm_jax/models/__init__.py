@@ -47,8 +47,15 @@ def _parse(field, value):
   if hasattr(value, "keys"):
     return make(**value)
   if field == "dtype":
-    return jnp.dtype(value).type
+    return _dtype(value)
   return tuple(value) if isinstance(value, list) else value
+
+
+def _dtype(value):
+  try:
+    return jnp.dtype(value).type
+  except TypeError:
+    raise UserError(f'dtype {value!r} is unknown; use "float32" or "bfloat16"') from None
 
 
 def _suggest(name, known):

@@ -1,0 +1,254 @@
+"""What must hold exactly of the networks: sizes of every published one, precision, remat, dropout, refusals."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+from networks import forward, shapes
+
+from ddpm_jax import models
+from ddpm_jax.convert import names
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import layers
+
+HO = dict(name="unet_ddpm")
+HO_256 = dict(HO, channel_mult=(1, 1, 2, 2, 4, 4))
+IDDPM = dict(name="unet_adm", num_res_blocks=3, out_channels=6, attention_resolutions=(16, 8))
+ADM = dict(
+  name="unet_adm", channels=256, num_res_blocks=2, out_channels=6, attention_resolutions=(32, 16, 8), head_channels=64,
+  resblock_updown=True, num_classes=1000,
+)  # fmt: skip
+ADM_256 = dict(ADM, channel_mult=(1, 1, 2, 2, 4, 4))
+ADM_4_HEADS = dict(ADM, head_channels=None, num_heads=4)
+CLASSIFIER = dict(
+  name="classifier", attention_resolutions=(32, 16, 8), num_res_blocks=2, head_channels=64, resblock_updown=True
+)
+BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
+NCSNPP = dict(name="ncsnpp")
+
+# name: (fields, image size, parameters, tensors there), counted by the authors' own code
+PUBLISHED = {
+  "DDPM CIFAR-10": (HO, 32, 35_746_307, 328),
+  "DDIM CelebA": (dict(HO, channel_mult=(1, 2, 2, 2, 4)), 64, 78_700_803, None),
+  "DDPM LSUN and CelebA-HQ": (HO_256, 256, 113_673_219, None),
+  "IDDPM CIFAR-10": (IDDPM, 32, 52_546_438, 446),
+  "IDDPM ImageNet-64": (dict(IDDPM, channel_mult=BY_SIZE[64]), 64, 121_063_942, 450),
+  "IDDPM ImageNet-64 cond": (
+    dict(IDDPM, channel_mult=BY_SIZE[64], channels=192, num_classes=1000), 64, 273_049_350, 451,
+  ),
+  "IDDPM LSUN": (
+    dict(IDDPM, channel_mult=BY_SIZE[256], num_res_blocks=2, num_heads=1, scale_shift=False, attention_resolutions=(16,)),
+    256, 113_676_678, 426,
+  ),
+  "IDDPM 64 to 256": (
+    dict(IDDPM, channel_mult=BY_SIZE[256], num_res_blocks=2, channels=192, num_classes=1000, low_res=True),
+    256, 279_792_390, 457,
+  ),
+  "ADM 64": (dict(ADM, channel_mult=BY_SIZE[64], channels=192, num_res_blocks=3), 64, 295_904_454, 541),
+  "ADM 128": (dict(ADM_4_HEADS, channel_mult=BY_SIZE[128]), 128, 421_529_606, 493),
+  "ADM 256": (ADM_256, 256, 553_838_086, 567),
+  "ADM 256 uncond and LSUN": (dict(ADM_256, num_classes=None), 256, 552_814_086, 566),
+  "ADM 512": (dict(ADM, channel_mult=BY_SIZE[512]), 512, 558_997_638, 645),
+  "ADM 64 to 256": (
+    dict(ADM_4_HEADS, channel_mult=BY_SIZE[256], channels=192, low_res=True), 256, 311_795_910, 567,
+  ),
+  "ADM 128 to 512": (
+    dict(ADM, channel_mult=(1, 1, 2, 2, 4, 4), channels=192, low_res=True, attention_resolutions=(32, 16)),
+    512, 308_835_270, 537,
+  ),
+  "classifier 64": (dict(CLASSIFIER, channel_mult=BY_SIZE[64], num_res_blocks=4), 64, 65_438_568, 307),
+  "classifier 128": (dict(CLASSIFIER, channel_mult=BY_SIZE[128]), 128, 42_568_040, 221),
+  "classifier 256": (dict(CLASSIFIER, channel_mult=BY_SIZE[256]), 256, 54_096_360, 249),
+  "classifier 512": (dict(CLASSIFIER, channel_mult=BY_SIZE[512]), 512, 54_448_360, 281),
+  "DDPM++ CIFAR-10": (NCSNPP, 32, 61_804_419, 565 - 1),  # without the buffer `sigmas`
+  "DDPM++ CIFAR-10 with head": (dict(name="two_headed", backbone=NCSNPP), 32, 61_808_134, 569 - 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_size_of_every_published_network(model):
+  fields, size, parameters, tensors = PUBLISHED[model]
+  network = models.make(**fields)
+  cond = {"label": np.zeros(1, np.int32), "low_res": np.zeros((1, 8, 8, 3), np.float32)}
+  tree = shapes(network, np.zeros((1, size, size, 3), np.float32), np.zeros(1, np.float32), cond)
+  assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == parameters
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(tree))
+  if tensors is not None:
+    dialect = {"unet_ddpm": "pesser", "ncsnpp": "ncsnpp", "two_headed": "ncsnpp"}.get(fields["name"], "openai")
+    assert sum(len(entry.theirs) for entry in names.entries(network, tree, dialect)) == tensors
+
+
+# ---------------------------------------------------------------- small networks of every kind
+
+SMALL = dict(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
+KINDS = {
+  "ddpm": dict(SMALL, name="unet_ddpm"),
+  "adm": dict(SMALL, name="unet_adm", head_channels=16, resblock_updown=True),
+  "ncsnpp": dict(SMALL, name="ncsnpp"),
+  "classifier": dict(SMALL, name="classifier", head_channels=16, out_channels=10),
+}
+ONE_LEVEL = dict(SMALL, channel_mult=(1,), attention_resolutions=(8,))  # compiles in half the time
+X = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+TIME = np.array([3, 700], np.float32)
+
+
+@functools.cache
+def random_params(**fields):
+  """Weights of unit-variance layers, the last layer of every branch included."""
+  random = np.random.default_rng(1)
+
+  def draw(path, leaf):
+    fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
+    start = 1 if path[-1].key == "scale" else 0
+    return np.float32(start + random.standard_normal(leaf.shape) * (fan_in**-0.5 if len(leaf.shape) > 1 else 0.1))
+
+  return jax.tree_util.tree_map_with_path(draw, shapes(models.make(**fields), X, TIME))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_close_to_float32(kind):
+  params = random_params(**KINDS[kind])
+  full = forward(models.make(**KINDS[kind]), params, X, TIME)
+  half = forward(models.make(**KINDS[kind], dtype="bfloat16"), params, X, TIME)
+  assert full.dtype == half.dtype == jnp.float32
+  # bfloat16 has 8 bits: 4e-3 a rounding, and a few dozen of them in a row
+  assert 0 < np.abs(half - full).max() <= 2e-2 * np.abs(full).max()
+
+
+def test_remat_changes_no_gradient():
+  fields = dict(KINDS["adm"], **ONE_LEVEL)
+  params = random_params(**fields)
+
+  def gradient(**options):
+    network = models.make(**fields, dropout=0.2, **options)
+    rngs = {"dropout": jax.random.key(0)}
+    loss = lambda p: jnp.square(network.apply({"params": p}, X, TIME, train=True, rngs=rngs)).mean()
+    return jax.jit(jax.grad(loss))(params)
+
+  kept, recomputed = gradient(), gradient(remat=True)
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(kept))
+  close = lambda a, b: np.testing.assert_allclose(b, a, rtol=0, atol=1e-6 * largest)  # sums in another order
+  jax.tree.map(close, kept, recomputed)
+
+
+def test_dropout_only_when_training():
+  fields = dict(KINDS["ddpm"], **ONE_LEVEL)
+  params = random_params(**fields)
+  network = models.make(**fields, dropout=0.5)
+  np.testing.assert_array_equal(forward(network, params, X, TIME), forward(models.make(**fields), params, X, TIME))
+  train = jax.jit(lambda key: network.apply({"params": params}, X, TIME, train=True, rngs={"dropout": key}))
+  one, two = train(jax.random.key(1)), train(jax.random.key(2))
+  assert np.abs(one - two).max() > 0.1
+  np.testing.assert_array_equal(one, train(jax.random.key(1)))
+
+
+def test_second_head_leaves_the_backbone_alone():
+  backbone = dict(KINDS["ddpm"], dropout=0.5, **ONE_LEVEL)
+  fields = dict(name="two_headed", complex=True, initialization="torch")
+  network = models.make(**fields, backbone=backbone)
+  params = random_params(**fields, backbone=FrozenDict(backbone))
+  assert params.keys() == {"backbone", "head"}
+  out = forward(network, params, X, TIME)
+  assert out.shape == (2, 8, 8, 6)
+  np.testing.assert_allclose(out[..., :3], forward(models.make(**backbone), params["backbone"], X, TIME), rtol=0, atol=1e-9)
+
+  def loss(params, network):
+    rngs = {"dropout": jax.random.key(3)}
+    out = network.apply({"params": params}, X, TIME, train=True, rngs=rngs)
+    return jnp.square(out).mean(), out
+
+  grads, dropped = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, network)
+  assert not any(leaf.any() for leaf in jax.tree.leaves(grads["backbone"]))
+  assert all(leaf.any() for leaf in jax.tree.leaves(grads["head"]))
+  assert (dropped[..., :3] != out[..., :3]).any()  # as the published heads were trained
+
+  _, kept = jax.jit(loss, static_argnums=1)(params, models.make(**fields, backbone=backbone, backbone_dropout=False))
+  np.testing.assert_allclose(kept[..., :3], out[..., :3], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("initialization, last", [("ho", 1e-4), ("openai", 0.0), ("torch", 0.2)])
+def test_initial_weights(initialization, last):
+  """Uniform within sqrt(6 / (fan_in + fan_out)) (Ho) or 1 / sqrt(fan_in) (torch); last layers tiny, zero, or as torch."""
+  style, ho = layers.Style(initialization), initialization == "ho"
+  start = lambda layer, *inputs: jax.jit(layer.init, static_argnums=3)(jax.random.key(0), *inputs)["params"]
+  features, emb = np.ones((1, 4, 4, 32), np.float32), np.ones((1, 8), np.float32)
+  block = start(layers.ResBlock(style, 64), features, emb, False)
+  attention = start(layers.Attention(style), np.ones((1, 4, 4, 64), np.float32))
+  out = start(layers.Readout(style, 3), features, emb, False)
+
+  def bounded(kernel, fan_in, fan_out):
+    bound = np.sqrt(6 / (fan_in + fan_out)) if ho else fan_in**-0.5
+    assert 0.95 * bound < np.abs(kernel).max() <= bound
+
+  bounded(block["conv1"]["kernel"], 9 * 32, 9 * 64)
+  for kernel in np.split(attention["qkv"]["kernel"], 3, axis=1):
+    bounded(kernel, 64, 64)
+  bounded(block["shortcut"]["kernel"], 32, 64)
+  assert block["conv1"]["bias"].any() == (not ho)
+  for layer in (block["conv2"], attention["out"], out["conv"]):
+    assert np.abs(layer["kernel"]).max() <= last
+    assert layer["bias"].any() == (initialization == "torch")
+    assert layer["kernel"].any() == (initialization != "openai")
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def test_null_label_is_one_more_label():
+  fields = dict(KINDS["ddpm"], num_classes=10, null_label=True)
+  table = shapes(models.make(**fields), X, TIME, {"label": np.zeros(2, np.int32)})["label_embed"]["embedding"]
+  assert table.shape == (11, 128)
+
+
+@pytest.mark.parametrize("fields", [dict(num_classes=10), dict(low_res=True)])
+def test_network_says_which_condition_is_absent(fields):
+  with pytest.raises(ValueError, match='cond has no "(label|low_res)"'):
+    shapes(models.make(**dict(KINDS["adm"], **fields)), X, TIME)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+  "size, fields, message",
+  [
+    (28, dict(channel_mult=(1, 2, 2, 2)), "28x28 cannot be halved 3 times.*multiples of 8.*at most 3 entries.*32x32"),
+    (8, dict(attention_resolutions=(16,)), "attention_resolutions has 16.*8x8.*choose from 8, 4"),
+    (8, dict(channels=48), "48 channels do not divide into 32 norm groups"),
+    (8, dict(name="unet_adm", num_heads=5, attention_resolutions=(4,)), "64 channels do not divide into 5 attention heads"),
+  ],
+)
+def test_sizes_that_do_not_fit(size, fields, message):
+  network = models.make(**dict(KINDS["ddpm"], **{"attention_resolutions": (), **fields}))
+  with pytest.raises(UserError, match=message):
+    shapes(network, np.zeros((1, size, size, 3), np.float32), TIME)
+
+
+def test_check_size_needs_no_tracing():
+  with pytest.raises(UserError, match="cannot be halved"):
+    models.make("unet_ddpm").check_size(28, 28)
+  models.make("unet_ddpm", channel_mult=(1, 2, 2), attention_resolutions=(14,)).check_size(28, 28)
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    (dict(name="unet_dpm"), "did you mean 'unet_ddpm'"),
+    (dict(name="unet_ddpm", chanels=3), "no field 'chanels'; did you mean 'channels'"),
+    (dict(name="unet_ddpm", dtype="bfloat17"), "dtype 'bfloat17'"),
+    (dict(KINDS["ddpm"], initialization="zeros"), "initialization='zeros' is unknown; use one of ho, openai, torch"),
+    (dict(KINDS["classifier"], pool="max"), "pool='max' is unknown"),
+  ],
+)
+def test_unknown_words(fields, message):
+  with pytest.raises(UserError, match=message):
+    shapes(models.make(**fields), X, TIME)
+
+
+def test_average_pool_and_nearest_are_what_they_say():
+  x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+  np.testing.assert_array_equal(layers.average_pool(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+  np.testing.assert_array_equal(layers.average_pool(layers.nearest(x)), x)
