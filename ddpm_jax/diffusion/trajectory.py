@@ -43,7 +43,7 @@ def dp_seg(schedule: Schedule, gamma: np.ndarray, K: int) -> np.ndarray:
   if K == 1:
     return np.array([schedule.T, 0])
   parts = split(gamma, K)
-  levels = 1 + shortest_path(_segment_cost(schedule, gamma, parts.head), parts.head_steps - 1)
+  levels = 1 + shortest_path(segment_cost(schedule, gamma, parts.head), parts.head_steps - 1)
   if parts.tail_steps:
     stride = (schedule.T - parts.head) / parts.tail_steps
     tail = [round(schedule.T - stride * k) for k in range(parts.tail_steps)]
@@ -149,10 +149,13 @@ def check_gamma(gamma: np.ndarray, schedule: Schedule) -> np.ndarray:
   return gamma
 
 
-def _segment_cost(schedule: Schedule, gamma: np.ndarray, head: int) -> np.ndarray:
-  """The cost of dp_seg among levels 1 ... head, at [t - 1, s - 1]; inf unless s < t."""
+def segment_cost(schedule: Schedule, gamma: np.ndarray, head: int) -> np.ndarray:
+  """The cost of dp_seg among levels 1 ... head, float64, at [t - 1, s - 1]; inf unless s < t.
+
+  Gamma / sigma^2 is rounded to the precision of gamma: the authors keep float32, and near ties decide paths.
+  """
   alpha_bar = schedule.alpha_bar[1 : head + 1]
-  score = gamma[1 : head + 1] / (1 - alpha_bar)
+  score = (gamma[1 : head + 1] / (1 - alpha_bar)).astype(gamma.dtype)
   cost = np.full((head, head), np.inf)
   for t in range(1, head):
     cost[t, :t] = np.log(1 - (1 - alpha_bar[t] / alpha_bar[:t]) * score[t])

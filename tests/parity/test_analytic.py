@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from measured import after_the_step, costs_of_all_steps, second_moments
 from reference import Stored, named, nhwc, sn, two_heads
 
-from ddpm_jax.diffusion import grid, losses, moments, schedule, step_costs, steps, trajectory
-from ddpm_jax.diffusion.covariance import CapLast, Optimal, fix_last_to_full_chain, log_posterior_21, marginal, posterior
+from ddpm_jax.diffusion import grid, losses, schedule, steps, trajectory
+from ddpm_jax.diffusion.covariance import CapLast, Optimal, fix_last_to_full_chain, marginal, posterior
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import bits_per_dim
 from ddpm_jax.diffusion.prediction import X0, Eps, Network, Prediction, TimeScale, TwoHeads
@@ -104,10 +105,6 @@ def test_sampling(data, chain, name):
     np.testing.assert_allclose(rows.var, data[f"{group}/stat.sigma2_small"][inner], rtol=1e-5)
 
 
-def after_the_step(x, pred):
-  return x
-
-
 def test_trajectories_of_steps(data, chain):
   for key in data.arrays.files:
     if not key.startswith("trajectory/"):
@@ -157,7 +154,7 @@ def test_costs_of_all_steps_and_the_best_path(data, small):
   args, x_0, noise = data.args(group), *(nhwc(data[f"nelbo_terms/small1/{array}"]) for array in ("x0", "noise"))
   chain = schedule.from_betas(data["nelbo_terms/small1/betas"][1:])
   denoiser = ClipX0(Network(None, named(args["model"]), time=time_of(args, chain.T)))
-  table = costs_of_all_steps(chain, denoiser, posterior if small else marginal, x_0, noise) * x_0[0].size * np.log(2)
+  table = costs_of_all_steps(chain, denoiser, posterior if small else marginal, x_0, noise)
   reachable = data[f"{group}/mask"]
   np.testing.assert_array_equal(np.isfinite(table), reachable)
   assert_close(table[reachable], data[f"{group}/F"][reachable])
@@ -168,19 +165,6 @@ def test_costs_of_all_steps_and_the_best_path(data, small):
     terms = np.append(table[path[:-1], path[1:]], data[f"{group}/last_term"])
     assert_close(terms, data[f"{group}/dp_K{K}_terms"])
     assert_close(terms.sum(), data[f"{group}/dp_K{K}_nelbo"])
-
-
-def costs_of_all_steps(chain, denoiser, covariance, x_0, noise):
-  """step_costs.estimate on one batch with stored noise [T,B,...] of levels 1 ... T."""
-  rows = steps.gaussian(chain, grid.full(chain.T))
-  keys = jax.random.split(jax.random.key(0), len(x_0))
-  columns = jax.jit(step_costs.terms, static_argnums=2)(
-      keys, denoiser, covariance, rows, step_costs.to_lower(chain, rows.t.n), x_0, None, log_posterior_21(chain),
-      noise=Stored(noise[::-1]))
-  table = np.full((chain.T + 1, chain.T + 1), np.inf)
-  for t, column in zip(rows.t.n, np.asarray(columns, np.float64), strict=True):
-    table[:t, t] = column[:t]
-  return table
 
 
 def test_losses(data):
@@ -209,15 +193,5 @@ def test_gamma_estimation(data, name):
   x_0, noise = nhwc(data[f"{first}/x0"]), nhwc(data[f"{first}/noise"])
   shift = int(name.endswith("shift1"))  # its network has a learned range beside, which plays no role
   network = Network(np.float32(0), named("poly+var"), TwoHeads(Eps(), "range"), TimeScale(1000 / chain.T, shift))
-  each = second_moments_of_batches(network, chain, x_0, noise, 3)
+  each = second_moments(network, chain, x_0, noise, 3)
   np.testing.assert_allclose(each.mean(1), data[f"gamma_estimation/{name}/ms_eps"][1:], rtol=1e-5)
-
-
-def second_moments_of_batches(network, chain, x_0, noise, batch_size):
-  """[T, images] from stored noise [T * batches, B, ...], level after level."""
-  rows = steps.gaussian(chain, grid.full(chain.T))
-  batches = len(x_0) // batch_size
-  keys = jax.random.split(jax.random.key(0), batch_size)
-  parts = [jax.jit(moments.second_moments)(keys, network, rows, x_0[b * batch_size : (b + 1) * batch_size],
-                                           noise=Stored(noise[b::batches][::-1])) for b in range(batches)]
-  return np.concatenate(parts, axis=1)[::-1]
