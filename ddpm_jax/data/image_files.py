@@ -16,6 +16,10 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 LABELS_FILE = "labels.csv"
 
 
+class NoSuchSplit(UserError):
+  """A split without a folder of its name."""
+
+
 class FileRecords:
   """The image files below a folder (or in a zip), sorted by path, with labels.
 
@@ -34,7 +38,7 @@ class FileRecords:
   def __init__(self, root: pathlib.Path, split: str, labels: str = "auto"):
     self._root, self._files = root, (_Zip if root.suffix == ".zip" else _Folder)(root, split)
     if not self._files.has_split and split not in ("train", "all"):
-      raise UserError(f"{root} has no folder {split!r} and therefore no such split: use 'train' for all of it.")
+      raise NoSuchSplit(f"{root} has no folder {split!r} and therefore no such split: use 'train' for all of it.")
     self.paths = sorted(path for path in self._files.paths if _is_image(path))  # below the split
     if not self.paths:
       raise UserError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}), in any folder below it.")

@@ -71,7 +71,7 @@ def load(
   kept = np.arange(len(records))[_absolute(part, len(records))]
   if not len(kept):
     raise UserError(f"{name} {split} holds no images: choose another split.")
-  size, channels, fits = _shape(name, records, image_size, channels)
+  size, channels, fits = wanted_shape(name, records, image_size, channels)
   decoder = Decoder(size, channels, None if fits and crop in ("adm", "lsun", "ddim") else crop)
   source = Encoded(Info(name, split, size, channels, records.num_classes), records, decoder, kept, threads)
   if corrupt == "skip":
@@ -129,7 +129,7 @@ def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
   raise UserError(f"There is no data set {name!r} in {root}; there is {', '.join(there)}. {' '.join(remedies)}")
 
 
-def _shape(
+def wanted_shape(
   name: str, records: Records, image_size: int | None, channels: int | None
 ) -> tuple[int, int, bool]:
   """Pixels and channels that are wanted, and whether the images are known to have that size already."""

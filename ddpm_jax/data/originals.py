@@ -1,0 +1,194 @@
+"""The files in which the published data sets are handed out, as records with the names that TFDS gives them."""
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import pathlib
+import pickle
+import struct
+import tarfile
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.data.image_files import FileRecords, NoSuchSplit
+from ddpm_jax.data.sources import NO_LABEL, Records
+from ddpm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What becomes a split: `records[numbers[k]]` is called ids[k] and takes its place by the hash of keys[k]."""
+
+  records: Records
+  numbers: Sequence[int]
+  ids: Sequence[str]
+  keys: Sequence[str]
+
+
+def folder(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
+  """A folder or zip of images: its sub-folders train, val, validation, valid, test, or "train" for everything."""
+  parts = {}
+  for split in ("train", "val", "validation", "valid", "test"):
+    with contextlib.suppress(NoSuchSplit):
+      records = FileRecords(path, split, labels)
+      parts[split] = Part(records, range(len(records)), records.paths, records.paths)
+  return parts
+
+
+def mnist(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
+  """A folder with LeCun's four idx files, compressed or not."""
+
+  def read(name: str) -> np.ndarray:
+    files = [path / (name + suffix) for suffix in ("", ".gz")] + [path / (name.replace("-idx", ".idx"))]
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+      raise UserError(f"{path} holds no {name}(.gz): give the folder with the four idx files of MNIST.")
+    data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    shape = struct.unpack_from(f">{data[3]}I", data, 4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+  parts = {}
+  for split, prefix in (("train", "train"), ("test", "t10k")):
+    images, classes = read(f"{prefix}-images-idx3-ubyte"), read(f"{prefix}-labels-idx1-ubyte")
+    parts[split] = _arrays(split, images[..., None], classes)
+  return parts
+
+
+def cifar10(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
+  """Krizhevsky's python version: cifar-10-python.tar.gz, or the folder of its six pickles."""
+
+  splits = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+  files = _members(path, splits["train"] + splits["test"])
+  parts = {}
+  for split, names in splits.items():
+    batches = [_PlainUnpickler(io.BytesIO(files[name]), encoding="bytes").load() for name in names]
+    rows = np.concatenate([batch[b"data"] for batch in batches])
+    classes = np.concatenate([batch[b"labels"] for batch in batches])
+    parts[split] = _arrays(split, rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), classes)
+  return parts
+
+
+def celeba(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
+  """A folder with img_align_celeba (a folder or .zip) and list_eval_partition.txt (or .csv)."""
+  images = next((path / name for name in ("img_align_celeba", "img_align_celeba.zip") if (path / name).exists()), None)
+  table = next(iter(sorted(path.glob("list_eval_partition.*"))), None)
+  if images is None or table is None:
+    raise UserError(f"{path} holds no img_align_celeba(.zip) or no list_eval_partition.txt: give CelebA's folder.")
+  lines = [line.replace(",", " ").split() for line in table.read_text().splitlines()]
+  partition = {line[0]: line[1] for line in lines if len(line) == 2}
+  records = FileRecords(images, "all", "none")
+  parts = {}
+  for split, code in (("train", "0"), ("validation", "1"), ("test", "2")):
+    names = [image.rpartition("/")[2] for image in records.paths]
+    numbers = [number for number, name in enumerate(names) if partition.get(name) == code]
+    ids = [names[number] for number in numbers]
+    parts[split] = Part(records, numbers, ids, ids)
+  return parts
+
+
+def lsun(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
+  """An LSUN lmdb (a folder with data.mdb): "train"; or a folder with ..._train_lmdb and perhaps ..._val_lmdb."""
+  parts = {}
+  for split in ("train", "val"):
+    here = split == "train" and (path / "data.mdb").exists()
+    for found in [path] if here else path.glob(f"*_{split}_lmdb"):
+      records = LmdbRecords(found)
+      parts[split] = Part(records, range(len(records)), records.keys, records.keys)
+  if "train" not in parts:
+    raise UserError(f"{path} holds no data.mdb and no *_train_lmdb: unpack LSUN's zip and give that folder.")
+  return parts
+
+
+class LmdbRecords:
+  """The values of an lmdb, by number, without labels. Needs the package lmdb."""
+
+  shape = (None, None, None)
+  num_classes = None
+
+  def __init__(self, path: pathlib.Path):
+    try:
+      import lmdb
+    except ImportError:
+      raise UserError("Reading LSUN needs the package lmdb: pip install 'ddpm_jax[prepare]'.") from None
+    try:
+      self._lmdb = lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_spare_txns=64)
+      with self._lmdb.begin() as transaction:
+        self._keys = list(transaction.cursor().iternext(values=False))
+    except lmdb.Error as error:
+      raise UserError(f"{path} cannot be read as an lmdb ({error}): unpack LSUN's zip again.") from None
+    self._path, self.keys = path, [key.decode() for key in self._keys]
+
+  def __len__(self) -> int:
+    return len(self._keys)
+
+  def __getitem__(self, number: int) -> tuple[bytes, int]:
+    with self._lmdb.begin() as transaction:
+      return transaction.get(self._keys[number]), NO_LABEL
+
+  def name(self, number: int) -> str:
+    return f"{self.keys[number]} in {self._path}"
+
+
+class _ArrayRecords:
+  """Images that were pixels already, as PNGs."""
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int):
+    self._images, self._labels = images, labels
+    self.shape, self.num_classes = images.shape[1:], num_classes
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def __getitem__(self, number: int) -> tuple[bytes, int]:
+    return encode_png(self._images[number]), int(self._labels[number])
+
+  def name(self, number: int) -> str:
+    return f"image {number}"
+
+
+def encode_png(image: np.ndarray) -> bytes:
+  """uint8 [H, W, 1 or 3] as the bytes of a PNG, grey or RGB whatever the pixels are."""
+  buffer = io.BytesIO()
+  picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else np.ascontiguousarray(image))
+  picture.save(buffer, "PNG", compress_level=4)  # photographs: 1 % larger than 6, in 60 % of the time
+  return buffer.getvalue()
+
+
+class _PlainUnpickler(pickle.Unpickler):
+  """Reads dicts, lists, strings and NumPy arrays; refuses whatever else a pickle might want to call."""
+
+  ALLOWED = {("_codecs", "encode"), ("numpy", "dtype"), ("numpy", "ndarray")} | {
+    (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
+  }
+
+  def find_class(self, module: str, name: str):
+    if (module, name) not in self.ALLOWED:
+      raise UserError(f"This is no original CIFAR-10 file: it asks to run {module}.{name}. Download it again.")
+    return super().find_class(module, name)
+
+
+def _arrays(split: str, images: np.ndarray, classes: np.ndarray) -> Part:
+  count = range(len(images))
+  ids = [f"{split}_{index:05}" for index in count]
+  return Part(_ArrayRecords(images, classes, 10), count, ids, [str(index) for index in count])  # TFDS's keys
+
+
+def _members(path: pathlib.Path, names: list[str]) -> dict[str, bytes]:
+  """Files of cifar-10-batches-py, in a tar or a folder."""
+  found = {}
+  try:
+    if path.is_file():
+      with tarfile.open(path) as archive:  # one pass: a compressed tar is slow to search
+        for member in archive:
+          if (name := member.name.rpartition("/")[2]) in names:
+            found[name] = archive.extractfile(member).read()
+    else:
+      inner = path / "cifar-10-batches-py"
+      found = {name: ((inner if inner.is_dir() else path) / name).read_bytes() for name in names}
+    return {name: found[name] for name in names}
+  except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error):
+    raise UserError(f"{path} does not hold {', '.join(names)}: give cifar-10-python.tar.gz or its folder.") from None
