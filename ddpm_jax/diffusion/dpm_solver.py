@@ -60,10 +60,11 @@ def multistep(
     steps = steps.replace(next_a=steps.next_a * np.exp(-h), std=sigma_s * np.sqrt(gain))
   x0 = np.eye(order)  # x0[j] are the weights of "belief j"
   for k, p in enumerate(orders(log_snr, order, lower_order_final)):
-    r = h[:k][::-1] / h[k]
     if p == 2:
-      steps.next_x0[k] += steps.next_x0[k, 0] * (x0[0] - x0[1]) / r[0] / 2
+      r = h[k - 1] / h[k]
+      steps.next_x0[k] += steps.next_x0[k, 0] * (x0[0] - x0[1]) / r / 2
     if p == 3:
+      r = h[k - 1] / h[k], h[k - 2] / h[k]
       slopes = (x0[0] - x0[1]) / r[0], (x0[1] - x0[2]) / r[1]
       D2 = 2 * (slopes[0] - slopes[1]) / (r[0] + r[1])
       D1 = slopes[0] + r[0] * D2 / 2
@@ -83,10 +84,11 @@ def singlestep(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32
   log_snr = schedule.log_snr[grid]
   steps = first_order(schedule, grid[:-1], grid[1:], beliefs=2)
   sigma = np.sqrt(1 - schedule.alpha_bar[grid])
-  finite = np.flatnonzero(np.isfinite(log_snr))
-  for k in range(finite[0], finite[-1] - 1, 2):
-    t, u, s = k, k + 1, k + 2
-    h, r = log_snr[s] - log_snr[t], (log_snr[u] - log_snr[t]) / (log_snr[s] - log_snr[t])
+  finite = np.isfinite(log_snr)
+  for t in range(np.argmax(finite), np.argmax(finite) + finite.sum() - 2, 2):
+    u, s = t + 1, t + 2
+    h = log_snr[s] - log_snr[t]
+    r = (log_snr[u] - log_snr[t]) / h
     steps.anchor_x[u], steps.anchor_a[u] = 0, 1
     steps.next_a[u] = sigma[s] / sigma[t]
     x0_u, x0_t = np.eye(2)
