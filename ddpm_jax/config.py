@@ -27,8 +27,11 @@ def default() -> ConfigDict:
     data_dir=None,  # where prepared data sets are; None: $DDPM_JAX_DATA, $TFDS_DATA_DIR or ~/tensorflow_datasets
     train_split="train",
     test_split="test",
-    image_size=None,  # None: as stored
-    crop=None,  # how images of another size are fitted
+    image_size=None,  # None: as stored; a run writes down here what it found, as for the next two
+    channels=None,
+    num_classes=None,
+    crop="adm",  # how images of another size are fitted: "adm", "random", "lsun", "ddim", "celeba"
+    labels="auto",  # of folders: from the names of folders or files
     corrupt="error",  # or "skip": leave out images that cannot be decoded, and count them
     flip=False,  # mirror half of the training images
   ))  # fmt: skip
@@ -52,7 +55,7 @@ def default() -> ConfigDict:
     weight_decay=0.0,
     clip_norm=None,  # largest global norm of the gradient; losses are means over pixels
   ))  # fmt: skip
-  config.ema = ConfigDict(dict(rates=(0.9999,), warmup=True))  # the first rate is the one that samples
+  config.ema = ConfigDict(dict(rates=(0.9999,), warmup=True))  # sampling takes the slowest
   config.train = ConfigDict(dict(
     total_steps=0,
     batch_size=128,  # of the whole machine park, whatever its size
@@ -108,6 +111,18 @@ def load(spec: str) -> ConfigDict:
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
   return module.get_config(variant)
+
+
+def from_dict(values: dict) -> ConfigDict:
+  """The config that a checkpoint stores, with defaults for fields that are newer than it."""
+  config = default()
+  for section, fields in values.items():
+    if not isinstance(fields, dict):
+      config[section] = fields
+      continue
+    with config[section].unlocked(), config[section].ignore_type():
+      config[section].update({k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+  return config
 
 
 def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:

@@ -1,0 +1,102 @@
+"""Draws images from what was trained in --workdir. Everything that the network needs comes from its checkpoint.
+
+Image i comes from seed i alone, whatever the batch size or the machine. Change how by the config's sampling section:
+
+  ddpm-jax sample --workdir runs/digits --seeds 0-63                                             as trained
+  ddpm-jax sample --workdir runs/digits --config.sampling.grid=uniform --config.sampling.steps=50 --config.sampling.eta=0
+  ddpm-jax sample --workdir runs/digits --seeds 0-49999 --formats npz                            for an evaluator
+"""
+
+import argparse
+
+FORMATS = {
+  "grid": "grid.png, all images in one picture",
+  "png": "png/000000.png ..., one file per image, named by its seed",
+  "npz": "samples.npz in the layout of OpenAI's evaluator: arr_0 uint8 [N,H,W,C], arr_1 labels",
+  "gif": "denoising.gif, what is believed about x_0 on the way, for the first 16 images",
+  "strip": "denoising.png, the same as rows of a picture, for the first 8 images",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
+  parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,5,8-10; one image each (default %(default)s)")
+  parser.add_argument("--classes", help="such as 3,5: label images with these in turn (default: all classes in turn)")
+  formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+  parser.add_argument("--formats", default="grid", help=f"comma-separated (default %(default)s). {formats}")
+  parser.add_argument("--out", help="where to write (default: a directory in WORKDIR/samples named by how)")
+  parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
+  parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
+  parser.add_argument("--dry_run", action="store_true", help="print config and table of steps, draw nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+  from ddpm_jax.cli import environment
+
+  environment.prepare()
+  import pathlib
+
+  from ddpm_jax import build, experiment
+  from ddpm_jax.cli.numbers import integers
+  from ddpm_jax.config import nearest
+  from ddpm_jax.data import images as pixels
+  from ddpm_jax.errors import UserError
+
+  formats = args.formats.split(",")
+  for name in formats:
+    if name not in FORMATS:
+      raise UserError(f"Format {name!r} is unknown; {nearest(name, FORMATS)}")
+  seeds = integers(args.seeds, "--seeds")
+  trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  labels = None
+  if args.classes:
+    classes = integers(args.classes, "--classes")
+    labels = [classes[i % len(classes)] for i in range(len(seeds))]
+
+  steps = build.sampler(trained.config).steps
+  how = describe(trained.config.sampling, len(steps.left))
+  print(f"{len(seeds)} images from {args.workdir}, step {trained.step}, {trained.weights}: {how}")
+  if args.dry_run:
+    print(trained.config)
+    print("levels:", ", ".join(str(n) for n in [*steps.t.n[:8], *(["..."] if len(steps.t.n) > 8 else [])]))
+    return 0
+
+  frames = None
+  if {"gif", "strip"} & set(formats):
+    every = max(1, len(steps.left) // 32)
+    _, frames = trained.sample(seeds[:16], labels and labels[:16], save=_belief, save_every=every)
+    frames = pixels.to_uint8(frames)
+  images = trained.sample(seeds, labels, progress=True)
+  out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples" / f"step{trained.step}_{how.replace(' ', '_')}")
+  out.mkdir(parents=True, exist_ok=True)
+  scale = max(1, 64 // images.shape[1])
+  for name in formats:
+    if name == "grid":
+      pixels.save_png(out / "grid.png", pixels.grid(images, scale=scale))
+    elif name == "png":
+      for seed, image in zip(seeds, images, strict=True):
+        pixels.save_png(out / "png" / f"{seed:06d}.png", image)
+    elif name == "npz":
+      pixels.save_npz(out / "samples.npz", images, trained.labels(seeds, labels))
+    elif name == "gif":
+      pixels.save_gif(out / "denoising.gif", [pixels.grid(frame, scale=scale) for frame in frames])
+    elif name == "strip":
+      shown = frames[:: -(-len(frames) // 12)][:, :8].swapaxes(0, 1)
+      strip = pixels.grid(shown.reshape(-1, *images.shape[1:]), columns=shown.shape[1], scale=scale)
+      pixels.save_png(out / "denoising.png", strip)
+  print(f"Wrote {', '.join(formats)} to {out}")
+  return 0
+
+
+def describe(sampling, steps: int) -> str:
+  """How images were drawn, in a few words: they name the directory."""
+  words = [sampling.solver if sampling.solver != "gaussian" else f"eta{sampling.eta:g}", f"{steps}steps"]
+  if sampling.grid not in ("full", "uniform"):
+    words.append(str(sampling.grid).replace(",", "-"))
+  if sampling.covariance:
+    words.append(sampling.covariance)
+  return " ".join(words)
+
+
+def _belief(x, pred):
+  return pred.x0

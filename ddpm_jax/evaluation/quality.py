@@ -1,0 +1,65 @@
+"""How far generated images are from real ones, in features of the data's own classifier, with a yardstick beside it.
+
+A Fréchet distance of few images is biased upwards, so a number alone says little. Here real images are split in two
+halves: the distance of the samples to one half stands beside the distance of as many images of the other half.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from ddpm_jax.data.sources import Source
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import features, frechet
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+  """Fréchet distances to the first half of the real images, each side with its number of images."""
+
+  samples: float
+  real: float  # of the other half: what perfect samples would get
+  count: int  # images on the left side of both
+  reference_count: int
+  features: dict  # FeatureNet.describe()
+
+
+def distances(net: features.FeatureNet, samples: np.ndarray, real: np.ndarray) -> Distances:
+  """Distances of `samples` and of real images, both uint8 [.,H,W,C], by `net`.
+
+  Raises:
+    UserError: if there are fewer samples than features, whose covariance would be singular.
+  """
+  half = len(real) // 2
+  count = min(len(samples), half)
+  if count <= net.recipe.num_features:
+    raise UserError(
+      f"{count} images cannot give the covariance of {net.recipe.num_features} features: draw more than that, and "
+      "compare with at least twice as many real ones."
+    )
+  moments = lambda images: frechet.Moments.of(_features(net, images))
+  reference = moments(real[:half])
+  return Distances(
+    frechet.frechet_distance(moments(samples[:count]), reference),
+    frechet.frechet_distance(moments(real[half : half + count]), reference),
+    count,
+    half,
+    net.describe(),
+  )
+
+
+def classifier_of(train: Source, test: Source, path: str | os.PathLike, recipe: features.Recipe) -> features.FeatureNet:
+  """The feature network of a labelled data set: read from `path`, or trained and kept there."""
+  if os.path.exists(path):
+    return features.restore(path)
+  if train.info.num_classes is None:
+    raise UserError(f"{train.info.name} has no labels, so that no classifier can be trained on it: measure FID instead.")
+  both = [source.gather(np.arange(len(source))) for source in (train, test)]
+  net = features.train_classifier(*both[0], *both[1], recipe=recipe, progress=True)
+  net.save(path)
+  return net
+
+
+def _features(net: features.FeatureNet, images: np.ndarray, batch: int = 500) -> np.ndarray:
+  return np.concatenate([np.asarray(net.features(images[i : i + batch])) for i in range(0, len(images), batch)])

@@ -1,0 +1,292 @@
+"""The jobs: train, load what was trained, sample from it, measure its likelihood. For notebooks and the command line.
+
+    run = experiment.load("runs/digits")
+    images = run.sample(range(64))                                   # uint8 [64,H,W,C]
+    bound = run.bits_per_dim(run.dataset("test"), 128)
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, data
+from ddpm_jax import config as configs
+from ddpm_jax.data import images as pixels
+from ddpm_jax.diffusion.likelihood import BitsPerDim, bits_per_dim
+from ddpm_jax.diffusion.noise import PerImage, image_keys
+from ddpm_jax.diffusion.prediction import Network
+from ddpm_jax.diffusion.samplers import sample
+from ddpm_jax.errors import UserError
+from ddpm_jax.scale import mesh as layout
+from ddpm_jax.training import checkpoints, loop, optimizer, state, step, writers
+
+log = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Everything of a training run that can be made and checked before it starts."""
+
+  config: ConfigDict  # with what the data told filled in
+  source: data.Source
+  module: Any
+  mesh: jax.sharding.Mesh
+  init: Callable[[], state.TrainState]
+  step: step.Step
+
+
+def plan(config: ConfigDict) -> Plan:
+  """Builds a run from its config.
+
+  Raises:
+    UserError: for whatever in the config cannot work.
+  """
+  if config.train.total_steps < 1:
+    raise UserError("train.total_steps is mandatory: say how many batches to train on, at least 1.")
+  source = dataset(config, config.data.train_split)
+  info = source.info
+  config = config.copy_and_resolve_references()
+  with config.data.ignore_type():
+    config.data.update(image_size=info.image_size, channels=info.channels, num_classes=info.num_classes)
+  module = build.model(config, info.channels, info.num_classes)
+  module.check_size(info.image_size, info.image_size)
+  mesh = layout.make_mesh(**config.mesh)
+  recipe = dict(config.optimizer)
+  rate = optimizer.schedule(
+    recipe.pop("learning_rate"),
+    config.train.total_steps,
+    warmup_steps=recipe.pop("warmup_steps"),
+    decay=recipe.pop("decay"),
+  )
+  adam = optimizer.make_optimizer(rate, **recipe)
+  times = build.time_sampler(config)
+
+  def init() -> state.TrainState:
+    weights_key, run_key = jax.random.split(jax.random.key(config.seed))
+    params = build.initial_params(module, weights_key, info.image_size, info.channels)
+    return state.create(run_key, params, adam, ema_rates=tuple(config.ema.rates), time_sampler=times.init())
+
+  train_step = step.make_train_step(
+    build.loss(config),
+    build.training_network(config, module),
+    adam,
+    times,
+    mesh=mesh,
+    accumulate=layout.accumulation(config.train.batch_size, mesh, config.train.per_device_batch),
+    ema_warmup=config.ema.warmup,
+    label_dropout=config.train.label_dropout,
+    null_label=info.num_classes,
+  )
+  return Plan(config, source, module, mesh, init, train_step)
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
+  """Trains in `workdir` until config.train.total_steps; the same call continues a run that was interrupted.
+
+  Raises:
+    UserError: for a config that cannot work, or one that is not the one of the run in `workdir`.
+    loop.Preempted: after SIGTERM, with everything saved.
+  """
+  run, workdir = plan(config), pathlib.Path(workdir)
+  config = run.config
+  _same_run(workdir, config)
+  batches = data.train_batches(
+    run.source,
+    config.train.batch_size,
+    seed=config.seed,
+    flip=config.data.flip,
+    raw=True,
+    process=jax.process_index(),
+    processes=jax.process_count(),
+  )
+  named = ("image", "label") if config.train.class_conditional else ("image",)
+
+  def feed(first: int) -> Iterator[dict]:
+    return ({name: batch[name] for name in named} for batch in batches.iterate(first))
+
+  return loop.fit(
+    run.init,
+    run.step,
+    feed,
+    mesh=run.mesh,
+    total_steps=config.train.total_steps,
+    checkpoints=checkpoints.Checkpoints(
+      str(workdir / "checkpoints"), keep=config.train.keep, keep_every=config.train.keep_every
+    ),
+    config=config.to_dict(),
+    checkpoint_every=config.train.checkpoint_every,
+    open_writer=lambda after: writers.open_all(str(workdir), config.train.total_steps, after),
+    log_every=config.train.log_every,
+    preview=_preview(config, run.module),
+    preview_every=config.train.preview_every,
+    max_skipped=config.train.max_skipped,
+  )
+
+
+def dataset(config: ConfigDict, split: str) -> data.Source:
+  """The images of `config.data`."""
+  section = dict(config.data)
+  arguments = ("data_dir", "image_size", "channels", "crop", "labels", "corrupt")
+  return data.load(section["name"], split, **{name: section[name] for name in arguments})
+
+
+def _preview(config: ConfigDict, module: Any) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
+  """Grids of samples by the raw and the averaged weights: seeing both tells a bad model from a slow average."""
+  count = config.train.preview_images
+
+  def preview(now: state.TrainState) -> dict[str, np.ndarray]:
+    weights = {"raw": now.params} | {f"ema_{rate}": params for rate, params in now.ema.items()}
+    grids = {}
+    for name, params in weights.items():
+      trained = Trained(config, build.network(config, module, params), int(now.step), name)
+      grids[name] = pixels.grid(trained.sample(range(count)), scale=_zoom(config.data.image_size))
+    return grids
+
+  return preview
+
+
+def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Refuses to continue a run with another config: only its length and its housekeeping may change."""
+  directory = workdir / "checkpoints"
+  if not checkpoints.steps_in(directory):
+    return
+  stored = configs.from_dict(checkpoints.load_config(str(directory))).to_dict()
+  now = json.loads(json.dumps(config.to_dict()))
+  for section in ("seed", "schedule", "network", "prediction", "loss", "time_sampler", "ema"):
+    if json.loads(json.dumps(stored[section])) != now[section]:
+      raise UserError(
+        f"{workdir} holds a run with another {section}: {stored[section]}, not {now[section]}. "
+        "Continue it with its own config, or choose another --workdir."
+      )
+
+
+# ---------------------------------------------------------------- what was trained
+
+
+def load(workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None, overrides: Sequence[str] = ()):
+  """What was trained (or converted) in `workdir`: its weights with everything that they need, from the checkpoint.
+
+  Args:
+    ema: which average: a rate such as "0.9999", or "raw". None: the slowest.
+    step: None: the latest sound checkpoint.
+    overrides: changes to its config, such as "sampling.eta=0".
+
+  Returns:
+    A Trained.
+  """
+  directory = pathlib.Path(workdir)
+  if (directory / "checkpoints").is_dir():
+    directory /= "checkpoints"
+  sharding = layout.replicated(layout.make_mesh())
+  weights = checkpoints.load_weights(str(directory), ema=ema, step=step, sharding=sharding)
+  config = configs.override(configs.from_dict(weights.config), list(overrides))
+  module = build.model(config, config.data.channels, config.data.num_classes)
+  return Trained(config, build.network(config, module, weights.params), weights.step, weights.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A network with its weights and the config that they were trained with."""
+
+  config: ConfigDict
+  network: Network
+  step: int
+  weights: str  # which ones: "EMA 0.9999" or "raw parameters"
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    return (self.config.data.image_size,) * 2 + (self.config.data.channels,)
+
+  def dataset(self, split: str) -> data.Source:
+    """The images that it was trained on, or others of that data set."""
+    return dataset(self.config, split)
+
+  def sample(
+    self,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None = None,
+    *,
+    save: Callable | None = None,
+    save_every: int = 1,
+    progress: bool = False,
+  ) -> Any:
+    """uint8 [N,H,W,C], image i from seeds[i] (and labels[i]), whatever the batch; with `save` also what it saved.
+
+    One compilation for every N; the last batch is filled up and cut.
+    """
+    config = self.config.sampling
+    sampler, denoiser = build.sampler(self.config), build.denoiser(self.config, self.network)
+    labels = self.labels(seeds, labels)
+    images, saved = [], []
+    for part in _batches(len(seeds), config.batch_size):
+      keys, cond = self._inputs(np.asarray(seeds)[part], None if labels is None else labels[part])
+      x_T = PerImage(keys).initial(self.image_shape)
+      x, kept = sample(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=progress)
+      images.append(pixels.to_uint8(np.asarray(x), config.rounding))
+      saved.append(kept)
+    images = np.concatenate(images)[: len(seeds)]
+    if save is None:
+      return images
+    join = lambda *parts: np.concatenate([np.asarray(p) for p in parts], 1)[:, : len(seeds)]
+    return images, jax.tree.map(join, *saved)
+
+  def bits_per_dim(self, source: data.Source, count: int | None = None, *, progress: bool = False) -> BitsPerDim:
+    """The bound on the first `count` images (None: all), as config.evaluation asks for; leaves as NumPy arrays."""
+    steps, kernel = build.bound(self.config)
+    denoiser = build.denoiser(self.config, self.network)
+    count = min(count or len(source), len(source))
+    bounds = []
+    for part in _batches(count, self.config.evaluation.batch_size):
+      image, label = source.gather(part)
+      keys, cond = self._inputs(part, label if self.config.train.class_conditional else None)
+      x_0 = layout.put_batch(pixels.to_float(image), layout.make_mesh())
+      bounds.append(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress))
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *bounds)
+
+  def labels(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> np.ndarray | None:
+    """The label of each image, int [N]: `labels` if valid, else all classes in turn; None for an unconditional network."""
+    if not self.config.train.class_conditional:
+      if labels is not None:
+        raise UserError("This network is unconditional and takes no labels; train with train.class_conditional=True.")
+      return None
+    classes = self.config.data.num_classes
+    labels = np.arange(len(seeds)) % classes if labels is None else np.asarray(labels)
+    if len(labels) != len(seeds) or labels.min() < 0 or labels.max() >= classes:
+      raise UserError(f"Labels must be {len(seeds)} numbers from 0 to {classes - 1}, one per seed, not {labels}.")
+    return labels
+
+  def _inputs(self, seeds: np.ndarray, labels: np.ndarray | None) -> tuple[jax.Array, dict | None]:
+    """(keys [B], cond), cut over the devices as far as they divide the batch."""
+    mesh = layout.make_mesh()
+    seeds = layout.put_batch(seeds.astype(np.uint32), mesh)
+    cond = None if labels is None else {"label": layout.put_batch(labels.astype(np.int32), mesh)}
+    return jax.jit(image_keys)(seeds), cond
+
+
+def _batches(count: int, size: int) -> Iterator[np.ndarray]:
+  """Indices 0 ... count - 1 in parts of equal size; the last one repeats the last index."""
+  devices = jax.device_count()
+  size = -(-min(size, count) // devices) * devices
+  for start in range(0, count, size):
+    yield np.minimum(np.arange(start, start + size), count - 1)
+
+
+def _zoom(image_size: int) -> int:
+  """How often to repeat pixels, so that small images can be seen."""
+  return max(1, 64 // image_size)
+
+
+def parameter_count(params: Any) -> int:
+  """Numbers in a tree of arrays or shapes."""
+  return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(params))
