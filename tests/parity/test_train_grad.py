@@ -39,14 +39,15 @@ def test_gradient_of_every_parameter(golden, case):
   grads = names.save(table, gradient(params))  # a gradient is laid out as its parameter
   group = f"grad/{case}"
   order = stored.groups[group]["parameter_names"]
-  largest = max(np.abs(grad).max() for grad in grads.values())
-  # 1e-3 of a tensor's largest entry (measured: 4e-4): at n = 1 both sides take the logarithm of a difference of two
-  # float32 CDFs, which is good to four digits. Biases before a norm of single channels have gradients of pure rounding.
   norms = np.array([np.linalg.norm(grads[key].astype(np.float64)) for key in order])
   np.testing.assert_allclose(norms, stored[f"{group}/grad_l2"], rtol=1e-3, atol=1e-6 * norms.max())
-  for key in order:
-    full, head = f"{group}/full/{key}", f"{group}/head64/{key}"
-    want = stored[full] if full in stored.arrays.files else stored[head]
-    got = grads[key].reshape(-1)[: want.size].reshape(want.shape)
-    atol = 1e-3 * np.abs(want).max() + 1e-6 * largest
-    np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=key)
+
+  wanted = [stored[f"{group}/{'full' if grads[key].size <= 1100 else 'head64'}/{key}"].reshape(-1) for key in order]
+  errors = [grads[key].reshape(-1)[: want.size] - want for key, want in zip(order, wanted, strict=True)]
+  assert np.linalg.norm(np.concatenate(errors)) < 1e-3 * np.linalg.norm(np.concatenate(wanted))
+  # Entry by entry the bound at n = 1 is worth less: pixels that the network holds for unlikely (1e-7) have as probability
+  # a difference of two float32 CDFs, with one significant digit, on both sides; in float64 either side would be another.
+  # Biases before a norm of single channels have a gradient of zero, and rounding.
+  largest = max(np.abs(want).max() for want in wanted)
+  for key, error, want in zip(order, errors, wanted, strict=True):
+    assert np.abs(error).max() < 1e-2 * np.abs(want).max() + 1e-6 * largest, key
