@@ -31,4 +31,4 @@ def second_moments(network, chain, x_0, noise, batch_size):
   measure, batches = jax.jit(moments.second_moments), len(x_0) // batch_size
   parts = [measure(keys, network, rows, x_0[b * batch_size : (b + 1) * batch_size], noise=Stored(noise[b::batches][::-1]))
            for b in range(batches)]
-  return np.concatenate(parts, axis=1)[::-1]
+  return np.concatenate(parts, axis=2)[::-1, 0]

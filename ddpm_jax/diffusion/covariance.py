@@ -70,6 +70,16 @@ class Optimal:
     return jnp.log(row.var + row.c_cov * x0_var)
 
 
+def optimal_bounds(row: GaussianSteps) -> tuple[jax.Array, jax.Array]:
+  """The least and the largest that the optimal variance can be for data in [-1, 1] (Analytic-DPM theorem 2).
+
+      var  <=  optimal  <=  var + c_cov min(1, sigma_t^2 / alpha_t^2)
+
+  since Var[x_0 | x_t] is at most 1, half the data's range squared, and Var[eps | x_t] is at most 1.
+  """
+  return row.var, row.var + row.c_cov * jnp.minimum(1.0, (row.t.sigma / row.t.alpha) ** 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class CapLast:
   """At most `pixels` grey levels of noise, E|std z| <= 2 pixels / 255, in the `steps` steps before the last one.

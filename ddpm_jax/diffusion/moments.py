@@ -1,8 +1,13 @@
-"""The second moment of eps_hat per level, which is all that Analytic-DPM needs to know of a network and its data:
+"""The second moments of eps_hat per level, which is all that Analytic-DPM needs to know of a network and its data:
 
-    Gamma_n = E |eps_hat(x_n, n)|^2 / d,             E Var[eps | x_n] = 1 - Gamma_n            (Analytic-DPM eq. 8)
+    Gamma_n = E |eps_hat(x_n, n)|^2 / d,             E Var[eps | x_n] = 1 - Gamma_n            (Analytic-DPM eq. 8)   (1)
+                                                     E Var[eps | x_n] = E |eps - eps_hat|^2 / d                       (2)
 
-It is a running average over images: `estimate` yields it after every batch, so that a caller can save it, show it, stop and
+(1) is the authors'. (2) says the same of a perfect network; of any other it is the variance that its mean really needs
+(Extended-Analytic-DPM eq. 12, averaged), and near pure noise it is estimated far better: 1 - Gamma is a small difference of
+numbers near 1 there, which (sigma / alpha)^2 then multiplies. Both are measured at once.
+
+They are running averages over images: `estimate` yields them after every batch, so that a caller can save, show, stop and
 go on. Batches are arrays of the caller's making: put them on several devices, and so is the work. One program is compiled
 for all levels, and run for `chunk` of them at a time.
 """
@@ -24,17 +29,20 @@ from ddpm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-  """Gamma after `count` images, as a mean and a sum of squared deviations, so that parts can be merged exactly."""
+  """After `count` images: means and sums of squared deviations, so that parts can be merged exactly.
+
+  Rows: |eps_hat|^2 / d, then |eps - eps_hat|^2 / d.
+  """
 
   levels: np.ndarray  # int [L], increasing
   count: int  # images
-  mean: np.ndarray  # float64 [L]
-  deviations: np.ndarray  # float64 [L], sum over images of (image's |eps_hat|^2 / d - mean)^2
+  mean: np.ndarray  # float64 [2,L]
+  deviations: np.ndarray  # float64 [2,L], sum over images of (image's value - mean)^2
 
   @classmethod
   def none(cls, levels: np.ndarray) -> "Moments":
     """Before the first image."""
-    return cls(np.asarray(levels), 0, np.zeros(len(levels)), np.zeros(len(levels)))
+    return cls(np.asarray(levels), 0, *np.zeros((2, 2, len(levels))))
 
   def merge(self, other: "Moments") -> "Moments":
     """The moments of both sets of images (Chan's formula)."""
@@ -44,15 +52,18 @@ class Moments:
     deviations = self.deviations + other.deviations + apart**2 * self.count * other.count / count
     return Moments(self.levels, count, mean, deviations)
 
-  def gamma(self, T: int) -> np.ndarray:
-    """float64 [T+1]; gamma[0] = 0 is not used. Levels that were not measured are interpolated linearly."""
-    gamma = np.interp(np.arange(T + 1), self.levels, self.mean)
+  def gamma(self, T: int, *, residual: bool = False) -> np.ndarray:
+    """Gamma by (1), or 1 - (2) if `residual`: float64 [T+1], gamma[0] = 0 is not used.
+
+    Levels that were not measured are interpolated linearly.
+    """
+    gamma = np.interp(np.arange(T + 1), self.levels, 1 - self.mean[1] if residual else self.mean[0])
     gamma[0] = 0
     return gamma
 
   @property
   def standard_error(self) -> np.ndarray:
-    """float64 [L], of the mean at each level; infinite for one image."""
+    """float64 [2,L], of the means; infinite for one image."""
     with np.errstate(divide="ignore", invalid="ignore"):
       return np.sqrt(self.deviations / (self.count - 1) / self.count) if self.count > 1 else np.full_like(self.mean, np.inf)
 
@@ -71,7 +82,7 @@ def estimate(
 
   Args:
     schedule: the noise levels.
-    network: the denoiser whose eps is squared; do not clip it, do not guide it unless samples will be guided.
+    network: the denoiser whose eps is squared; do not clip it, and guide it only if samples will be guided.
     batches: (x_0 [B,H,W,C], cond) from image number `start.count` on; image i draws its noise from (seed, i).
     levels: which levels to measure; all of 1 ... T by default. Each costs one evaluation per image.
     start: go on from here.
@@ -90,7 +101,7 @@ def estimate(
   for x_0, cond in batches:
     keys = image_keys(seed, moments.count, len(x_0))
     parts = [_moments(keys, network, rows, x_0, cond) for rows in chunks(steps, chunk)]
-    mean, deviations = (np.concatenate(part)[: len(levels)][::-1].astype(np.float64) for part in zip(*parts, strict=True))
+    mean, deviations = (np.concatenate(part)[: len(levels)][::-1].T.astype(np.float64) for part in zip(*parts, strict=True))
     moments = moments.merge(Moments(levels, len(x_0), mean, deviations))
     yield moments
 
@@ -98,7 +109,9 @@ def estimate(
 def second_moments(
     keys: jax.Array, network: Any, steps: GaussianSteps, x_0: jax.Array, cond: Any = None, *, noise: Any = None
 ) -> jax.Array:
-  """|eps_hat|^2 / d of each image at each level that `steps` leaves, float32 [K,B]; one draw of x_t each.
+  """Each image's |eps_hat|^2 / d and |eps - eps_hat|^2 / d at each level that `steps` leaves: float32 [K,2,B].
+
+  One draw of x_t each.
 
   Args:
     keys: [B], one per image.
@@ -107,8 +120,9 @@ def second_moments(
   noise = PerImage(keys) if noise is None else noise
 
   def at(_, row):
-    x_t = row.t.diffuse(x_0, noise(row, x_0))
-    return None, (network(x_t, row.t, cond).eps ** 2).mean(tuple(range(1, x_0.ndim)))
+    eps = noise(row, x_0)
+    eps_hat = network(row.t.diffuse(x_0, eps), row.t, cond).eps
+    return None, (jnp.stack([eps_hat, eps - eps_hat]) ** 2).mean(tuple(range(2, x_0.ndim + 1)))
 
   return jax.lax.scan(at, None, steps)[1]
 
@@ -116,8 +130,8 @@ def second_moments(
 @jax.jit
 def _moments(keys, network, steps, x_0, cond):
   each = second_moments(keys, network, steps, x_0, cond)
-  mean = each.mean(1)
-  return mean, ((each - mean[:, None]) ** 2).sum(1)
+  mean = each.mean(-1)
+  return mean, ((each - mean[..., None]) ** 2).sum(-1)
 
 
 def image_keys(seed: int, first: int, count: int) -> jax.Array:

@@ -1,0 +1,100 @@
+"""The VP-SDE on Gaussian data, where its samplers converge to known variances and its ODE has a solution."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.integrate
+from measured import after_the_step
+from reference import Stored
+
+from ddpm_jax.diffusion import noise, ode_likelihood, schedule
+from ddpm_jax.diffusion.mixture import Mixture
+from ddpm_jax.diffusion.prediction import Network, TimeScale
+from ddpm_jax.diffusion.samplers import GaussianSampler, sample
+from ddpm_jax.diffusion.sde import TimeTable, VpSde, euler_maruyama
+
+SDE, V = VpSde(), 0.09
+DATA = Mixture(np.float32([1]), np.float32([0]), np.float32([V]))
+KEYS = noise.image_keys(np.arange(4))
+
+
+@pytest.mark.parametrize("ode", [False, True])
+def test_euler_maruyama_is_the_formula(ode):
+  """Extended-Analytic-DPM's sampler written out: drift f - g^2 score (half of it for the ODE), time running down."""
+  K, shape = 12, (4, 2, 2, 1)
+  rng = np.random.default_rng(0)
+  x_T, draws = rng.standard_normal(shape), rng.standard_normal((K, *shape))
+  times = np.append(0, np.linspace(1e-3, 1, K))
+  x, expected = x_T, []
+  for k in range(K):
+    t, s = times[K - k], times[K - k - 1]
+    integral, dt = schedule.vp_integral(t), s - t
+    alpha_bar = np.exp(-integral)
+    eps = np.sqrt(1 - alpha_bar) * x / (alpha_bar * V + 1 - alpha_bar)
+    score = -eps / np.sqrt(1 - alpha_bar)
+    x = x + (-0.5 * SDE.beta(t) * x - (0.5 if ode else 1) * SDE.beta(t) * score) * dt
+    if s > 0 and not ode:
+      x = x + np.sqrt(SDE.beta(t) * -dt) * draws[k]
+    expected.append(x)
+  table, told = euler_maruyama(SDE, K, ode=ode)
+  np.testing.assert_allclose(told(np.arange(K + 1)), 999 * times, rtol=1e-6)
+  draws = Stored(np.float32(draws))
+  _, states = sample(KEYS, DATA, GaussianSampler(table), np.float32(x_T), save=after_the_step, noise=draws)
+  np.testing.assert_allclose(states, expected, rtol=1e-4, atol=1e-4)  # at t = 1 beliefs about x_0 multiply roundings by 150
+
+
+def test_the_ode_sampler_is_of_first_order():
+  """Exact: x(0.001) = x(1) sqrt(var(0.001) / var(1)); Euler's error halves with the step."""
+  x_T, errors = np.ones((1, 1, 1, 1), np.float32), []
+  var = lambda t: np.exp(-schedule.vp_integral(t)) * V - np.expm1(-schedule.vp_integral(t))
+  for K in (201, 401, 801):
+    table, _ = euler_maruyama(SDE, K, ode=True)
+    _, states = sample(KEYS[:1], DATA, GaussianSampler(table), x_T, save=after_the_step)
+    errors.append(abs(float(states[-2, 0, 0, 0, 0]) / np.sqrt(var(1e-3) / var(1.0)) - 1))
+  assert 1.8 < errors[0] / errors[1] < 2.2 and 1.8 < errors[1] / errors[2] < 2.2, errors
+
+
+def test_bits_per_dim_of_the_ode_are_those_of_its_linear_flow():
+  """dx/dt = a(t) x stretches x by sqrt(var(1) / var(first)), so that the likelihood has a formula, image by image."""
+  x_0 = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 1)).astype(np.float32) / 127.5 - 1
+  first = 1e-5
+  found = ode_likelihood.bits_per_dim(KEYS, DATA, SDE, x_0, first=first)
+  var = lambda t: np.exp(-schedule.vp_integral(t)) * V - np.expm1(-schedule.vp_integral(t))
+  stretch = np.sqrt(var(1.0) / var(first))
+  x = found.latent / stretch  # the dequantized image
+  assert (np.abs((x * 128 + 128) - (x_0 + 1) * 127.5 - 0.5) <= 0.51).all()
+  nats = 0.5 * (found.latent**2 + np.log(2 * np.pi)) - np.log(stretch)
+  np.testing.assert_allclose(found.bits, nats.mean((1, 2, 3)) / np.log(2) + 7, rtol=1e-4)  # tolerance 1e-5 a step
+  assert (found.steps > 5).all() and (found.steps < 200).all()
+
+
+def test_an_image_does_not_depend_on_its_batch():
+  x_0 = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 1)).astype(np.float32) / 127.5 - 1
+  together = ode_likelihood.bits_per_dim(KEYS, DATA, SDE, x_0)
+  alone = ode_likelihood.bits_per_dim(KEYS[2:3], DATA, SDE, x_0[2:3])
+  np.testing.assert_allclose(alone.bits, together.bits[2:3], rtol=1e-6)
+  assert alone.steps[0] == together.steps[2]
+
+
+def test_runge_kutta_follows_scipys():
+  """The same method, controller and tolerance: as many steps, and answers as good."""
+  slope = lambda t, y: np.array([y[1], -25 * y[0] * (1 + t)])
+  reference = scipy.integrate.solve_ivp(slope, (0.0, 2.0), [1.0, 0.0], rtol=1e-5, atol=1e-5, method="RK45")
+  exact = scipy.integrate.solve_ivp(slope, (0.0, 2.0), [1.0, 0.0], rtol=1e-10, atol=1e-12, method="DOP853").y[:, -1]
+
+  def ours(t, y):
+    return jax.numpy.stack([y[:, 1], -25 * y[:, 0] * (1 + t)], 1)
+
+  y, steps, done = jax.jit(ode_likelihood.integrate, static_argnums=(0, 5))(ours, np.float32([[1, 0]]), 0.0, 2.0, 1e-5, 1000)
+  assert done.all()
+  assert abs(int(steps[0]) - (len(reference.t) - 1)) <= 5
+  np.testing.assert_allclose(y[0], exact, atol=2e-3)
+  assert np.abs(reference.y[:, -1] - exact).max() < 2e-3
+
+
+def test_networks_of_the_chain_are_told_the_time_of_the_sde():
+  """CT2DT of the authors is a TimeScale: level n of T is t = n / T, told as 999 t."""
+  echo = Network(None, lambda params, x, time, cond: time, time=TimeScale(999 / 1000, shift=0))
+  heard = echo.output(np.zeros((3, 1, 1, 1), np.float32), schedule.vp_sde(1000).level(np.array([1, 500, 1000])))
+  np.testing.assert_allclose(heard, [0.999, 499.5, 999], rtol=1e-6)
+  assert TimeTable(np.float32([0, 5, 9]))(np.array([2, 1])).tolist() == [9, 5]
