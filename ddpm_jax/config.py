@@ -23,7 +23,7 @@ def default() -> ConfigDict:
   config.seed = 0  # root of all randomness of a training run
 
   config.data = ConfigDict(dict(
-    name="digits",  # "digits", a TFDS data set ("mnist", "cifar10:3.0.2"), an image folder or zip ("path/to/images")
+    name="digits",  # "digits", a TFDS data set ("mnist", "cifar10:3.0.2"), an image folder or zip ("./path/to/images")
     data_dir=None,  # where prepared data sets are; None: $DDPM_JAX_DATA, $TFDS_DATA_DIR or ~/tensorflow_datasets
     train_split="train",
     test_split="test",

@@ -15,6 +15,7 @@ COMMANDS = {
   "train": "train a network, or continue where the last run stopped",
   "sample": "draw images from a trained network: grids, PNGs, npz, a denoising animation",
   "evaluate": "bits/dim on held-out images, with a plot of its terms, and distances to real images",
+  "data": "list, show and prepare data sets",
 }
 
 DESCRIPTION = """The DDPM family in JAX: trains, samples and scores.

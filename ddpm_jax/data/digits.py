@@ -5,7 +5,7 @@ import numpy as np
 from ddpm_jax.data.sources import Arrays, Info
 
 LEVELS = 17
-SPLITS = {"train": slice(360, None), "test": slice(0, 360)}  # of a fixed permutation: 1,437 and 360 images
+SPLITS = {"train": 1437, "test": 360}  # images: the last and the first of a fixed permutation
 
 
 def levels_to_pixels(levels: np.ndarray) -> np.ndarray:
@@ -27,11 +27,12 @@ def pixels_to_levels(pixels: np.ndarray) -> np.ndarray:
 
 
 def digits(split: str) -> Arrays:
-  """The "train" (1,437) or "test" (360) digits as uint8 [N, 8, 8, 1]."""
+  """The 1,437 "train" or the 360 "test" digits, uint8 [N, 8, 8, 1]."""
   from sklearn.datasets import load_digits  # 2 s to import
 
   data = load_digits()
   # RandomState's stream is frozen by NumPy: this permutation is the same everywhere and for ever.
-  chosen = np.random.RandomState(0).permutation(len(data.target))[SPLITS[split]]
+  order = np.random.RandomState(0).permutation(len(data.target))
+  chosen = order[: SPLITS["test"]] if split == "test" else order[SPLITS["test"] :]
   info = Info("digits", split, image_size=8, channels=1, num_classes=10)
   return Arrays(info, levels_to_pixels(data.images[chosen])[..., None], data.target[chosen])

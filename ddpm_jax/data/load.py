@@ -14,7 +14,7 @@ from ddpm_jax.data import crops
 from ddpm_jax.data.digits import SPLITS, digits
 from ddpm_jax.data.image_files import FileRecords
 from ddpm_jax.data.sources import Arrays, CorruptImage, Decoder, Encoded, Info, Records, Source
-from ddpm_jax.data.tfds_files import TfdsRecords, available, find
+from ddpm_jax.data.tfds_files import TfdsRecords, available, counts, find
 from ddpm_jax.errors import UserError
 
 
@@ -39,7 +39,7 @@ def load(
       "/", "./", "../" or "~" or ends in ".zip".
     split: "train", "test", ...; also a part of one: "train[:90%]", "test[1000:2000]". For folders see
       `image_files.FileRecords`; their order is that of sorted paths.
-    data_dir: default $DDPM_JAX_DATA, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    data_dir: see `data_root`.
     image_size: pixels; None: the images' own size, which then has to be one and square.
     channels: 1 or 3; None: 3 if a picture in colour is found, else 1.
     crop: how images of another size are fitted: "adm", "random", "lsun", "ddim" or "celeba" (see `crops`).
@@ -52,14 +52,7 @@ def load(
   Raises:
     UserError: for whatever is wrong with the data or the arguments.
   """
-  if crop not in crops.CROPS:
-    raise UserError(f"There is no crop {crop!r}: {', '.join(crops.CROPS)} are known.")
-  if corrupt not in ("error", "skip"):
-    raise UserError(f"corrupt must be 'error' or 'skip', not {corrupt!r}.")
-  if channels not in (None, 1, 3):
-    raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}.")
-  if image_size is not None and image_size < 1:
-    raise UserError(f"image_size must be a positive number of pixels, not {image_size}.")
+  check_options(image_size, channels, crop, corrupt)
   if name == "digits":
     return _digits(split, image_size, channels, crop)
 
@@ -80,10 +73,28 @@ def load(
   return source.in_memory() if in_memory else source
 
 
-def default_data_dir() -> pathlib.Path:
-  """$DDPM_JAX_DATA, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-  chosen = os.environ.get("DDPM_JAX_DATA") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return pathlib.Path(chosen).expanduser()
+def check_options(image_size: int | None, channels: int | None, crop: str, corrupt: str) -> None:
+  """Raises UserError for values that can mean nothing."""
+  if crop not in crops.CROPS:
+    raise UserError(f"There is no crop {crop!r}: {', '.join(crops.CROPS)} are known.")
+  if corrupt not in ("error", "skip"):
+    raise UserError(f"corrupt must be 'error' or 'skip', not {corrupt!r}.")
+  if channels not in (None, 1, 3):
+    raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}.")
+  if image_size is not None and image_size < 1:
+    raise UserError(f"image_size must be a positive number of pixels, not {image_size}.")
+
+
+def prepared(data_dir: str | os.PathLike | None = None) -> dict[str, dict[str, int]]:
+  """The data sets that `load` finds by name, with the number of images in each split."""
+  folders = available(data_root(data_dir))
+  return {"digits": dict(SPLITS)} | {name: counts(folder) for name, folder in folders.items()}
+
+
+def data_root(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+  """Where prepared data sets are: `data_dir`, else $DDPM_JAX_DATA, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  variables = os.environ.get("DDPM_JAX_DATA") or os.environ.get("TFDS_DATA_DIR")
+  return pathlib.Path(data_dir or variables or "~/tensorflow_datasets").expanduser()
 
 
 def _digits(split: str, image_size: int | None, channels: int | None, crop: str) -> Arrays:
@@ -116,7 +127,7 @@ def _path(name: str) -> pathlib.Path | None:
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
   """The folder of a prepared TFDS data set."""
-  root = default_data_dir() if data_dir is None else pathlib.Path(data_dir).expanduser()
+  root = data_root(data_dir)
   if (folder := find(root, name)) is not None:
     return folder
   there = ["digits", *available(root)]

@@ -25,9 +25,9 @@ import numpy as np
 import PIL
 
 from ddpm_jax import __version__
-from ddpm_jax.data import crops, originals
+from ddpm_jax.data import originals
 from ddpm_jax.data.atomic import writing
-from ddpm_jax.data.load import default_data_dir, load, wanted_shape
+from ddpm_jax.data.load import check_options, data_root, load, wanted_shape
 from ddpm_jax.data.sources import CorruptImage, Decoder, Encoded, Info, Source
 from ddpm_jax.errors import UserError
 
@@ -94,8 +94,9 @@ def prepare(
     raise UserError(f"There is no file or folder {path}: check the path.")
   if not name.isidentifier() or name != name.lower() or name == "digits":
     raise UserError(f"{name!r} is no name for a data set: use lower-case letters, digits and _ (not 'digits').")
-  if crop not in crops.CROPS or crop == "random":
-    raise UserError(f"A data set cannot be prepared with crop {crop!r}: use adm, lsun, ddim or celeba.")
+  check_options(image_size, channels, crop, corrupt)
+  if crop == "random":
+    raise UserError("A data set cannot be prepared with crop 'random': use adm, lsun, ddim or celeba.")
   recipe = RECIPES.get(name)
   if recipe and (image_size, channels, crop) != (None, None, "adm"):
     raise UserError(f"{name} has an image size, channels and crop of its own: leave yours out, or take another name.")
@@ -107,7 +108,7 @@ def prepare(
     size, channels, _ = wanted_shape(name, parts["train"].records, image_size, channels)
     decoder = Decoder(size, channels, crop)
 
-  root = default_data_dir() if data_dir is None else pathlib.Path(data_dir).expanduser()
+  root = data_root(data_dir)
   folder = root / name / (recipe.version if recipe else "1.0.0")
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +186,8 @@ class _Manifest:
   def __init__(self, folder: pathlib.Path, decoder: Decoder, origin: str):
     self.folder, self._lock = folder, threading.Lock()
     self.file = folder / "manifest.json"
+    if not self.file.exists() and (folder / "dataset_info.json").exists():
+      raise UserError(f"{folder} holds a data set that was not made by this command: choose another data_dir.")
     old = json.loads(self.file.read_text()) if self.file.exists() else {}
     self.content = {
       "from": origin,

@@ -143,6 +143,7 @@ class Encoded(Source):
 
   def readable(self) -> "Encoded":
     """This source without the images that cannot be decoded, which are logged and counted. Reads every image."""
+    log.info("%s: reading all %d images to find those that cannot be decoded", self.info.name, len(self))
     good = np.array(list(self._map(self._is_readable, self.kept.tolist())), bool)
     if not good.any():
       raise UserError(f"None of the {len(self)} images of {self.info.name} can be decoded: is it the right place?")

@@ -1,5 +1,6 @@
 """TFDS data sets on disk (array_record), read without TensorFlow and without the network."""
 
+import json
 import pathlib
 
 from ddpm_jax.data.sources import NO_LABEL, CorruptImage
@@ -61,10 +62,17 @@ def find(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
   return folders.get(version) if version else max(folders.values(), key=_version, default=None)
 
 
-def available(data_dir: pathlib.Path) -> list[str]:
-  """Names of all data sets that are prepared under a folder."""
+def available(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
+  """All data sets that are prepared under a folder: names, and the folders of their newest versions."""
   infos = [*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json")]
-  return sorted({info.parent.parent.relative_to(data_dir).as_posix() for info in infos})
+  names = sorted({info.parent.parent.relative_to(data_dir).as_posix() for info in infos})
+  return {name: find(data_dir, name) for name in names}
+
+
+def counts(folder: pathlib.Path) -> dict[str, int]:
+  """Images by split, as the description says."""
+  splits = json.loads((folder / "dataset_info.json").read_text()).get("splits", [])
+  return {split["name"]: sum(map(int, split["shardLengths"])) for split in splits}
 
 
 def _versions(folder: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -162,6 +162,17 @@ def test_running_again_mends_damaged_missing_and_outdated_shards(folder, tmp_pat
   assert data.load("own_set", data_dir=tmp_path).info.image_size == 16
 
 
+def test_data_sets_of_others_are_not_touched(folder, tmp_path):
+  made = tmp_path / "own_set/1.0.0"
+  made.mkdir(parents=True)
+  for name in ("dataset_info.json", "own_set-train.array_record-00000-of-00007"):
+    (made / name).write_text("{}")
+  before = contents(made)
+  with pytest.raises(UserError, match="was not made by this command"):
+    prepare.prepare("own_set", folder, data_dir=tmp_path, image_size=8)
+  assert contents(made) == before
+
+
 def test_a_damaged_or_missing_shard_is_named_when_it_is_read(folder, tmp_path, small_shards):
   made = prepare.prepare("own_set", folder, data_dir=tmp_path, image_size=8)
   (made / "own_set-train.array_record-00002-of-00004").unlink()
@@ -322,6 +333,7 @@ def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
     (dict(name="own", path=tmp_path / "empty"), "holds no images"),
     (dict(name="own", path=folder), "give image_size"),
     (dict(name="own", path=folder, image_size=8, crop="random"), "cannot be prepared with crop 'random'"),
+    (dict(name="own", path=folder, image_size=8, corrupt="ignore"), "'error' or 'skip'"),
     (dict(name="imagenet64_adm", path=folder, image_size=32), "of its own"),
     (dict(name="cifar10", path=tmp_path / "empty"), "give cifar-10-python.tar.gz"),
     (dict(name="cifar10", path=tmp_path / "file"), "give cifar-10-python.tar.gz"),

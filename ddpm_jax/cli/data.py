@@ -1,0 +1,81 @@
+"""Data sets on this machine: which there are, what they look like, and making them from the files one holds.
+
+  ddpm-jax data list
+  ddpm-jax data show mnist --out mnist.png                          sizes, classes, and a picture of 64 images
+  ddpm-jax data prepare cifar10 cifar-10-python.tar.gz              once; then every command knows cifar10
+  ddpm-jax data prepare my_birds ~/photos --image_size 64           a folder or zip of one's own
+
+They live in --data_dir, by default $DDPM_JAX_DATA, else $TFDS_DATA_DIR, else ~/tensorflow_datasets. "digits" is built
+in. `prepare` can be interrupted; running it again continues, and later verifies and mends. It knows:
+
+  mnist              folder of the four idx files             imagenet64_adm, imagenet128_adm, imagenet256_adm,
+  cifar10            cifar-10-python.tar.gz, or its folder    imagenet512_adm    folder or zip with train/<class>/...
+  celeba64_ddim      folder of img_align_celeba(.zip) and     lsun_bedroom256, lsun_church256, lsun_cat256,
+                     list_eval_partition.txt                  lsun_horse256      folder of the lmdb (needs lmdb)
+  celeba_hq256       folder or zip of images                  any other name     folder or zip of images
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  where = argparse.ArgumentParser(add_help=False)
+  where.add_argument("--data_dir", help="where prepared data sets are")
+  how = argparse.ArgumentParser(add_help=False, parents=[where])
+  how.add_argument("--image_size", type=int, help="pixels (default: the images' own)")
+  how.add_argument("--channels", type=int, help="1 or 3 (default: by the images)")
+  how.add_argument("--crop", default="adm", help="adm, lsun, ddim or celeba: how images are fitted (default %(default)s)")
+  how.add_argument("--labels", default="auto", help="auto, folders, prefix, none or a .csv of paths and classes")
+  how.add_argument("--corrupt", default="error", help="error, or skip: leave out what cannot be decoded, and count it")
+  how.add_argument("--threads", type=int, help="default: by the number of cores")
+  actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+  actions.add_parser("list", parents=[where], help="data sets in --data_dir", allow_abbrev=False)
+  show = actions.add_parser("show", parents=[how], help="count and picture of a data set", allow_abbrev=False)
+  show.add_argument("name", help="name of a data set, or path to a folder or .zip (./photos)")
+  show.add_argument("--split", default="train", help="train, test, train[:10%%], ... (default %(default)s)")
+  show.add_argument("--out", help="write the first 64 images to this .png")
+  prepare = actions.add_parser("prepare", parents=[how], help="make a data set once and for all", allow_abbrev=False)
+  prepare.add_argument("name", help="what it will be called")
+  prepare.add_argument("path", help="the files as they were handed out")
+
+
+def run(args: argparse.Namespace) -> int:
+  {"list": _list, "show": _show, "prepare": _prepare}[args.action](args)
+  return 0
+
+
+def _list(args: argparse.Namespace) -> None:
+  from ddpm_jax import data
+
+  for name, splits in data.prepared(args.data_dir).items():
+    print(f"{name}  {', '.join(f'{split} {count}' for split, count in splits.items())}")
+
+
+def _show(args: argparse.Namespace) -> None:
+  import numpy as np
+
+  from ddpm_jax import data
+  from ddpm_jax.data import images
+
+  source = data.load(args.name, args.split, **_load_options(args))
+  info = source.info
+  print(f"{info.name} {info.split}: {len(source)} images of {info.image_size}x{info.image_size}x{info.channels}")
+  first, labels = source.gather(np.arange(min(64, len(source))))
+  if info.num_classes:
+    print(f"{info.num_classes} classes; labels of the first images: {' '.join(map(str, labels[:16]))} ...")
+  if args.out:
+    images.save_png(args.out, images.grid(first, scale=max(1, 64 // info.image_size)))
+    print(f"wrote {args.out}")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+  from ddpm_jax.data import load
+  from ddpm_jax.data.prepare import prepare
+
+  folder = prepare(args.name, args.path, **_load_options(args))
+  print(f"{folder} holds {len(load(args.name, data_dir=args.data_dir, memory_limit=0))} training images")
+
+
+def _load_options(args: argparse.Namespace) -> dict:
+  names = ("data_dir", "image_size", "channels", "crop", "labels", "corrupt", "threads")
+  return {name: getattr(args, name) for name in names}
