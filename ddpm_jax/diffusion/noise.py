@@ -16,10 +16,11 @@ def normal(keys: jax.Array, shape: tuple[int, ...], fold: int | jax.Array = 0) -
 
 @struct.dataclass
 class PerImage:
-  """Fresh noise for the step that leaves level t: fold_in(key of the image, t).
+  """Fresh noise for a row: fold_in(key of the image, row.stream).
 
-  Fold 0 is x_T's, since nothing leaves level 0 downwards. Levels rather than step counts, so that consecutive samplers
-  never repeat a draw, and grids of different lengths share the draws of the levels that they share.
+  The stream of a step is the level t that it leaves, and 0 is x_T's, since nothing leaves level 0 downwards. Levels
+  rather than step counts, so that consecutive samplers never repeat a draw, and grids of different lengths share the
+  draws of the levels that they share. Only who leaves a level twice has to count (editing.py).
   """
 
   keys: jax.Array  # [B]
@@ -29,4 +30,4 @@ class PerImage:
     return normal(self.keys, shape)
 
   def __call__(self, row, x: jax.Array) -> jax.Array:
-    return normal(self.keys, x.shape[1:], row.t.n).astype(x.dtype)
+    return normal(self.keys, x.shape[1:], row.stream).astype(x.dtype)

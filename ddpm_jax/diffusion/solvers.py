@@ -47,6 +47,11 @@ class SolverSteps:
   left: np.ndarray  # int32, how many rows follow
   std: np.ndarray | None = None  # None: no noise is drawn
 
+  @property
+  def stream(self) -> np.ndarray:
+    """Which noise a row draws; see noise.PerImage."""
+    return self.t.n
+
   def rounded(self, dtype: Any) -> "SolverSteps":
     """The weights in `dtype`."""
     names = ("anchor_x", "anchor_a", "anchor_x0", "next_a", "next_x0", "std")

@@ -40,6 +40,11 @@ class GaussianSteps:
   log_var_max: jax.Array  # log (1 - alpha_t^2 / alpha_s^2), "beta" of this step
   left: jax.Array  # int32, how many steps follow; 0 on the last row
 
+  @property
+  def stream(self) -> jax.Array:
+    """Which noise a step draws; see noise.PerImage."""
+    return self.t.n
+
   def leaving(self, n: jax.Array) -> "GaussianSteps":
     """The rows that leave levels n [B] of a downward grid: leaves [B]."""
     row = jnp.searchsorted(-jnp.asarray(self.t.n), -n)
