@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import models
-from ddpm_jax.config import nearest
+from ddpm_jax.config import default, nearest
 from ddpm_jax.diffusion import covariance, losses, prediction, time_sampling, transforms
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import schedule as schedules
@@ -23,6 +23,7 @@ from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.samplers import GaussianSampler
 from ddpm_jax.errors import UserError
+from ddpm_jax.models.patches import Patches
 
 # ---------------------------------------------------------------- the process
 
@@ -62,10 +63,10 @@ GRIDS: dict[str, Callable[[int, int], np.ndarray]] = {
 
 def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Module:
   """The Flax module for images of `channels` channels: the network section plus what data and prediction imply."""
-  fields = dict(config.network)
+  fields = config.network.to_dict()
+  unet = fields.get("backbone", fields)
   out = channels * (2 if config.prediction.second else 1)
-  fields.setdefault("out_channels", out)
-  if fields["out_channels"] != out:
+  if unet is fields and fields.setdefault("out_channels", out) != out:
     raise UserError(
       f"network.out_channels is {fields['out_channels']}, but {channels} image channels with "
       f"prediction.second = {config.prediction.second!r} need {out}. Leave the field out."
@@ -73,8 +74,38 @@ def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Modu
   if config.train.class_conditional:
     if num_classes is None:
       raise UserError(f"train.class_conditional needs labels, and data set {config.data.name!r} has none.")
-    fields.update(num_classes=num_classes, null_label=config.train.label_dropout > 0)
+    unet.update(num_classes=num_classes, null_label=config.train.label_dropout > 0)
   return models.make(fields.pop("name"), **fields)
+
+
+def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
+  """The config of a second head on a network that was trained with the config `of`.
+
+  The head has data, levels, network and prediction of its backbone; of the data its config may change details.
+
+  Raises:
+    UserError: if the config has no second head of NPR-DPM or SN-DPM, or does not say how to train one.
+  """
+  kinds = ("residual", "second_moment")
+  if config.prediction.second not in kinds or config.loss.name != "second_head":
+    raise UserError(
+      f"train.backbone is for a second head: set prediction.second to {' or '.join(map(repr, kinds))} and loss.name to "
+      '"second_head", as the configs npr and sn do.'
+    )
+  second, changed, usual = config.prediction.second, config.data.to_dict(), default().data
+  backbone = of.network.to_dict()
+  backbone["out_channels"] = of.data.channels * (2 if of.prediction.second else 1)
+  head = dict(name="two_headed", initialization=HEAD_INITIALIZATIONS[backbone["name"]]) | config.network.to_dict()
+  with config.unlocked(), config.ignore_type():
+    config.data = {k: v if v != usual[k] else of.data[k] for k, v in changed.items()}
+    config.schedule = of.schedule.to_dict()
+    config.network = head | {"backbone": backbone}
+    config.prediction = of.prediction.to_dict() | {"second": second}
+    config.train.class_conditional, config.train.label_dropout = of.train.class_conditional, of.train.label_dropout
+  return config
+
+
+HEAD_INITIALIZATIONS = {"unet_ddpm": "torch", "unet_adm": "openai", "ncsnpp": "ho"}  # as Extended-Analytic-DPM's heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +183,11 @@ LOSSES: dict[str, Callable] = {
   "hybrid": losses.Hybrid,
   "second_head": losses.SecondHead,
 }
+
+
+def is_of_head(path: str) -> bool:
+  """Whether a parameter belongs to the second head, and so learns on a frozen backbone."""
+  return path.startswith("head/")
 
 
 def time_sampler(config: ConfigDict) -> Any:

@@ -61,6 +61,7 @@ def default() -> ConfigDict:
     batch_size=128,  # of the whole machine park, whatever its size
     per_device_batch=None,  # at most so many images at once on a device; the rest is accumulated
     class_conditional=False,
+    backbone=None,  # a finished run, frozen: only a second head is trained on it (NPR-DPM, SN-DPM)
     label_dropout=0.0,  # share of labels replaced by the null label, for classifier-free guidance
     log_every=100,
     preview_every=0,  # steps between preview grids; 0: only at the end

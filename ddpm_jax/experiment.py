@@ -54,9 +54,12 @@ def plan(config: ConfigDict) -> Plan:
   """
   if config.train.total_steps < 1:
     raise UserError("train.total_steps is mandatory: say how many batches to train on, at least 1.")
+  config, backbone = config.copy_and_resolve_references(), None
+  if config.train.backbone is not None:
+    backbone = load(config.train.backbone)
+    config = build.on_backbone(config, backbone.config)
   source = dataset(config, config.data.train_split)
   info = source.info
-  config = config.copy_and_resolve_references()
   with config.data.ignore_type():
     config.data.update(image_size=info.image_size, channels=info.channels, num_classes=info.num_classes)
   module = build.model(config, info.channels, info.num_classes)
@@ -71,11 +74,15 @@ def plan(config: ConfigDict) -> Plan:
   )
   adam = optimizer.make_optimizer(rate, **recipe)
   times = build.time_sampler(config)
+  learns = backbone and build.is_of_head
 
   def init() -> state.TrainState:
     weights_key, run_key = jax.random.split(jax.random.key(config.seed))
     params = build.initial_params(module, weights_key, info.image_size, info.channels)
-    return state.create(run_key, params, adam, ema_rates=tuple(config.ema.rates), time_sampler=times.init())
+    if backbone:
+      params |= {"backbone": backbone.network.params}
+    rates = tuple(config.ema.rates)
+    return state.create(run_key, params, adam, ema_rates=rates, time_sampler=times.init(), learns=learns)
 
   train_step = step.make_train_step(
     build.loss(config),
@@ -87,6 +94,7 @@ def plan(config: ConfigDict) -> Plan:
     ema_warmup=config.ema.warmup,
     label_dropout=config.train.label_dropout,
     null_label=info.num_classes,
+    learns=learns,
   )
   return Plan(config, source, module, mesh, init, train_step)
 

@@ -92,23 +92,66 @@ class SecondHead(_Loss):
 
       NPR ("residual"):       |(eps - eps_hat)^2 - g|^2          SN ("second_moment"):      |eps^2 - h|^2
 
-  and the same for networks of x_0 or v. The backbone is not trained: its output is a constant here, and the optimizer
-  should hold its weights fixed. Its error |eps - eps_hat|^2 is part of the reported loss, as in the authors' code, and has
-  no gradient.
+  and the same for networks of x_0 or v. The error |eps - eps_hat|^2 of the first head is part of the reported loss, as in
+  the authors' code.
+
+  train_mean: False leaves the first head alone: its error has no gradient, and the optimizer should hold the backbone
+    fixed. True trains a network of two heads from scratch, L_simple beside the second regression.
   """
 
   steps: GaussianSteps
   reduce: str = struct.field(pytree_node=False, default="sum")
+  train_mean: bool = struct.field(pytree_node=False, default=False)
 
   def given(self, eps, network, x_0, n, cond=None):
     level = self.steps.leaving(n).t
     heads: TwoHeads = network.parameterization
     mean, second = heads.split(network.output(level.diffuse(x_0, eps), level, cond))
     target = heads.target(x_0, eps, level)
-    error = (target - jax.lax.stop_gradient(mean)) ** 2
-    moment = error if heads.kind == "residual" else target**2
+    error = (target - (mean if self.train_mean else jax.lax.stop_gradient(mean))) ** 2
+    moment = jax.lax.stop_gradient(error) if heads.kind == "residual" else target**2
     mse, head = _reduce(self.reduce, error), _reduce(self.reduce, (moment - second) ** 2)
     return mse + head, {"mse": mse, "head": head}
+
+
+@struct.dataclass
+class NoisyClassifier(_Loss):
+  """Cross-entropy, in nats, of cond["label"] at noisy images (ADM section 4.1); the network is a guidance.Classifier.
+
+  Parts: cross_entropy, top1 and top5 (1 where the label is among the most probable), and each of them as ..._q0, the
+  least noisy quarter of levels, to ..._q3. Those are scaled so that means over batches of all levels are means over
+  the quarter's images.
+  """
+
+  steps: GaussianSteps
+
+  def given(self, eps, network, x_0, n, cond=None):
+    level = self.steps.leaving(n).t
+    log_p = network.log_probs(level.diffuse(x_0, eps), level)
+    label = jnp.take_along_axis(log_p, cond["label"][:, None], axis=1)
+    rank = (log_p > label).sum(1)
+    parts = {"cross_entropy": -label[:, 0], "top1": (rank < 1).astype(jnp.float32), "top5": (rank < 5).astype(jnp.float32)}
+    return parts["cross_entropy"], parts | self._by_quarter(n, parts)
+
+  def _by_quarter(self, n, parts):
+    T = jnp.asarray(self.steps.t.n)[0]
+    size = jnp.diff(-(-jnp.arange(5) * T // 4))  # levels in each quarter
+    here = [jnp.where(4 * (n - 1) // T == q, T / size[q], 0.0) for q in range(4)]
+    return {f"{name}_q{q}": part * here[q] for name, part in parts.items() for q in range(4)}
+
+
+@struct.dataclass
+class NoisyLowRes:
+  """`inner` with noise of deviation `std` on cond["low_res"], fresh for each image, as cascades need: an upsampler
+  should forgive what the stage before gets wrong (Ho et al. 2021, "conditioning augmentation")."""
+
+  inner: _Loss
+  std: jax.Array
+
+  def __call__(self, keys, network, x_0, n, cond=None):
+    low_res = cond["low_res"]
+    noisy = low_res + self.std * normal(keys, low_res.shape[1:], 1)  # stream 0 is x_t's
+    return self.inner(keys, network, x_0, n, cond | {"low_res": noisy})
 
 
 def _reduce(how: str, x: jax.Array) -> jax.Array:

@@ -1,0 +1,115 @@
+"""Files of moments: our own with everything needed to go on measuring, and the `ms_eps` vectors of Analytic-DPM's authors.
+
+Theirs is one NumPy vector of T + 1 numbers, entry n for level n and entry 0 unused, written by `torch.save`: a zip with a
+pickle inside. It is read and written here without PyTorch, and reading admits nothing but the array.
+"""
+
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+
+from ddpm_jax.diffusion.moments import Moments
+from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.diffusion.trajectory import check_gamma
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import storage
+
+TORCH = (".pth", ".pt", ".ckpt")
+
+
+def save(path: str | os.PathLike, moments: Moments, schedule: Schedule, source: dict) -> None:
+  """Writes our own file, an .npz; `source` says in JSON-able words whose moments these are, over which images."""
+  arrays = {"levels": moments.levels, "mean": moments.mean, "deviations": moments.deviations}
+  storage.write(path, {**arrays, "alpha_bar": schedule.alpha_bar}, {"count": moments.count, "source": source})
+
+
+def load(path: str | os.PathLike, schedule: Schedule) -> tuple[Moments, dict]:
+  """What `save` wrote: the moments and their source.
+
+  Raises:
+    UserError: if the file is missing, damaged or of another kind, or was measured with another schedule.
+  """
+  arrays, meta = storage.read(path)
+  if "deviations" not in arrays:
+    raise UserError(f"{path} does not hold moments; measure them with ddpm-jax moments.")
+  alpha_bar = arrays["alpha_bar"]
+  if alpha_bar.shape != schedule.alpha_bar.shape:
+    raise UserError(
+        f"The moments in {path} are of a schedule with T = {len(alpha_bar) - 1} levels, not {schedule.T}; measure them "
+        "for this one with ddpm-jax moments."
+    )
+  if not np.allclose(alpha_bar, schedule.alpha_bar, rtol=1e-6, atol=1e-12):
+    n = int(np.argmax(np.abs(alpha_bar - schedule.alpha_bar)))
+    raise UserError(
+        f"The moments in {path} are of another schedule: alpha_bar of level {n} is {alpha_bar[n]:.4g} there and "
+        f"{schedule.alpha_bar[n]:.4g} here; measure them for this one with ddpm-jax moments."
+    )
+  return Moments(arrays["levels"], int(meta["count"]), arrays["mean"], arrays["deviations"]), meta["source"]
+
+
+def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False) -> np.ndarray:
+  """Gamma [T+1] from any file: ours (.npz), a vector (.npy), or the authors' (.pth).
+
+  Args:
+    residual: take 1 - E|eps - eps_hat|^2 / d instead; only ours has it.
+
+  Raises:
+    UserError: as `load`; for a vector of another length, or one without residuals.
+  """
+  suffix = pathlib.Path(path).suffix
+  if suffix == ".npz":
+    return load(path, schedule)[0].gamma(schedule.T, residual=residual)
+  if residual:
+    raise UserError(f"{path} holds only E|eps_hat|^2; measure the residual with ddpm-jax moments.")
+  return check_gamma(read_vector(path), schedule)
+
+
+def read_vector(path: str | os.PathLike) -> np.ndarray:
+  """The vector of an .npy, or of a file that `torch.save` wrote (since PyTorch 1.6).
+
+  Raises:
+    UserError: if the file is missing, or holds anything but one array of numbers.
+  """
+  if not os.path.isfile(path):
+    raise UserError(f"There is no file {path}.")
+  try:
+    if pathlib.Path(path).suffix not in TORCH:
+      return np.load(path, allow_pickle=False)
+    with zipfile.ZipFile(path) as file:
+      record = next(name for name in file.namelist() if name.endswith("/data.pkl"))
+      vector = _OnlyArrays(io.BytesIO(file.read(record))).load()
+  except (ValueError, EOFError, OSError, StopIteration, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    raise UserError(f"{path} does not hold a vector of moments ({error}).") from error
+  if not isinstance(vector, np.ndarray) or vector.dtype.kind != "f":
+    raise UserError(f"{path} holds {type(vector).__name__}, not an array of numbers.")
+  return vector
+
+
+def write_vector(path: str | os.PathLike, gamma: np.ndarray) -> None:
+  """Writes float32 [T+1] as .npy, or, by the suffix .pth, as the authors' code loads it (`torch.load`)."""
+  gamma = np.asarray(gamma, np.float32)
+  if pathlib.Path(path).suffix not in TORCH:
+    np.save(path, gamma)
+    return
+  # The authors' NumPy knows its own module by the old name only.
+  pickled = pickle.dumps(gamma, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+  with zipfile.ZipFile(path, "w") as file:
+    for name, content in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
+      file.writestr(f"archive/{name}", content)
+
+
+class _OnlyArrays(pickle.Unpickler):
+  """Knows what a pickled array is made of, and nothing else."""
+
+  def find_class(self, module: str, name: str):
+    if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
+      return lambda text, encoding: text.encode("latin1")
+    if module.startswith("numpy") and name in ("ndarray", "dtype"):
+      return getattr(np, name)
+    if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+      return np._core.multiarray._reconstruct
+    raise pickle.UnpicklingError(f"it asks for {module}.{name}")
