@@ -10,6 +10,7 @@ from ddpm_jax.diffusion import dpm_solver, grid, noise, schedule, steps
 from ddpm_jax.diffusion.covariance import Optimal, learned_range
 from ddpm_jax.diffusion.guidance import Autoguidance, Classifier, ClassifierFree, ClassifierScore, ShiftMean, Unconditional
 from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.diffusion.losses import NoisyClassifier, NoisyLowRes
 from ddpm_jax.diffusion.mixture import Mixture
 from ddpm_jax.diffusion.prediction import Eps, Network, Prediction, TwoHeads
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
@@ -217,3 +218,43 @@ def test_missing_labels_are_refused(states):
     ClassifierFree(NETWORK, 1.0, {"label": NULL})(x_t, level)
   with pytest.raises(UserError, match="label"):
     CLASSIFIER(x_t, level, None)
+
+
+# ---------------------------------------------------------------- training the classifier
+
+
+def test_classifier_loss_is_the_cross_entropy_of_noisy_images():
+  chain, count = steps.gaussian(S, grid.full(1000)), 1000
+  n, label = jnp.arange(1, 1001), jnp.arange(count) % 3
+  x_0, eps = jax.random.normal(jax.random.key(0), (2, count, 1, 1, 1))
+  loss, parts = NoisyClassifier(chain).given(eps, CLASSIFIER, x_0, n, {"label": label})
+  log_p = jax.nn.log_softmax(logits(None, S.level(n).diffuse(x_0, eps), n - 1))
+  np.testing.assert_allclose(loss, -log_p[np.arange(count), label], rtol=1e-5)
+  np.testing.assert_array_equal(parts["top1"], log_p.argmax(1) == label)
+  np.testing.assert_array_equal(parts["top5"], 1)  # of three classes
+  for q in range(4):  # every level once
+    np.testing.assert_allclose(parts[f"top1_q{q}"].mean(), parts["top1"][250 * q : 250 * (q + 1)].mean(), rtol=1e-6)
+    np.testing.assert_allclose(parts[f"cross_entropy_q{q}"].mean(), loss[250 * q : 250 * (q + 1)].mean(), rtol=1e-5)
+
+
+def test_quarters_of_a_chain_that_four_does_not_divide():
+  chain = steps.gaussian(schedule.linear(30), grid.full(30))
+  n = jnp.arange(1, 31)
+  flat = Classifier(None, lambda params, x, time: jnp.zeros((len(x), 7)))
+  zeros = jnp.zeros((30, 1, 1, 1))
+  _, parts = NoisyClassifier(chain).given(zeros, flat, zeros, n, {"label": jnp.zeros(30, jnp.int32)})
+  for q in range(4):
+    np.testing.assert_allclose(parts[f"cross_entropy_q{q}"].mean(), np.log(7), rtol=1e-6)
+
+
+def test_low_res_is_noised_afresh_for_each_image():
+  class Shown:
+    def __call__(self, keys, network, x_0, n, cond):
+      return cond["low_res"], cond["label"]
+
+  low_res, label = jnp.ones((2000, 2, 2, 1)), jnp.arange(2000)
+  keys = noise.image_keys(np.arange(2000))
+  seen, passed = NoisyLowRes(Shown(), 0.3)(keys, None, None, None, {"low_res": low_res, "label": label})
+  np.testing.assert_array_equal(passed, label)
+  assert abs((seen - 1).std() / 0.3 - 1) < 0.03  # 4 standard errors of 8000 draws
+  assert abs(np.corrcoef(seen[:-1].ravel(), seen[1:].ravel())[0, 1]) < 0.05
