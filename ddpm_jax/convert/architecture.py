@@ -1,0 +1,275 @@
+"""The network that a set of tensors belongs to, from their names and shapes.
+
+Names give the walk (levels, blocks, attention), shapes the widths. What neither tells (the size of the images, the
+number of heads, the diffusion process) is for the caller to answer; `Architecture.unknown` says what.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.convert.names import DIALECTS, Dialect, Layer, Plan
+from ddpm_jax.errors import UserError
+
+Tensors = Mapping[str, np.ndarray]
+
+_SIGNATURES = {
+  "pesser": "temb.dense.0.weight",
+  "ho_tf": "temb/dense0/W",
+  "openai": "time_embed.0.weight",
+  "ncsnpp": "all_modules.0.weight",
+  "diffusers": "time_embedding.linear_1.weight",
+}
+_NETWORKS = {"pesser": "unet_ddpm", "ho_tf": "unet_ddpm", "openai": "unet_adm", "ncsnpp": "ncsnpp", "diffusers": "unet_ddpm"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """What tensors tell of a network.
+
+  Attributes:
+    dialect: of `ddpm_jax.convert.names`.
+    network: fields for `models.make`, without those of `unknown`; attention is in `attending`.
+    attending: levels with attention, 0 being the full resolution.
+    image_channels: of the images.
+    num_classes: of the labels that the network takes, or None.
+    image_size: None where shapes do not depend on it; an attention pool's do.
+    unknown: fields of a config that tensors cannot tell.
+  """
+
+  dialect: str
+  network: Mapping[str, Any]
+  attending: tuple[int, ...]
+  image_channels: int
+  num_classes: int | None
+  image_size: int | None
+  unknown: tuple[str, ...]
+
+  def at(self, image_size: int) -> dict[str, Any]:
+    """`network` for images of this size, with the resolutions that attend."""
+    fields = dict(self.network)
+    inner = dict(fields["backbone"]) if "backbone" in fields else fields
+    inner["attention_resolutions"] = tuple(image_size >> level for level in self.attending)
+    return dict(fields, backbone=inner) if "backbone" in fields else inner
+
+
+def dialect_of(tensors: Tensors) -> str:
+  """Which codebase wrote these tensors. Raises UserError if none that is known."""
+  for dialect, signature in _SIGNATURES.items():
+    if signature in tensors:
+      return dialect
+  known = ", ".join(_SIGNATURES.values())
+  some = ", ".join(list(tensors)[:4])
+  raise UserError(f"These tensors are of no known codebase: they begin with {some}, and there is none of {known}.")
+
+
+def infer(tensors: Tensors) -> Architecture:
+  """The network of these tensors.
+
+  Raises:
+    UserError: if they are of no known codebase, or incomplete beyond recognition.
+  """
+  dialect = dialect_of(tensors)
+  try:
+    return _infer(tensors, dialect)
+  except KeyError as error:
+    raise UserError(f"The {dialect} tensors are incomplete: there is no {error.args[0]}.") from None
+
+
+def _infer(tensors, dialect):
+  walk = _WALKS.get(dialect, _named_levels)(tensors, DIALECTS[dialect])
+  look = _Look(tensors, DIALECTS[dialect], walk.plan())
+  channels = look.shape("time_embed/dense_0")[0]
+  widths = [look.shape(f"down_{level}_block_0/conv1")[1] for level in range(walk.levels)]
+  stem = look.shape("conv_in")[0]
+  low_res = dialect == "openai" and stem % 2 == 0  # images have 1 or 3 channels, twice as many with a small one beside
+  image_channels = stem // 2 if low_res else stem
+  classifier = dialect == "openai" and not any(key.startswith("output_blocks.") for key in tensors)
+  num_classes = look.shape("label_embed")[0] if look.has("label_embed") else None
+
+  fields: dict[str, Any] = {
+    "name": "classifier" if classifier else _NETWORKS[dialect],
+    "channels": channels,
+    "channel_mult": tuple(_ratio(width, channels) for width in widths),
+    "num_res_blocks": walk.blocks,
+  }
+  if dialect == "openai":
+    fields["scale_shift"] = look.shape("down_0_block_0/emb")[1] == 2 * widths[0]
+    fields["low_res"] = low_res
+    if walk.levels > 1:
+      fields["resblock_updown"] = look.has("down_0_downsample/conv1")
+      fields["conv_resample"] = fields["resblock_updown"] or look.has("down_0_downsample/conv")
+  elif dialect != "ncsnpp" and walk.levels > 1:
+    fields["resample_with_conv"] = look.has("down_0_downsample/conv")
+  image_size = None
+  unknown = ["network.num_heads"] if dialect == "openai" else []
+  if classifier:
+    fields["pool"] = _pool(tensors)
+    fields["out_channels"] = look.shape(f"pool_{fields['pool']}/out")[1]
+    if fields["pool"] == "attention":  # of all positions and their mean
+      image_size = math.isqrt(tensors["out.2.positional_embedding"].shape[1] - 1) << (walk.levels - 1)
+    unknown += [] if image_size else ["data.image_size"]
+    return Architecture(dialect, fields, walk.attending, image_channels, None, image_size, tuple(unknown))
+
+  out_channels = look.shape("out/conv")[1]
+  fields["out_channels"] = out_channels
+  unknown += ["data.image_size", "schedule"]
+  if look.has("head/conv"):
+    complex = look.has("head/block/conv1")
+    fields = {"name": "two_headed", "backbone": fields, "complex": complex}
+    unknown += ["prediction.second"]
+  return Architecture(dialect, fields, walk.attending, image_channels, num_classes, image_size, tuple(unknown))
+
+
+def _pool(tensors):
+  if "out.2.positional_embedding" in tensors:
+    return "attention"
+  if tensors["out.0.weight"].ndim == 1:
+    return "adaptive"
+  return "spatial_v2" if "out.3.weight" in tensors else "spatial"
+
+
+def _ratio(width, channels):
+  ratio = width / channels
+  return int(ratio) if ratio == int(ratio) else ratio
+
+
+class _Look:
+  """Tensors by our names."""
+
+  def __init__(self, tensors: Tensors, dialect: Dialect, plan: Plan):
+    self.tensors, self.dialect, self.plan = tensors, dialect, plan
+
+  def key(self, layer: str) -> str:
+    found: Layer = self.dialect.find(self.plan, f"{layer}/kernel")
+    suffixes = ("/W",) if self.dialect.tensorflow else (".weight", ".W")
+    return next((found.names[0] + s for s in suffixes if found.names[0] + s in self.tensors), found.names[0] + suffixes[0])
+
+  def has(self, layer: str) -> bool:
+    try:
+      return self.key(layer) in self.tensors
+    except UserError:  # the codebase has no such layer
+      return False
+
+  def shape(self, layer: str) -> tuple[int, int]:
+    """(inputs, outputs) of a layer; (rows, columns) of an embedding."""
+    shape = self.tensors[self.key(layer)].shape
+    return shape[-2:] if self.dialect.tensorflow else shape[:2] if layer == "label_embed" else (shape[1], shape[0])
+
+
+# ---------------------------------------------------------------- the walk, from names
+
+
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+  levels: int
+  blocks: int
+  attending: tuple[int, ...]
+  attends_once: bool = False  # per level on the way up, after its last block (NCSN++)
+  complex_head: bool = False
+
+  def plan(self) -> Plan:
+    """As if from the names of our parameters."""
+    modules = ["mid_block_0", "mid_attn_0", "mid_block_1"]
+    for level in range(self.levels):
+      down, up = range(self.blocks), range(self.blocks + 1)
+      modules += [f"down_{level}_block_{i}" for i in down] + [f"up_{level}_block_{i}" for i in up]
+      modules += [f"down_{level}_downsample"] if level < self.levels - 1 else []
+      modules += [f"up_{level}_upsample"] if level else []
+      if level in self.attending:
+        modules += [f"down_{level}_attn_{i}" for i in down]
+        modules += [f"up_{level}_attn_{i}" for i in (up[-1:] if self.attends_once else up)]
+    modules += ["head/block"] if self.complex_head else []
+    return Plan.of(f"{module}/layer/kernel" for module in modules)
+
+
+def _named_levels(tensors, dialect):
+  """Dialects whose names count levels and blocks."""
+  look = _Look(tensors, dialect, _Walk(1, 1, ()).plan())
+  levels = _count(lambda level: look.has(f"down_{level}_block_0/conv1"))
+  blocks = _count(lambda i: look.has(f"down_0_block_{i}/conv1"))
+  if not levels:
+    raise KeyError("first residual block")
+  attending = tuple(level for level in range(levels) if look.has(f"down_{level}_attn_0/qkv"))
+  return _Walk(levels, blocks, attending, complex_head=look.has("head/block/conv1"))
+
+
+def _count(present: Callable[[int], bool]) -> int:
+  n = 0
+  while present(n):
+    n += 1
+  return n
+
+
+def _openai_walk(tensors, dialect):
+  """`input_blocks` counts blocks and downsamplers in one sequence; where levels end must be found out.
+
+  A downsampler is a convolution `op`, nothing at all (pooling), or, with resblock_updown, a residual block like any
+  other. Those show by what they do not do: they change no width and have no attention.
+  """
+  entries = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("input_blocks."))
+  steps = []  # (may be a block, may be a downsampler, width changes, attends) of every entry after the stem
+  for k in range(1, entries):
+    conv = tensors.get(f"input_blocks.{k}.0.in_layers.2.weight")
+    changes = conv is not None and conv.shape[0] != conv.shape[1]
+    attends = f"input_blocks.{k}.1.qkv.weight" in tensors
+    steps.append((conv is not None, not changes and not attends, changes, attends))
+  if any(not block for block, *_ in steps):  # some are no residual blocks, so these are the downsamplers
+    steps = [(block, not block, changes, attends) for block, _, changes, attends in steps]
+
+  def fits(per_level):
+    if entries % per_level:
+      return False
+    for start in range(0, entries, per_level):
+      *blocks, down = steps[start : start + per_level] + ([None] if start + per_level == entries else [])
+      if not all(block for block, *_ in blocks) or any(changes for _, _, changes, _ in blocks[1:]):
+        return False
+      if len({attends for *_, attends in blocks}) != 1 or (down is not None and not down[1]):
+        return False
+    return True
+
+  found = [per_level for per_level in range(2, entries + 1) if fits(per_level)]
+  # on the way up, resampling blocks are seen: the first one closes the last level
+  ups = [re.match(r"output_blocks\.(\d+)\.[12]\.(conv|in_layers\.0)\.weight", key) for key in tensors]
+  first = min((int(up[1]) for up in ups if up), default=None)
+  if first is not None:
+    found = [per_level for per_level in found if per_level == first + 1]
+  if len(found) != 1:
+    raise KeyError(f"one way to divide {entries} input_blocks into levels, but {len(found)}")
+  (per_level,) = found
+  attending = tuple(start // per_level for start in range(0, entries, per_level) if steps[start][3])
+  return _Walk(entries // per_level, per_level - 1, attending, complex_head="out2.0.in_layers.2.weight" in tensors)
+
+
+def _ncsnpp_walk(tensors, dialect):
+  """`all_modules` is one sequence: down, (block, attention, block), up, which begins with a block that joins a skip."""
+  kinds, previous = [], None
+  count = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("all_modules."))
+  for k in range(3, count):
+    conv = tensors.get(f"all_modules.{k}.Conv_0.weight")
+    if conv is None:
+      kinds.append("attn")
+      continue
+    width, joined = conv.shape[0], conv.shape[1]
+    if previous is not None and joined != previous:
+      break
+    resamples = width == joined and f"all_modules.{k}.Conv_2.weight" in tensors
+    kinds.append("resample" if resamples else "block")
+    previous = width
+  down = kinds[:-3]  # without the middle
+  levels = 1 + down.count("resample")
+  first = down.index("resample") if "resample" in down else len(down)
+  blocks = down[:first].count("block")
+  attending, level = set(), 0
+  for kind in down:
+    level += kind == "resample"
+    if kind == "attn":
+      attending.add(level)
+  return _Walk(levels, blocks, tuple(sorted(attending)), attends_once=True)
+
+
+_WALKS = {"openai": _openai_walk, "ncsnpp": _ncsnpp_walk}

@@ -1,0 +1,281 @@
+"""Tensors out of the files that other codebases write, and back into them.
+
+| file                         | written by                                                                  |
+|------------------------------|-----------------------------------------------------------------------------|
+| .pt .pth .ckpt               | PyTorch; only tensors and plain containers are unpickled, never code        |
+| .safetensors                 | diffusers and others; read here without a library                           |
+| a folder                     | diffusers: config.json beside the tensors, perhaps in a subfolder `unet`     |
+| PREFIX (.index, .data-…)     | TensorFlow; read without TensorFlow (bundle.py)                              |
+
+Tensors stay mapped from disk as far as the format allows, so that a large model is in memory once: converted.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ddpm_jax.convert import bundle
+from ddpm_jax.errors import UserError
+
+PathLike = str | pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+  """One set of weights out of a file, and what the file says about it.
+
+  Attributes:
+    tensors: by their names there, without a wrapper's prefix such as "module.".
+    which: what was chosen, to be told to the user: "ema_models_states/eps_model".
+    averaged: whether these are averaged weights; None when the file does not say.
+    network, scheduler: diffusers' config.json and scheduler_config.json, or empty.
+  """
+
+  tensors: dict[str, np.ndarray]
+  which: str
+  averaged: bool | None
+  network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read(path: PathLike, weights: str | None = None) -> Contents:
+  """The weights in `path`, averaged ones if there are any.
+
+  Args:
+    weights: which set, when a file has several: one of the names that the error message lists.
+
+  Raises:
+    UserError: if there is no such file, it is damaged, holds code or an optimizer, or several sets to choose from.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return _diffusers_folder(path)
+  prefix = re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", str(path))
+  if prefix != str(path) or (not path.exists() and pathlib.Path(f"{prefix}.index").exists()):
+    return _choose(_variable_sets(bundle.read(prefix)), weights, path)
+  if not path.is_file():
+    raise UserError(f"{path} does not exist.")
+  if path.suffix == ".safetensors":
+    return _choose({"": read_safetensors(path)}, weights, path)
+  return _choose(_tensor_sets(read_torch(path), path), weights, path)
+
+
+# ---------------------------------------------------------------- one set of several
+
+_PREFIXES = ("module.", "model.")  # of DistributedDataParallel and of Lightning
+
+
+def _choose(sets: dict[str, dict], weights: str | None, path: pathlib.Path) -> Contents:
+  if weights is not None and weights not in sets:
+    raise UserError(f"{path} has no weights {weights!r}; it has {', '.join(sets)}.")
+  averaged = [name for name in sets if "ema" in name.lower()]
+  names = [weights] if weights is not None else averaged or list(sets)
+  if len(names) > 1:
+    raise UserError(f"{path} holds several sets of weights: {', '.join(names)}. Choose one with --weights NAME.")
+  (name,) = names
+  tensors = sets[name]
+  for prefix in _PREFIXES:
+    if all(key.startswith(prefix) for key in tensors):
+      tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+  named = name + path.name + path.parent.name
+  known = len(sets) > 1 or "ema" in named.lower()
+  return Contents(tensors, name or path.name, bool("ema" in named.lower()) if known else None)
+
+
+def _tensor_sets(obj: Any, path: pathlib.Path) -> dict[str, dict]:
+  """Every mapping of names to tensors inside a torch file, by where it is; optimizers are left out."""
+  if _is_optimizer(obj):
+    raise UserError(f"{path} is the state of an optimizer, not a model; give the model's file (ema_….pt, model….pt).")
+  sets: dict[str, dict] = {}
+
+  def walk(node, where):
+    if isinstance(node, Mapping) and node and all(map(_is_tensor, node.values())):
+      sets["/".join(where)] = dict(node)
+    elif not _is_optimizer(node):
+      children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
+      for key, child in children:
+        walk(child, [*where, str(key)])
+
+  walk(obj, [])
+  if set(sets) == {"0", "4"} and isinstance(obj, list | tuple):  # the DDIM code's [model, optimizer, epoch, step, EMA]
+    sets = {"model": sets["0"], "ema": sets["4"]}
+  if not sets:
+    raise UserError(f"{path} holds no tensors by name; it is not a model.")
+  return sets
+
+
+def _is_optimizer(node):
+  return isinstance(node, Mapping) and {"state", "param_groups"} <= node.keys()
+
+
+def _is_tensor(value):
+  return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _variable_sets(variables: Mapping[str, np.ndarray]) -> dict[str, dict]:
+  """Raw and averaged variables of a TensorFlow model, without Adam's slots and the counters."""
+  average = "/ExponentialMovingAverage"
+  sets: dict[str, dict] = {"model": {}, "ema": {}}
+  for name, tensor in variables.items():
+    short = name.removeprefix("model/")
+    if name.endswith(average):
+      sets["ema"][short.removesuffix(average)] = tensor
+    elif not re.search(r"(/Adam(_1)?|_power|global_step)$", name):
+      sets["model"][short] = tensor
+  return {name: tensors for name, tensors in sets.items() if tensors}
+
+
+# ---------------------------------------------------------------- PyTorch
+
+
+def read_torch(path: PathLike) -> Any:
+  """What `torch.save` wrote, with NumPy arrays for tensors; only containers, numbers and tensors are unpickled.
+
+  Raises:
+    UserError: if torch is not installed, or the file is damaged or holds code.
+  """
+  torch = _torch()
+  load = lambda **options: torch.load(path, map_location="cpu", weights_only=True, **options)
+  try:
+    with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of torch, about old pickles
+      try:
+        loaded = load(mmap=True)
+      except RuntimeError as error:  # files of torch < 1.6 are no zip archives and cannot be mapped
+        if "mmap can only be used" not in str(error):
+          raise
+        loaded = load()
+  except pickle.UnpicklingError as error:
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = f"wants to run {named[1]}" if named else "is no file of tensors"
+    raise UserError(f"{path} {what}; only files of plain tensors are read, because others can run any code.") from None
+  except Exception:  # damaged bytes are instructions to an unpickler, and fail in every way there is
+    raise UserError(f"{path} is damaged or cut short, or no PyTorch file; fetch it again.") from None
+  return _arrays(loaded, torch)
+
+
+def write_torch(path: PathLike, tensors: Mapping[str, np.ndarray]):
+  """A state dict for `torch.load`."""
+  torch = _torch()
+  torch.save({key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()}, path)
+
+
+def _arrays(node, torch):
+  if isinstance(node, torch.Tensor):
+    node = node.detach()
+    return node.float().numpy() if node.dtype == torch.bfloat16 else node.numpy()
+  if isinstance(node, Mapping):
+    return {key: _arrays(value, torch) for key, value in node.items()}
+  if isinstance(node, list | tuple):
+    return [_arrays(value, torch) for value in node]
+  return node
+
+
+def _torch():
+  try:
+    import torch
+  except ImportError:
+    raise UserError(
+      "Reading PyTorch files needs PyTorch, once, on this machine: pip install 'ddpm_jax[torch]'. "
+      "Files in .safetensors need nothing."
+    ) from None
+  return torch
+
+
+def _numpy_globals():
+  """What unpickling a NumPy array needs, by its names of now and before NumPy 2: Analytic-DPM saves its moments so."""
+  rebuild = np._core.multiarray._reconstruct
+  dtypes = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
+  return [rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, *dtypes]
+
+
+# ---------------------------------------------------------------- safetensors
+
+_SAFETENSORS = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "I64": np.int64,
+  "I32": np.int32,
+  "U8": np.uint8,
+  "BOOL": np.bool_,
+}
+
+
+def read_safetensors(path: PathLike) -> dict[str, np.ndarray]:
+  """Every tensor of a .safetensors file, mapped from disk.
+
+  Raises:
+    UserError: if the file is damaged or cut short.
+  """
+  path = pathlib.Path(path)
+  size = path.stat().st_size
+  try:
+    with path.open("rb") as file:
+      length = int.from_bytes(file.read(8), "little")
+      header = json.loads(file.read(length)) if length < size else None
+    header.pop("__metadata__", None)
+    start = 8 + length
+    tensors = {}
+    for key, entry in header.items():
+      dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
+      first, end = entry["data_offsets"]
+      if end - first != dtype.itemsize * math.prod(shape) or start + end > size:
+        raise ValueError(key)
+      tensors[key] = np.memmap(path, dtype, "r", start + first, shape) if end > first else np.zeros(shape, dtype)
+    return tensors
+  except (ValueError, KeyError, AttributeError, TypeError):
+    raise UserError(f"{path} is damaged or cut short, or no .safetensors file; fetch it again.") from None
+
+
+def write_safetensors(path: PathLike, tensors: Mapping[str, np.ndarray]):
+  """A .safetensors file of float32 tensors."""
+  header, offset = {}, 0
+  for key, tensor in tensors.items():
+    end = offset + 4 * tensor.size
+    header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+    offset = end
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
+  with pathlib.Path(path).open("wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+      file.write(np.ascontiguousarray(tensor, "<f4").tobytes())
+
+
+# ---------------------------------------------------------------- diffusers
+
+
+def _diffusers_folder(folder: pathlib.Path) -> Contents:
+  """`unet/` of a pipeline, or the folder of a bare model, with the scheduler's settings when they are there."""
+  unet = folder / "unet" if (folder / "unet").is_dir() else folder
+  config = _json(unet / "config.json")
+  if config.get("_class_name") != "UNet2DModel":
+    kind = config.get("_class_name", "model of no name")
+    raise UserError(f"{folder} holds a {kind}; of diffusers' networks, UNet2DModel is supported.")
+  found = [file for name in ("safetensors", "bin") for file in sorted(unet.glob(f"diffusion_pytorch_model*.{name}"))]
+  if not found:
+    raise UserError(f"{unet} has no diffusion_pytorch_model.safetensors and no diffusion_pytorch_model.bin.")
+  contents = read(found[0])
+  schedulers = [folder / "scheduler/scheduler_config.json", folder / "scheduler_config.json"]
+  scheduler = next((_json(file) for file in schedulers if file.is_file()), {})
+  return dataclasses.replace(contents, averaged=None, network=config, scheduler=scheduler)
+
+
+def _json(path):
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise UserError(f"{path} does not exist; a diffusers folder has a config.json beside its tensors.") from None
+  except ValueError:
+    raise UserError(f"{path} is damaged: it is not JSON.") from None
