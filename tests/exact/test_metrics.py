@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.frechet import Moments, fid, frechet_distance
+from ddpm_jax.evaluation.inception_score import inception_score
 from ddpm_jax.evaluation.mmd import kid, squared_mmd
+from ddpm_jax.evaluation.precision_recall import precision_recall, radii
 
 
 def random_covariance(rng, dims, rank):
@@ -90,3 +93,55 @@ def test_bad_features_are_refused_in_one_sentence():
     kid(good, good[:1])
   with pytest.raises(UserError, match="cannot be added"):
     Moments.of(good) + Moments(None, np.zeros(4), np.eye(4))
+
+
+def test_inception_score_of_certain_and_uncertain_labels():
+  """Certain, balanced labels score the number of classes; equal predictions score 1; a split of one image scores 1."""
+  certain = np.eye(10).repeat(7, axis=0) * 1e4
+  assert inception_score(certain, split_size=None).mean == pytest.approx(10, rel=1e-12)
+  assert inception_score(np.ones((30, 10))).mean == pytest.approx(1, rel=1e-12)
+  assert inception_score(certain, split_size=1).mean == pytest.approx(1, rel=1e-12)
+  mean, std = inception_score(certain, split_size=35)  # halves of five classes each
+  assert (mean, std) == (pytest.approx(5, rel=1e-12), pytest.approx(0, abs=1e-12))
+
+
+def test_precision_and_recall_on_a_line():
+  """Points 0..9 with balls of radius^2 1 (k = 1): samples at 0.5, 9.9 are inside, 11.1 and 20 are not.
+
+  The samples' balls: 9.9 and 11.1 reach 1.2, 20 reaches 8.9 (down to 11.1), 0.5 reaches 9.4: all points but none missed.
+  """
+  reference = np.arange(10, dtype=np.float32)[:, None]
+  samples = np.array([[0.5], [9.9], [11.1], [20.0]], np.float32)
+  np.testing.assert_allclose(radii(samples, 1), np.square([9.4, 1.2, 1.2, 8.9]), rtol=1e-5)
+  assert precision_recall(reference, samples, k=1) == (0.5, 1.0)
+  assert precision_recall(reference, samples[1:], k=1) == (1 / 3, 0.1)  # only the point 9 is near 9.9
+
+
+def test_precision_and_recall_by_brute_force():
+  """Against all float64 distances at once, with more columns than a tile has rows and more than are folded."""
+  rng = np.random.default_rng(6)
+  a, b = rng.standard_normal((1500, 5)).astype(np.float32), 1.3 * rng.standard_normal((1100, 5)).astype(np.float32)
+  squared = lambda u, v: scipy.spatial.distance.cdist(u.astype(np.float64), v.astype(np.float64), "sqeuclidean")
+  r_a, r_b = (np.sort(squared(x, x), axis=1)[:, 3] for x in (a, b))
+  np.testing.assert_allclose(radii(a, 3), r_a, rtol=1e-3, atol=1e-5)  # float32: |u|^2 - 2 u.v + |v|^2 cancels
+  between = squared(a, b)
+  expected = (between <= r_a[:, None]).any(0).mean(), (between <= r_b).any(1).mean()
+  assert precision_recall(a, b) == expected
+
+
+def test_a_set_covers_itself_and_nothing_far_away():
+  x = np.random.default_rng(7).standard_normal((200, 4)).astype(np.float32)
+  assert precision_recall(x, x) == (1, 1)
+  assert precision_recall(x, x + 100) == (0, 0)
+
+
+def test_bad_input_to_scores_is_one_sentence():
+  x = np.zeros((3, 4), np.float32)
+  with pytest.raises(UserError, match="3 images has no 3-th nearest"):
+    precision_recall(x, x)
+  with pytest.raises(UserError, match="4 features and the other 2"):
+    precision_recall(x, x[:, :2])
+  with pytest.raises(UserError, match="float32 or float16, not in 'half'"):
+    radii(x, 1, arithmetic="half")
+  with pytest.raises(UserError, match="not 0 and 5000"):
+    inception_score(x[:0])
