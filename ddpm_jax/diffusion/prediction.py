@@ -205,8 +205,19 @@ class Network:
   time: TimeScale = TimeScale()
 
   def output(self, x_t: jax.Array, level: Level, cond: Any = None) -> jax.Array:
-    """The raw output at x_t [B,H,W,C]; `level` has leaves [] or [B]."""
-    return self.apply(self.params, x_t, jnp.broadcast_to(self.time(level.n), x_t.shape[:1]), cond)
+    """The raw output at x_t [B,H,W,C]; `level` has leaves [] or [B].
+
+    Raises:
+      UserError: if it has other channels than the parameterization expects.
+    """
+    out = self.apply(self.params, x_t, jnp.broadcast_to(self.time(level.n), x_t.shape[:1]), cond)
+    expected = self.parameterization.channels * x_t.shape[-1]
+    if out.shape[-1] != expected:
+      raise UserError(
+          f"The network gives {out.shape[-1]} channels for images of {x_t.shape[-1]}, but the parameterization "
+          f"{type(self.parameterization).__name__} needs {expected}; change one of them."
+      )
+    return out
 
   def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     return self.parameterization.decode(self.output(x_t, level, cond), x_t, level)

@@ -20,6 +20,7 @@ from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.noise import PerImage
 from ddpm_jax.diffusion.progress import report
 from ddpm_jax.diffusion.steps import GaussianSteps
+from ddpm_jax.errors import UserError
 
 
 @struct.dataclass
@@ -50,7 +51,7 @@ def sample(
     keys: jax.Array,
     denoiser: Callable,
     samplers: Any,
-    x_T: jax.Array | None,
+    x_T: jax.Array,
     cond: Any = None,
     *,
     save: Callable | None = None,
@@ -76,7 +77,12 @@ def sample(
   Returns:
     (x [B,H,W,C], saved) with saved of leading size ceil(K / save_every), in sampling order; a list of them when there
     are several samplers, None without `save`.
+
+  Raises:
+    UserError: if save_every is not positive.
   """
+  if save_every < 1:
+    raise UserError(f"save_every = {save_every} must be at least 1, which keeps every state.")
   noise = PerImage(keys) if noise is None else noise
   several = isinstance(samplers, Sequence)
   saved, x = [], x_T

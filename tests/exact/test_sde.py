@@ -94,7 +94,7 @@ def test_runge_kutta_follows_scipys():
 
 def test_networks_of_the_chain_are_told_the_time_of_the_sde():
   """CT2DT of the authors is a TimeScale: level n of T is t = n / T, told as 999 t."""
-  echo = Network(None, lambda params, x, time, cond: time, time=TimeScale(999 / 1000, shift=0))
+  echo = Network(None, lambda params, x, time, cond: x + time[:, None, None, None], time=TimeScale(999 / 1000, shift=0))
   heard = echo.output(np.zeros((3, 1, 1, 1), np.float32), schedule.vp_sde(1000).level(np.array([1, 500, 1000])))
-  np.testing.assert_allclose(heard, [0.999, 499.5, 999], rtol=1e-6)
+  np.testing.assert_allclose(heard[:, 0, 0, 0], [0.999, 499.5, 999], rtol=1e-6)
   assert TimeTable(np.float32([0, 5, 9]))(np.array([2, 1])).tolist() == [9, 5]

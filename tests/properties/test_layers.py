@@ -1,0 +1,83 @@
+"""The house rules of who may import whom, read from the sources."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import ddpm_jax
+
+PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Inside diffusion/ a module imports only smaller numbers. A new module needs a place here.
+LAYERS = {
+    0: "gaussian schedule noise progress time_sampling",
+    1: "grid solvers",
+    2: "steps trajectory",
+    3: "prediction moments dpm_solver heun unipc sde",
+    4: "transforms covariance guidance mixture ode_likelihood",
+    5: "kernel",
+    6: "samplers likelihood",
+    7: "losses interpolation editing step_costs",
+}
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+
+
+def imports(file: pathlib.Path, top_level: bool = False) -> set[str]:
+  """Full names that a file imports: "a.b" for `import a.b`, and "a.b.c" for `from a.b import c`."""
+  tree = ast.parse(file.read_text())
+  names = set()
+  for node in tree.body if top_level else ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{file}: imports are absolute"
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def within(prefix: str, names: set[str]) -> set[str]:
+  return {name for name in names if name == prefix or name.startswith(f"{prefix}.")}
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "diffusion").glob("[!_]*.py")), ids=lambda file: file.stem)
+def test_the_mathematics_is_layered(file):
+  assert file.stem in LAYER, f"give diffusion/{file.name} a place in LAYERS"
+  ours = within("ddpm_jax", imports(file)) - within("ddpm_jax.errors", imports(file))
+  assert ours == within("ddpm_jax.diffusion", ours), "diffusion/ imports nothing else of the package"
+  for name in ours:
+    other = name.split(".")[2]
+    assert LAYER[other] < LAYER[file.stem], f"{file.stem} (layer {LAYER[file.stem]}) imports {other} (layer {LAYER[other]})"
+
+
+def test_models_and_diffusion_do_not_meet():
+  for file in (PACKAGE / "models").glob("*.py"):
+    assert not within("ddpm_jax.diffusion", imports(file)), file
+
+
+@pytest.mark.parametrize("library, allowed", [
+    ("absl", ("cli",)),
+    ("tensorflow", ()),  # TFDS reads without it; preparing a data set is TFDS's affair
+    ("torch", ("convert",)),
+])
+def test_libraries_stay_where_they_belong(library, allowed):
+  for file in FILES:
+    if file.relative_to(PACKAGE).parts[0] not in allowed:
+      assert not within(library, imports(file)), f"{file} imports {library}"
+    if library != "absl":
+      assert not within(library, imports(file, top_level=True)), f"{file} imports {library} when it is imported"
+
+
+def test_the_package_can_be_imported_where_tensorflow_and_torch_cannot():
+  modules = [".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in FILES if file.stem != "__main__"]
+  code = f"""
+import importlib, sys
+sys.modules["tensorflow"] = sys.modules["torch"] = None
+for module in {[module.removesuffix(".__init__") for module in modules]}:
+  importlib.import_module(module)
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+  assert done.returncode == 0, done.stderr[-2000:]
