@@ -4,6 +4,7 @@ Everything here is small and checked before anything is traced; config.py says w
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +17,14 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import models
 from ddpm_jax.config import default, nearest
-from ddpm_jax.diffusion import covariance, losses, prediction, time_sampling, transforms
+from ddpm_jax.diffusion import covariance, losses, prediction, time_sampling, trajectory, transforms
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import schedule as schedules
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.samplers import GaussianSampler
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import measurements
 from ddpm_jax.models.patches import Patches
 
 # ---------------------------------------------------------------- the process
@@ -39,23 +41,51 @@ def chain(config: ConfigDict) -> tables.GaussianSteps:
   return tables.gaussian(levels, grids.full(levels.T))
 
 
-def grid(section: ConfigDict, T: int) -> np.ndarray:
+def grid(config: ConfigDict, section: ConfigDict) -> np.ndarray:
   """The levels that `section` (sampling, evaluation) visits: a named grid, or OpenAI's section strings."""
-  name, K = section.grid, section.steps
+  levels, name, K = schedule(config), section.grid, section.steps
   if name == "full":
-    return grids.full(T)
-  if name not in GRIDS:
-    return grids.sections(T, name)
+    return grids.full(levels.T)
+  if name not in (*GRIDS, *BEST_GRIDS):
+    return grids.sections(levels.T, name)
   if K is None:
     raise UserError(f'The grid "{name}" needs a number of steps: set sampling.steps.')
-  return GRIDS[name](T, K)
+  if name in BEST_GRIDS:
+    return BEST_GRIDS[name](config, levels, K)
+  return GRIDS[name](levels.T, K)
 
 
 GRIDS: dict[str, Callable[[int, int], np.ndarray]] = {
   "uniform": grids.uniform,
   "ddim": grids.ddim_uniform,
   "quadratic": grids.quadratic,
+  "power2": functools.partial(grids.power, exponent=2),
+  "power3": functools.partial(grids.power, exponent=3),
 }
+
+
+def moments(config: ConfigDict) -> np.ndarray | None:
+  """Gamma [T+1] of the file sampling.moments."""
+  section = config.sampling
+  if section.moments is None:
+    return None
+  return measurements.gamma(section.moments, schedule(config), residual=section.residual)
+
+
+def _dp_seg(config: ConfigDict, levels: schedules.Schedule, K: int) -> np.ndarray:
+  gamma = moments(config)
+  if gamma is None:
+    raise UserError('The grid "dp_seg" follows from moments: measure them with ddpm-jax moments, set sampling.moments.')
+  return trajectory.dp_seg(levels, gamma, K)
+
+
+def _dp_vb(config: ConfigDict, levels: schedules.Schedule, K: int) -> np.ndarray:
+  if config.sampling.costs is None:
+    raise UserError('The grid "dp_vb" follows from costs: measure them with ddpm-jax moments --costs, set sampling.costs.')
+  return trajectory.dp_vb(measurements.load_costs(config.sampling.costs, levels), K)
+
+
+BEST_GRIDS = {"dp_seg": _dp_seg, "dp_vb": _dp_vb}  # by dynamic programming
 
 
 # ---------------------------------------------------------------- the network
@@ -86,11 +116,10 @@ def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
   Raises:
     UserError: if the config has no second head of NPR-DPM or SN-DPM, or does not say how to train one.
   """
-  kinds = ("residual", "second_moment")
-  if config.prediction.second not in kinds or config.loss.name != "second_head":
+  if config.prediction.second not in OPTIMAL_HEADS or config.loss.name != "second_head":
     raise UserError(
-      f"train.backbone is for a second head: set prediction.second to {' or '.join(map(repr, kinds))} and loss.name to "
-      '"second_head", as the configs npr and sn do.'
+      f"train.backbone is for a second head: set prediction.second to {' or '.join(map(repr, OPTIMAL_HEADS))} "
+      'and loss.name to "second_head", as the configs npr and sn do.'
     )
   second, changed, usual = config.prediction.second, config.data.to_dict(), default().data
   backbone = of.network.to_dict()
@@ -201,19 +230,17 @@ def time_sampler(config: ConfigDict) -> Any:
 def sampler(config: ConfigDict) -> Any:
   """The sampler of `config.sampling`."""
   levels, section = schedule(config), config.sampling
-  steps = tables.gaussian(levels, grid(section, levels.T), section.eta)
+  steps = tables.gaussian(levels, grid(config, section), section.eta)
   which = _covariance(config, section.covariance, section.eta)
   if section.cap_pixels is not None:
     which = covariance.CapLast(which, section.cap_steps, section.cap_pixels)
   return GaussianSampler(steps, ReverseKernel(which))
 
 
-def denoiser(config: ConfigDict, net: Any, gamma: np.ndarray | None = None) -> Any:
-  """`net`, with its moments from Γ when given, clipped as `config.sampling` says."""
-  if gamma is not None:
-    T = schedule(config).T
-    if np.shape(gamma) != (T + 1,):
-      raise UserError(f"Γ has shape {np.shape(gamma)}, but this schedule of T = {T} levels needs ({T + 1},).")
+def denoiser(config: ConfigDict, net: Any) -> Any:
+  """`net`, with the moments of sampling.moments unless a head knows better, clipped as `config.sampling` says."""
+  gamma = moments(config)
+  if gamma is not None and config.prediction.second not in OPTIMAL_HEADS:
     net = transforms.AnalyticMoments(net, jnp.asarray(gamma, jnp.float32))
   clip, keep_eps = config.sampling.clip, config.sampling.keep_eps
   match clip:
@@ -234,7 +261,7 @@ def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
     which = covariance.fix_last_to_full_chain(which, levels)
   elif section.last_row != "chain":
     raise UserError(f'evaluation.last_row must be "chain" or "full_chain", not {section.last_row!r}.')
-  return tables.gaussian(levels, grid(section, levels.T)), ReverseKernel(which)
+  return tables.gaussian(levels, grid(config, section)), ReverseKernel(which)
 
 
 COVARIANCES: dict[str, Any] = {
@@ -244,6 +271,8 @@ COVARIANCES: dict[str, Any] = {
   "learned_diagonal": covariance.learned_diagonal,
   "optimal": covariance.Optimal(),
 }
+
+OPTIMAL_HEADS = ("residual", "second_moment")  # NPR-DPM, SN-DPM
 
 _OF_SECOND_HEAD = {
   None: "posterior",
@@ -261,6 +290,11 @@ def _covariance(config: ConfigDict, name: str | None, eta: float) -> Any:
       name = "posterior"  # a learned variance is of the ancestral chain; OpenAI's DDIM ignores it too
   if name not in COVARIANCES:
     raise UserError(f"Covariance {name!r} is unknown; {nearest(name, COVARIANCES)}")
+  if name == "optimal" and config.sampling.moments is None and config.prediction.second not in OPTIMAL_HEADS:
+    raise UserError(
+      'covariance = "optimal" needs to know how wrong the network is: measure it with ddpm-jax moments and set '
+      "sampling.moments to the file, or train a head with --config npr or sn."
+    )
   if name.startswith("learned") and eta != 1:
     raise UserError(
       f'covariance = "{name}" was learned for the ancestral chain, eta = 1, and means nothing at eta = {eta}. '

@@ -73,10 +73,15 @@ def default() -> ConfigDict:
   ))  # fmt: skip
   config.sampling = ConfigDict(dict(
     solver="gaussian",  # DDPM, DDIM, Analytic-DPM, ...
-    grid="full",  # "full", "uniform", "ddim", "quadratic", or OpenAI's section strings: "250", "ddim50", "10,15,20"
-    steps=None,  # for "uniform", "ddim" and "quadratic"
+    # "full"; "uniform", "ddim", "quadratic", "power2", "power3"; the best by `moments` or by `costs`, "dp_seg", "dp_vb";
+    # or OpenAI's section strings "250", "ddim50", "10,15,20"
+    grid="full",
+    steps=None,  # of the named grids but "full"
     eta=1.0,  # 0 is DDIM, 1 is DDPM
     covariance=None,  # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal"; None: by the network
+    moments=None,  # file of ddpm-jax moments or of Analytic-DPM's authors: for "optimal" without an NPR or SN head
+    residual=False,  # take from it how far eps_hat is from eps, instead of how long it is
+    costs=None,  # file of ddpm-jax moments --costs: for the grid "dp_vb"
     clip="x0",  # "x0", "dynamic" or "none"
     keep_eps=False,  # leave eps as predicted when x0 is clipped (Analytic-DPM's DDIM)
     cap_pixels=None,  # at most so many grey levels of noise ...

@@ -1,7 +1,8 @@
-"""Files of moments: our own with everything needed to go on measuring, and the `ms_eps` vectors of Analytic-DPM's authors.
+"""Files of what is measured once per checkpoint: moments, costs of steps, and `ms_eps` vectors of Analytic-DPM's authors.
 
-Theirs is one NumPy vector of T + 1 numbers, entry n for level n and entry 0 unused, written by `torch.save`: a zip with a
-pickle inside. It is read and written here without PyTorch, and reading admits nothing but the array.
+Ours hold the schedule that they belong to and all that is needed to go on measuring. The authors' is one NumPy vector of
+T + 1 numbers, entry n for level n and entry 0 unused, written by `torch.save`: a zip with a pickle inside. It is read and
+written here without PyTorch, and reading admits nothing but the array.
 """
 
 import io
@@ -21,34 +22,30 @@ from ddpm_jax.evaluation import storage
 TORCH = (".pth", ".pt", ".ckpt")
 
 
-def save(path: str | os.PathLike, moments: Moments, schedule: Schedule, source: dict) -> None:
-  """Writes our own file, an .npz; `source` says in JSON-able words whose moments these are, over which images."""
+def save_moments(path: str | os.PathLike, moments: Moments, schedule: Schedule, source: dict) -> None:
+  """Writes moments as .npz; `source` says in JSON-able words whose they are, and over which images."""
   arrays = {"levels": moments.levels, "mean": moments.mean, "deviations": moments.deviations}
   storage.write(path, {**arrays, "alpha_bar": schedule.alpha_bar}, {"count": moments.count, "source": source})
 
 
-def load(path: str | os.PathLike, schedule: Schedule) -> tuple[Moments, dict]:
-  """What `save` wrote: the moments and their source.
+def load_moments(path: str | os.PathLike, schedule: Schedule) -> tuple[Moments, dict]:
+  """What `save_moments` wrote: the moments and their source.
 
   Raises:
     UserError: if the file is missing, damaged or of another kind, or was measured with another schedule.
   """
-  arrays, meta = storage.read(path)
-  if "deviations" not in arrays:
-    raise UserError(f"{path} does not hold moments; measure them with ddpm-jax moments.")
-  alpha_bar = arrays["alpha_bar"]
-  if alpha_bar.shape != schedule.alpha_bar.shape:
-    raise UserError(
-        f"The moments in {path} are of a schedule with T = {len(alpha_bar) - 1} levels, not {schedule.T}; measure them "
-        "for this one with ddpm-jax moments."
-    )
-  if not np.allclose(alpha_bar, schedule.alpha_bar, rtol=1e-6, atol=1e-12):
-    n = int(np.argmax(np.abs(alpha_bar - schedule.alpha_bar)))
-    raise UserError(
-        f"The moments in {path} are of another schedule: alpha_bar of level {n} is {alpha_bar[n]:.4g} there and "
-        f"{schedule.alpha_bar[n]:.4g} here; measure them for this one with ddpm-jax moments."
-    )
+  arrays, meta = _read(path, schedule, "deviations", "moments")
   return Moments(arrays["levels"], int(meta["count"]), arrays["mean"], arrays["deviations"]), meta["source"]
+
+
+def save_costs(path: str | os.PathLike, table: np.ndarray, schedule: Schedule, source: dict) -> None:
+  """Writes the costs of all steps (diffusion/step_costs.py) as .npz, in float64, since near ties decide paths."""
+  storage.write(path, {"costs": table, "alpha_bar": schedule.alpha_bar}, {"source": source})
+
+
+def load_costs(path: str | os.PathLike, schedule: Schedule) -> np.ndarray:
+  """The table [T+1, T+1] that `save_costs` wrote. Raises UserError as `load_moments`."""
+  return _read(path, schedule, "costs", "costs of steps")[0]["costs"]
 
 
 def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False) -> np.ndarray:
@@ -58,11 +55,11 @@ def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False
     residual: take 1 - E|eps - eps_hat|^2 / d instead; only ours has it.
 
   Raises:
-    UserError: as `load`; for a vector of another length, or one without residuals.
+    UserError: as `load_moments`; for a vector of another length, or one without residuals.
   """
   suffix = pathlib.Path(path).suffix
   if suffix == ".npz":
-    return load(path, schedule)[0].gamma(schedule.T, residual=residual)
+    return load_moments(path, schedule)[0].gamma(schedule.T, residual=residual)
   if residual:
     raise UserError(f"{path} holds only E|eps_hat|^2; measure the residual with ddpm-jax moments.")
   return check_gamma(read_vector(path), schedule)
@@ -100,6 +97,25 @@ def write_vector(path: str | os.PathLike, gamma: np.ndarray) -> None:
   with zipfile.ZipFile(path, "w") as file:
     for name, content in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
       file.writestr(f"archive/{name}", content)
+
+
+def _read(path: str | os.PathLike, schedule: Schedule, array: str, what: str) -> tuple[dict[str, np.ndarray], dict]:
+  arrays, meta = storage.read(path)
+  if array not in arrays:
+    raise UserError(f"{path} does not hold {what}; measure them with ddpm-jax moments.")
+  alpha_bar = arrays["alpha_bar"]
+  if alpha_bar.shape != schedule.alpha_bar.shape:
+    raise UserError(
+      f"The {what} in {path} are of a schedule with T = {len(alpha_bar) - 1} levels, not {schedule.T}; measure them "
+      "for this one with ddpm-jax moments."
+    )
+  if not np.allclose(alpha_bar, schedule.alpha_bar, rtol=1e-6, atol=1e-12):
+    n = int(np.argmax(np.abs(alpha_bar - schedule.alpha_bar)))
+    raise UserError(
+      f"The {what} in {path} are of another schedule: alpha_bar of level {n} is {alpha_bar[n]:.4g} there and "
+      f"{schedule.alpha_bar[n]:.4g} here; measure them for this one with ddpm-jax moments."
+    )
+  return arrays, meta
 
 
 class _OnlyArrays(pickle.Unpickler):
