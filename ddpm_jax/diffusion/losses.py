@@ -16,6 +16,7 @@ from ddpm_jax.diffusion.likelihood import vlb_term
 from ddpm_jax.diffusion.noise import normal
 from ddpm_jax.diffusion.prediction import Network, TwoHeads
 from ddpm_jax.diffusion.steps import GaussianSteps
+from ddpm_jax.errors import UserError
 
 Parts = dict[str, jax.Array]
 
@@ -155,5 +156,7 @@ class NoisyLowRes:
 
 
 def _reduce(how: str, x: jax.Array) -> jax.Array:
+  if how not in ("mean", "sum"):
+    raise UserError(f"reduce = {how!r} is unknown; choose \"mean\" or \"sum\".")
   axes = tuple(range(1, x.ndim))
   return x.sum(axes) if how == "sum" else x.mean(axes)

@@ -90,6 +90,19 @@ def test_the_bound_of_the_hybrid_trains_the_variance_alone():
   assert free["mean"] != 0 != free["second"]  # the full bound trains both
 
 
+def test_gradients_are_finite_at_both_ends_of_4000_cosine_levels():
+  """Where alpha is 1e-5 or sigma 0.003, for beliefs about x_0 that are far out."""
+  table = steps.gaussian(schedule.cosine(4000), grid.full(4000))
+
+  def loss(weights, which):
+    network = Network(weights, linear_heads, TwoHeads(Eps(), "range"))
+    return which.given(EPS, network, X_0, np.array([1, 2, 3999, 4000]))[0].mean()
+
+  for which in (losses.Vlb(table, scale=4000.0), losses.Hybrid(table, 4.0)):
+    value, gradient = jax.jit(jax.value_and_grad(loss))(WEIGHTS, which)
+    assert np.isfinite([value, *jax.tree.leaves(gradient)]).all()
+
+
 @pytest.mark.parametrize("kind", ["residual", "second_moment"])
 def test_second_heads_do_not_train_the_backbone(kind):
   both = gradients(losses.SecondHead(TABLE), kind)

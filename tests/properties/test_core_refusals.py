@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import npr, poly, two_heads
 
-from ddpm_jax.diffusion import grid, noise, schedule, steps
+from ddpm_jax.diffusion import grid, losses, noise, schedule, steps
 from ddpm_jax.diffusion.covariance import Optimal, learned_diagonal, learned_range
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import bits_per_dim
@@ -72,6 +72,9 @@ CASES = {
     "a second head that nobody reads": (
         lambda: run(learned_range, Network(None, two_heads(poly, npr))),
         "gives 2 channels for images of 1, but the parameterization Eps needs 1"),
+    "a loss that is reduced by another name": (
+        lambda: losses.Simple(table(9, 5, 0), "average").given(X, NETWORK, X, np.array([9])),
+        "reduce = 'average' is unknown"),
     "no states to save": (lambda: run(Optimal(), save=lambda x, pred: x, save_every=0), "save_every = 0 must be at least 1"),
 }
 
