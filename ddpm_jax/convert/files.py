@@ -2,28 +2,27 @@
 
 | file                         | written by                                                                  |
 |------------------------------|-----------------------------------------------------------------------------|
-| .pt .pth .ckpt               | PyTorch; only tensors and plain containers are unpickled, never code        |
-| .safetensors                 | diffusers and others; read here without a library                           |
-| a folder                     | diffusers: config.json beside the tensors, perhaps in a subfolder `unet`     |
-| PREFIX (.index, .data-…)     | TensorFlow; read without TensorFlow (bundle.py)                              |
+| .pt .pth .ckpt               | PyTorch (torch_files.py)                                                    |
+| .safetensors                 | diffusers and others                                                        |
+| a folder                     | diffusers: config.json beside the tensors, perhaps in a subfolder `unet`    |
+| PREFIX.index, PREFIX.data-…  | TensorFlow (bundle.py)                                                      |
 
-Tensors stay mapped from disk as far as the format allows, so that a large model is in memory once: converted.
+None of them needs the library that wrote it. Tensors stay mapped from disk as far as the format allows, so that a
+large model is in memory once: converted.
 """
 
 import dataclasses
 import json
 import math
 import pathlib
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from ddpm_jax.convert import bundle
+from ddpm_jax.convert import bundle, torch_files
 from ddpm_jax.errors import UserError
 
 PathLike = str | pathlib.Path
@@ -47,6 +46,16 @@ class Contents:
   scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def write(path: PathLike, tensors: Mapping[str, np.ndarray]):
+  """Writes .safetensors or, for .pt, .pth and .ckpt, a PyTorch state dict; float32."""
+  suffix = pathlib.Path(path).suffix
+  if suffix == ".safetensors":
+    return write_safetensors(path, tensors)
+  if suffix in (".pt", ".pth", ".ckpt"):
+    return torch_files.save(path, tensors)
+  raise UserError(f"{path} should end in .safetensors, .pt, .pth or .ckpt, which say how it is written.")
+
+
 def read(path: PathLike, weights: str | None = None) -> Contents:
   """The weights in `path`, averaged ones if there are any.
 
@@ -66,7 +75,7 @@ def read(path: PathLike, weights: str | None = None) -> Contents:
     raise UserError(f"{path} does not exist.")
   if path.suffix == ".safetensors":
     return _choose({"": read_safetensors(path)}, weights, path)
-  return _choose(_tensor_sets(read_torch(path), path), weights, path)
+  return _choose(_tensor_sets(torch_files.load(path), path), weights, path)
 
 
 # ---------------------------------------------------------------- one set of several
@@ -132,70 +141,6 @@ def _variable_sets(variables: Mapping[str, np.ndarray]) -> dict[str, dict]:
     elif not re.search(r"(/Adam(_1)?|_power|global_step)$", name):
       sets["model"][short] = tensor
   return {name: tensors for name, tensors in sets.items() if tensors}
-
-
-# ---------------------------------------------------------------- PyTorch
-
-
-def read_torch(path: PathLike) -> Any:
-  """What `torch.save` wrote, with NumPy arrays for tensors; only containers, numbers and tensors are unpickled.
-
-  Raises:
-    UserError: if torch is not installed, or the file is damaged or holds code.
-  """
-  torch = _torch()
-  load = lambda **options: torch.load(path, map_location="cpu", weights_only=True, **options)
-  try:
-    with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # of torch, about old pickles
-      try:
-        loaded = load(mmap=True)
-      except RuntimeError as error:  # files of torch < 1.6 are no zip archives and cannot be mapped
-        if "mmap can only be used" not in str(error):
-          raise
-        loaded = load()
-  except pickle.UnpicklingError as error:
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    what = f"wants to run {named[1]}" if named else "is no file of tensors"
-    raise UserError(f"{path} {what}; only files of plain tensors are read, because others can run any code.") from None
-  except Exception:  # damaged bytes are instructions to an unpickler, and fail in every way there is
-    raise UserError(f"{path} is damaged or cut short, or no PyTorch file; fetch it again.") from None
-  return _arrays(loaded, torch)
-
-
-def write_torch(path: PathLike, tensors: Mapping[str, np.ndarray]):
-  """A state dict for `torch.load`."""
-  torch = _torch()
-  torch.save({key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()}, path)
-
-
-def _arrays(node, torch):
-  if isinstance(node, torch.Tensor):
-    node = node.detach()
-    return node.float().numpy() if node.dtype == torch.bfloat16 else node.numpy()
-  if isinstance(node, Mapping):
-    return {key: _arrays(value, torch) for key, value in node.items()}
-  if isinstance(node, list | tuple):
-    return [_arrays(value, torch) for value in node]
-  return node
-
-
-def _torch():
-  try:
-    import torch
-  except ImportError:
-    raise UserError(
-      "Reading PyTorch files needs PyTorch, once, on this machine: pip install 'ddpm_jax[torch]'. "
-      "Files in .safetensors need nothing."
-    ) from None
-  return torch
-
-
-def _numpy_globals():
-  """What unpickling a NumPy array needs, by its names of now and before NumPy 2: Analytic-DPM saves its moments so."""
-  rebuild = np._core.multiarray._reconstruct
-  dtypes = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
-  return [rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, *dtypes]
 
 
 # ---------------------------------------------------------------- safetensors
