@@ -70,6 +70,8 @@ def make_train_step(
     raise UserError(f"label_dropout = {label_dropout} needs null_label, the label that means no label (num_classes).")
   images = layout.over_batch(mesh)
   microbatches = NamedSharding(mesh, PartitionSpec(None, *images.spec))
+  # XLA's CPU backend runs the gradient of a convolution 20 times slower inside a loop: there is no loop there.
+  loop = _unrolled if accumulate == 1 or mesh.devices.flat[0].platform == "cpu" else jax.lax.scan
 
   def weighted_loss(learning, frozen, dropout_key, micro):
     # Weights are gathered here and gradients scattered behind: with fsdp > 1 the compiler needs to be told.
@@ -90,9 +92,7 @@ def make_train_step(
 
     cut = with_sharding_constraint(jax.tree.map(lambda x: _cut(x, accumulate), batch), microbatches)
     zeros = jax.tree.map(jnp.zeros_like, learning)
-    # XLA's CPU backend runs the gradient of a convolution 20 times slower inside a loop: there is no loop there.
-    unroll = accumulate == 1 or mesh.devices.flat[0].platform == "cpu"
-    grads, terms = jax.lax.scan(add, zeros, (jnp.arange(accumulate), cut), unroll=unroll)
+    grads, terms = loop(add, zeros, (jnp.arange(accumulate), cut))
     return grads, jax.tree.map(_join, terms)
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
@@ -135,6 +135,15 @@ def make_train_step(
     return with_sharding_constraint(new, layout.of_state(new, mesh)), metrics
 
   return jax.jit(step, donate_argnums=0)
+
+
+def _unrolled(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+  """jax.lax.scan without a loop in the compiled program (scan's own `unroll` keeps it when there is one turn)."""
+  ys = []
+  for i in range(len(jax.tree.leaves(xs)[0])):
+    carry, y = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+    ys.append(y)
+  return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
 
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:
