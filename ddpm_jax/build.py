@@ -17,12 +17,24 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import models
 from ddpm_jax.config import default, nearest
-from ddpm_jax.diffusion import covariance, losses, prediction, time_sampling, trajectory, transforms
+from ddpm_jax.diffusion import (
+  covariance,
+  dpm_solver,
+  guidance,
+  losses,
+  prediction,
+  time_sampling,
+  trajectory,
+  transforms,
+)
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import schedule as schedules
 from ddpm_jax.diffusion import steps as tables
+from ddpm_jax.diffusion.heun import heun
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.samplers import GaussianSampler
+from ddpm_jax.diffusion.solvers import Solver
+from ddpm_jax.diffusion.unipc import unipc
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import measurements
 from ddpm_jax.models.patches import Patches
@@ -52,15 +64,17 @@ def grid(config: ConfigDict, section: ConfigDict) -> np.ndarray:
     raise UserError(f'The grid "{name}" needs a number of steps: set sampling.steps.')
   if name in BEST_GRIDS:
     return BEST_GRIDS[name](config, levels, K)
-  return GRIDS[name](levels.T, K)
+  return GRIDS[name](levels, K)
 
 
-GRIDS: dict[str, Callable[[int, int], np.ndarray]] = {
-  "uniform": grids.uniform,
-  "ddim": grids.ddim_uniform,
-  "quadratic": grids.quadratic,
-  "power2": functools.partial(grids.power, exponent=2),
-  "power3": functools.partial(grids.power, exponent=3),
+GRIDS: dict[str, Callable[[schedules.Schedule, int], np.ndarray]] = {
+  "uniform": lambda levels, K: grids.uniform(levels.T, K),
+  "ddim": lambda levels, K: grids.ddim_uniform(levels.T, K),
+  "quadratic": lambda levels, K: grids.quadratic(levels.T, K),
+  "power2": lambda levels, K: grids.power(levels.T, K, 2),
+  "power3": lambda levels, K: grids.power(levels.T, K, 3),
+  "log_snr": grids.log_snr,
+  "karras": grids.karras,
 }
 
 
@@ -95,17 +109,35 @@ def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Modu
   """The Flax module for images of `channels` channels: the network section plus what data and prediction imply."""
   fields = config.network.to_dict()
   unet = fields.get("backbone", fields)
-  out = channels * (2 if config.prediction.second else 1)
+  block_size = unet.pop("block_size", 1)
+  if num_classes is None and "label" in conditions(config):
+    raise UserError(f"This network needs labels, but data set {config.data.name!r} has none.")
+  heads = 2 if config.prediction.second else 1
+  out = num_classes if is_classifier(config) else channels * heads * block_size**2
   if unet is fields and fields.setdefault("out_channels", out) != out:
     raise UserError(
       f"network.out_channels is {fields['out_channels']}, but {channels} image channels with "
       f"prediction.second = {config.prediction.second!r} need {out}. Leave the field out."
     )
+  if config.data.low_res_size is not None:
+    if unet["name"] != "unet_adm":
+      raise UserError('data.low_res_size is for super-resolution, which only network.name = "unet_adm" can do.')
+    unet["low_res"] = True
   if config.train.class_conditional:
-    if num_classes is None:
-      raise UserError(f"train.class_conditional needs labels, and data set {config.data.name!r} has none.")
     unet.update(num_classes=num_classes, null_label=config.train.label_dropout > 0)
-  return models.make(fields.pop("name"), **fields)
+  network = models.make(fields.pop("name"), **fields)
+  return network if block_size == 1 else Patches(network, block_size)
+
+
+def is_classifier(config: ConfigDict) -> bool:
+  """Whether the run is that of a noisy classifier, for guidance."""
+  return config.loss.name == "classifier"
+
+
+def conditions(config: ConfigDict) -> tuple[str, ...]:
+  """What a batch has to hold beside its images."""
+  labels = config.train.class_conditional or is_classifier(config)
+  return ("label",) * labels + ("low_res",) * (config.data.low_res_size is not None)
 
 
 def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
@@ -123,7 +155,8 @@ def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
     )
   second, changed, usual = config.prediction.second, config.data.to_dict(), default().data
   backbone = of.network.to_dict()
-  backbone["out_channels"] = of.data.channels * (2 if of.prediction.second else 1)
+  heads = 2 if of.prediction.second else 1
+  backbone["out_channels"] = of.data.channels * heads * backbone.get("block_size", 1) ** 2
   head = dict(name="two_headed", initialization=HEAD_INITIALIZATIONS[backbone["name"]]) | config.network.to_dict()
   with config.unlocked(), config.ignore_type():
     config.data = {k: v if v != usual[k] else of.data[k] for k, v in changed.items()}
@@ -149,26 +182,33 @@ class Apply:
 
 def initial_params(module: nn.Module, key: jax.Array, image_size: int, channels: int) -> Any:
   """Random weights, with one compilation."""
-  x, cond = jnp.zeros((1, image_size, image_size, channels)), {"label": jnp.zeros(1, jnp.int32)}
-  return jax.jit(module.init)(key, x, jnp.zeros(1), cond)["params"]
+  x = jnp.zeros((1, image_size, image_size, channels))
+  return jax.jit(module.init)(key, x, jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32), "low_res": x})["params"]
 
 
-def network(config: ConfigDict, module: nn.Module, params: Any) -> prediction.Network:
-  """The network with its weights, as a denoiser."""
-  return prediction.Network(params, Apply(module), parameterization(config), time_scale(config))
+def network(config: ConfigDict, module: nn.Module, params: Any) -> prediction.Network | guidance.Classifier:
+  """The network with its weights: a denoiser, or a noisy classifier."""
+  return _network(config)(params, Apply(module))
 
 
-def training_network(config: ConfigDict, module: nn.Module) -> Callable[[Any, jax.Array], prediction.Network]:
+def training_network(config: ConfigDict, module: nn.Module) -> Callable[[Any, jax.Array], Any]:
   """(params, dropout key) -> the network in training mode."""
-  heads, time = parameterization(config), time_scale(config)
+  make = _network(config)
 
   def network_of(params, key):
-    def apply(params, x, time, cond):
+    def apply(params, x, time, cond=None):
       return module.apply({"params": params}, x, time, cond, train=True, rngs={"dropout": key})
 
-    return prediction.Network(params, apply, heads, time)
+    return make(params, apply)
 
   return network_of
+
+
+def _network(config: ConfigDict) -> Callable[[Any, Callable], Any]:
+  """(params, apply) -> the network."""
+  if is_classifier(config):
+    return functools.partial(guidance.Classifier, time=time_scale(config))
+  return functools.partial(prediction.Network, parameterization=parameterization(config), time=time_scale(config))
 
 
 def time_scale(config: ConfigDict) -> prediction.TimeScale:
@@ -200,10 +240,15 @@ def loss(config: ConfigDict) -> Callable:
   fields = dict(config.loss)
   if fields["name"] in ("vlb", "hybrid"):
     which = fields.pop("covariance", None)
-    fields["kernel"] = ReverseKernel(_covariance(config, which, eta=1.0))
+    fields["kernel"] = ReverseKernel(covariance_of(config, which, eta=1.0))
   if fields["name"] == "hybrid" and config.prediction.second is None:
     raise UserError('loss.name = "hybrid" trains a variance: set prediction.second = "range", or use "simple".')
-  return _make(LOSSES, fields, "loss", steps=chain(config))
+  made = _make(LOSSES, fields, "loss", steps=chain(config))
+  if not config.train.low_res_noise:
+    return made
+  if config.data.low_res_size is None:
+    raise UserError("train.low_res_noise is for super-resolution: set data.low_res_size, or leave it out.")
+  return losses.NoisyLowRes(made, config.train.low_res_noise)
 
 
 LOSSES: dict[str, Callable] = {
@@ -211,6 +256,7 @@ LOSSES: dict[str, Callable] = {
   "vlb": losses.Vlb,
   "hybrid": losses.Hybrid,
   "second_head": losses.SecondHead,
+  "classifier": losses.NoisyClassifier,
 }
 
 
@@ -224,17 +270,38 @@ def time_sampler(config: ConfigDict) -> Any:
   return _make(time_sampling.TIME_SAMPLERS, config.time_sampler, "time_sampler", T=schedule(config).T)
 
 
-# ---------------------------------------------------------------- sampling and likelihood
+# ---------------------------------------------------------------- sampling
 
 
-def sampler(config: ConfigDict) -> Any:
-  """The sampler of `config.sampling`."""
+def sampler(config: ConfigDict, guide: Any = None) -> Any:
+  """The sampler of `config.sampling`; `guide` is the classifier, if one guides the mean of steps."""
   levels, section = schedule(config), config.sampling
+  if section.solver in SOLVERS:
+    return Solver(SOLVERS[section.solver](levels, grid(config, section)))
+  if section.solver != "gaussian":
+    raise UserError(f"sampling.solver {section.solver!r} is unknown; {nearest(section.solver, ['gaussian', *SOLVERS])}")
   steps = tables.gaussian(levels, grid(config, section), section.eta)
-  which = _covariance(config, section.covariance, section.eta)
+  which = covariance_of(config, section.covariance, section.eta)
   if section.cap_pixels is not None:
     which = covariance.CapLast(which, section.cap_steps, section.cap_pixels)
-  return GaussianSampler(steps, ReverseKernel(which))
+  kernel = ReverseKernel(which)
+  if section.guidance.kind == "classifier" and _form(section) == "mean":
+    kernel = guidance.ShiftMean(kernel, guide, **_strength(section.guidance))
+  return GaussianSampler(steps, kernel)
+
+
+SOLVERS: dict[str, Callable] = {
+  "dpm++1": functools.partial(dpm_solver.multistep, order=1),
+  "dpm++2m": functools.partial(dpm_solver.multistep, order=2),
+  "dpm++3m": functools.partial(dpm_solver.multistep, order=3),
+  "dpm++2s": dpm_solver.singlestep,
+  "dpm++2m_sde": functools.partial(dpm_solver.multistep, order=2, sde=True),
+  "heun": heun,
+  "unipc2": functools.partial(unipc, order=2),
+  "unipc3": functools.partial(unipc, order=3),
+  "unipc2_bh1": functools.partial(unipc, order=2, variant="bh1"),
+  "unipc3_bh1": functools.partial(unipc, order=3, variant="bh1"),
+}
 
 
 def denoiser(config: ConfigDict, net: Any) -> Any:
@@ -253,10 +320,85 @@ def denoiser(config: ConfigDict, net: Any) -> Any:
   raise UserError(f'sampling.clip must be "x0", "dynamic" or "none", not {clip!r}.')
 
 
+# ---------------------------------------------------------------- guidance
+
+
+def guided(config: ConfigDict, net: Any, guide: Any = None) -> Any:
+  """The denoiser of `net`, guided as `config.sampling.guidance` says.
+
+  Two beliefs are mixed before clipping, a classifier shifts what was clipped, as in ADM.
+
+  Args:
+    guide: the classifier, or the weaker network; one that passes `check_guide`.
+  """
+  section = config.sampling.guidance
+  match section.kind:
+    case None:
+      return denoiser(config, net)
+    case "classifier_free":
+      if not (config.train.class_conditional and config.train.label_dropout):
+        raise UserError(
+          "Classifier-free guidance needs a network that knows the null label: train one with "
+          "train.class_conditional=True and train.label_dropout=0.1."
+        )
+      null = {"label": np.int32(config.data.num_classes)}
+      return denoiser(config, guidance.ClassifierFree(net, null=null, **_strength(section)))
+    case "autoguidance":
+      return denoiser(config, guidance.Autoguidance(net, guide, **_strength(section)))
+    case "classifier" if _form(config.sampling) == "mean":
+      return denoiser(config, net)
+    case "classifier":
+      return guidance.ClassifierScore(denoiser(config, net), guide, **_strength(section))
+  raise UserError(
+    f'sampling.guidance.kind must be "classifier", "classifier_free", "autoguidance" or None, not {section.kind!r}.'
+  )
+
+
+def check_guide(config: ConfigDict, guide: ConfigDict) -> None:
+  """Raises UserError unless a run with the config `guide` can guide one of `config`."""
+  kind, model = config.sampling.guidance.kind, config.sampling.guidance.model
+  if is_classifier(guide) != (kind == "classifier"):
+    raise UserError(f"{model} is {'' if is_classifier(guide) else 'not '}a noisy classifier: no guide of the kind {kind!r}.")
+  if not np.array_equal(schedule(config).alpha_bar, schedule(guide).alpha_bar):
+    raise UserError(
+      f"{model} was trained on the schedule {guide.schedule.to_dict()}, but this network on {config.schedule.to_dict()}: "
+      "the same level is other noise to them. Train one of them on the other's schedule."
+    )
+  for field in ("image_size", "channels", "num_classes"):
+    if guide.data[field] != config.data[field]:
+      raise UserError(
+        f"{model} was trained with data.{field} = {guide.data[field]}, but this network with {config.data[field]}. "
+        "Both have to see the same images."
+      )
+
+
+def _strength(section: ConfigDict) -> dict[str, Any]:
+  """Scale and interval, as leaves."""
+  low, high = guidance.EVERYWHERE if section.interval is None else section.interval
+  if low > high:
+    raise UserError(f"sampling.guidance.interval = {section.interval} is empty: the lower level comes first.")
+  return dict(scale=np.float32(section.scale), interval=(np.int32(low), np.int32(high)))
+
+
+def _form(section: ConfigDict) -> str:
+  """By which of ADM's algorithms a classifier guides the sampler of `section`."""
+  form, noisy = section.guidance.form, section.solver == "gaussian" and section.eta > 0
+  if form is None:
+    return "mean" if noisy and section.eta == 1 else "score"
+  if form not in ("mean", "score"):
+    raise UserError(f'sampling.guidance.form must be "mean", "score" or None, not {form!r}.')
+  if form == "mean" and not noisy:
+    raise UserError('sampling.guidance.form = "mean" shifts by the variance of a step, but these have none: use "score".')
+  return form
+
+
+# ---------------------------------------------------------------- likelihood
+
+
 def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
   """(rows, kernel) of the bits/dim that `config.evaluation` asks for."""
   levels, section = schedule(config), config.evaluation
-  which = _covariance(config, section.covariance or config.sampling.covariance, eta=1.0)
+  which = covariance_of(config, section.covariance or config.sampling.covariance, eta=1.0)
   if section.last_row == "full_chain":
     which = covariance.fix_last_to_full_chain(which, levels)
   elif section.last_row != "chain":
@@ -283,7 +425,8 @@ _OF_SECOND_HEAD = {
 }
 
 
-def _covariance(config: ConfigDict, name: str | None, eta: float) -> Any:
+def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
+  """The covariance `name`; None: what the network's second head is for, or the posterior's."""
   if name is None:
     name = _OF_SECOND_HEAD[config.prediction.second]
     if name.startswith("learned") and eta != 1:

@@ -32,6 +32,7 @@ def default() -> ConfigDict:
     num_classes=None,
     crop="adm",  # how images of another size are fitted: "adm", "random", "lsun", "ddim", "celeba"
     labels="auto",  # of folders: from the names of folders or files
+    low_res_size=None,  # super-resolution: the network is also given the image reduced to this size
     corrupt="error",  # or "skip": leave out images that cannot be decoded, and count them
     flip=False,  # mirror half of the training images
   ))  # fmt: skip
@@ -63,6 +64,7 @@ def default() -> ConfigDict:
     class_conditional=False,
     backbone=None,  # a finished run, frozen: only a second head is trained on it (NPR-DPM, SN-DPM)
     label_dropout=0.0,  # share of labels replaced by the null label, for classifier-free guidance
+    low_res_noise=0.0,  # deviation of noise on the reduced images, so that a cascade forgives its first stage
     log_every=100,
     preview_every=0,  # steps between preview grids; 0: only at the end
     preview_images=16,
@@ -72,9 +74,11 @@ def default() -> ConfigDict:
     max_skipped=20,  # updates in a row that may be skipped for NaN before the run stops
   ))  # fmt: skip
   config.sampling = ConfigDict(dict(
-    solver="gaussian",  # DDPM, DDIM, Analytic-DPM, ...
-    # "full"; "uniform", "ddim", "quadratic", "power2", "power3"; the best by `moments` or by `costs`, "dp_seg", "dp_vb";
-    # or OpenAI's section strings "250", "ddim50", "10,15,20"
+    # "gaussian": DDPM, DDIM, Analytic-DPM ...; or, without eta and covariance, "dpm++1", "dpm++2m", "dpm++3m", "dpm++2s",
+    # "dpm++2m_sde", "heun", "unipc2", "unipc3" (variant bh2; "unipc2_bh1" and "unipc3_bh1" are the other)
+    solver="gaussian",
+    # "full"; "uniform", "ddim", "quadratic", "power2", "power3", "log_snr", "karras"; the best by `moments` or by `costs`,
+    # "dp_seg", "dp_vb"; or OpenAI's section strings "250", "ddim50", "10,15,20"
     grid="full",
     steps=None,  # of the named grids but "full"
     eta=1.0,  # 0 is DDIM, 1 is DDPM
@@ -88,6 +92,15 @@ def default() -> ConfigDict:
     cap_steps=1,  # ... in so many steps before the last one
     rounding="truncate",  # of pixels to 8 bits: "truncate" (OpenAI) or "round" (DDIM)
     batch_size=64,
+    guidance=dict(
+      kind=None,  # "classifier", "classifier_free" or "autoguidance"
+      scale=1.0,  # 1 is p(x | y) by a perfect classifier, or the network as it is
+      interval=None,  # (low, high): guide at levels low <= n <= high alone
+      form=None,  # of a classifier: "mean" (ADM algorithm 1), "score" (2: DDIM, solvers); None: "mean" where eta = 1
+      model=None,  # the run of the noisy classifier, or of the weaker network
+      ema=None,  # which of its averages: a rate, or "raw"; None: the slowest
+      step=None,  # which of its checkpoints; None: the latest
+    ),
   ))  # fmt: skip
   config.evaluation = ConfigDict(dict(
     grid="full",  # of the chain whose bits/dim is measured

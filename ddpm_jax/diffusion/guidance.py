@@ -140,16 +140,6 @@ class Classifier:
     return jax.grad(of_labels)(x_t)
 
 
-@struct.dataclass
-class Unconditional:
-  """`inner` without the condition: an unconditional network under a classifier."""
-
-  inner: Any
-
-  def __call__(self, x_t, level, cond=None) -> Prediction:
-    return self.inner(x_t, level, None)
-
-
 def _pairs(a: jax.Array, b: jax.Array) -> jax.Array:
   """[a_0, b_0, a_1, b_1, ...]: a batch that is spread over devices stays where it is."""
   return jnp.stack([a, b], axis=1).reshape(-1, *jnp.shape(a)[1:])

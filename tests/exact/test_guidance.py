@@ -8,7 +8,7 @@ from flax import struct
 
 from ddpm_jax.diffusion import dpm_solver, grid, noise, schedule, steps
 from ddpm_jax.diffusion.covariance import Optimal, learned_range
-from ddpm_jax.diffusion.guidance import Autoguidance, Classifier, ClassifierFree, ClassifierScore, ShiftMean, Unconditional
+from ddpm_jax.diffusion.guidance import Autoguidance, Classifier, ClassifierFree, ClassifierScore, ShiftMean
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.losses import NoisyClassifier, NoisyLowRes
 from ddpm_jax.diffusion.mixture import Mixture
@@ -201,15 +201,6 @@ def test_classifier_in_bfloat16_gives_a_float32_gradient(states):
   # 8 bits of logits up to 60, times the slope of the softmax
   exact = believe(CLASSIFIER, *states)
   np.testing.assert_allclose(grad, exact, atol=0.02 * np.abs(exact).max())
-
-
-def test_unconditional_network_sees_no_label(states):
-  def apply(params, x, time, cond):
-    assert cond is None
-    return x
-
-  guided = believe(ClassifierScore(Unconditional(Network(None, apply)), CLASSIFIER, 1.0), *states)
-  assert np.isfinite(guided.eps).all()
 
 
 def test_missing_labels_are_refused(states):
