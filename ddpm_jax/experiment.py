@@ -256,11 +256,23 @@ class Trained:
     count = min(count or len(source), len(source))
     bounds = []
     for part in _batches(count, self.config.evaluation.batch_size):
-      image, label = source.gather(part)
-      keys, cond = self._inputs(part, label if self.config.train.class_conditional else None)
-      x_0 = layout.put_batch(pixels.to_float(image), layout.make_mesh())
+      keys, _ = self._inputs(part, None)
+      x_0, cond = self.images(source, part)
       bounds.append(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress))
     return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *bounds)
+
+  def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]:
+    """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, cut over the devices."""
+    image, label = source.gather(indices)
+    _, cond = self._inputs(indices, label if self.config.train.class_conditional else None)
+    return layout.put_batch(pixels.to_float(image), layout.make_mesh()), cond
+
+  def changed(self, **sections: dict) -> "Trained":
+    """The same network used otherwise: `changed(sampling=dict(eta=0.0))`."""
+    config = self.config.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+      config.update(sections)
+    return dataclasses.replace(self, config=config)
 
   def labels(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> np.ndarray | None:
     """The label of each image, int [N]: `labels` if valid, else all classes in turn; None for an unconditional network."""

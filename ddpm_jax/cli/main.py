@@ -15,6 +15,8 @@ COMMANDS = {
   "train": "train a network, or continue where the last run stopped",
   "sample": "draw images from a trained network: grids, PNGs, npz, a denoising animation",
   "evaluate": "bits/dim on held-out images, with a plot of its terms, and distances to real images",
+  "moments": "measure what Analytic-DPM needs to know of a network, and the costs of its steps",
+  "study": "the tables of Analytic-DPM and its extension: methods by numbers of steps",
   "data": "list, show and prepare data sets",
 }
 

@@ -1,11 +1,9 @@
 """Files of what is measured once per checkpoint: moments, costs of steps, and `ms_eps` vectors of Analytic-DPM's authors.
 
 Ours hold the schedule that they belong to and all that is needed to go on measuring. The authors' is one NumPy vector of
-T + 1 numbers, entry n for level n and entry 0 unused, written by `torch.save`: a zip with a pickle inside. It is read and
-written here without PyTorch, and reading admits nothing but the array.
+T + 1 numbers, entry n for level n and entry 0 unused, written by `torch.save`.
 """
 
-import io
 import os
 import pathlib
 import pickle
@@ -13,6 +11,7 @@ import zipfile
 
 import numpy as np
 
+from ddpm_jax.convert import torch_files
 from ddpm_jax.diffusion.moments import Moments
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.trajectory import check_gamma
@@ -66,21 +65,20 @@ def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False
 
 
 def read_vector(path: str | os.PathLike) -> np.ndarray:
-  """The vector of an .npy, or of a file that `torch.save` wrote (since PyTorch 1.6).
+  """The vector of an .npy, or of a file that `torch.save` wrote.
 
   Raises:
     UserError: if the file is missing, or holds anything but one array of numbers.
   """
   if not os.path.isfile(path):
     raise UserError(f"There is no file {path}.")
-  try:
-    if pathlib.Path(path).suffix not in TORCH:
-      return np.load(path, allow_pickle=False)
-    with zipfile.ZipFile(path) as file:
-      record = next(name for name in file.namelist() if name.endswith("/data.pkl"))
-      vector = _OnlyArrays(io.BytesIO(file.read(record))).load()
-  except (ValueError, EOFError, OSError, StopIteration, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-    raise UserError(f"{path} does not hold a vector of moments ({error}).") from error
+  if pathlib.Path(path).suffix in TORCH:
+    vector = torch_files.load(path)
+  else:
+    try:
+      vector = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+      raise UserError(f"{path} does not hold a vector of moments ({error}).") from error
   if not isinstance(vector, np.ndarray) or vector.dtype.kind != "f":
     raise UserError(f"{path} holds {type(vector).__name__}, not an array of numbers.")
   return vector
@@ -118,14 +116,24 @@ def _read(path: str | os.PathLike, schedule: Schedule, array: str, what: str) ->
   return arrays, meta
 
 
-class _OnlyArrays(pickle.Unpickler):
-  """Knows what a pickled array is made of, and nothing else."""
+def plot_moments(moments: Moments, schedule: Schedule, path: str | os.PathLike) -> None:
+  """A PNG: Gamma with two standard errors, and the variance of x_0 that follows from it, with the clipping at 1."""
+  import matplotlib.figure
 
-  def find_class(self, module: str, name: str):
-    if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
-      return lambda text, encoding: text.encode("latin1")
-    if module.startswith("numpy") and name in ("ndarray", "dtype"):
-      return getattr(np, name)
-    if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-      return np._core.multiarray._reconstruct
-    raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+  figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+  left, right = figure.subplots(1, 2)
+  n, error = moments.levels, 2 * np.nan_to_num(moments.standard_error, posinf=0)
+  noise_to_signal = (1 - schedule.alpha_bar[n]) / schedule.alpha_bar[n]
+  curves = ((moments.mean[0], error[0], "E|eps_hat|^2 / d"), (1 - moments.mean[1], error[1], "1 - E|eps - eps_hat|^2 / d"))
+  for gamma, spread, label in curves:
+    left.plot(n, gamma, lw=1.2, label=label)
+    left.fill_between(n, gamma - spread, gamma + spread, alpha=0.25)
+    right.loglog(n, np.maximum(noise_to_signal * (1 - gamma), 1e-8), lw=1.2, label=label)
+  left.set(xlabel="level n", ylabel="Gamma", title=f"Second moments over {moments.count} images, two standard errors")
+  left.axhline(1, color="grey", lw=0.8, ls=":")
+  right.axhline(1, color="grey", lw=0.8, ls=":")
+  right.set(xlabel="level n", ylabel="Var[x_0 | x_n]", title="What they say of x_0, before clipping to [0, 1]")
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+  figure.savefig(path, dpi=100)

@@ -1,7 +1,7 @@
 """Methods by numbers of steps for one checkpoint: the tables of Analytic-DPM and Extended-Analytic-DPM.
 
-A cell is a method, a trajectory and a number of steps K; its results are a small JSON file of its own, so that a study can be
-stopped, continued, and extended by more methods, more K, or another measure. What is measured, and how, is the caller's.
+A cell is a method, a trajectory and a number of steps K; its results are a small JSON file of its own, so that a study can
+be stopped, continued, and extended by more methods, more K, or another measure. What is measured, and how, is the caller's.
 """
 
 import dataclasses
@@ -75,11 +75,6 @@ class Cell:
     """The name of its grid in a config."""
     return "uniform" if self.trajectory == "even" else self.method.grid
 
-  @property
-  def row(self) -> str:
-    """Its row of the table."""
-    return self.method.name if self.trajectory == "even" else f"{self.method.name} (optimal trajectory)"
-
 
 def cells(methods: Iterable[Method], Ks: Sequence[int], trajectories: Sequence[str] = ("even",)) -> list[Cell]:
   """All cells, fewest steps first, without the optimal trajectories that a method does not have."""
@@ -130,26 +125,24 @@ def run(
       if name not in result:
         result[name] = measure(cell)
         _write(path, result)
-        report(f"{cell.row}, K = {cell.K}: {name} {json.dumps(result[name])}")
+        report(f"{cell.method.name}, {cell.trajectory}, K = {cell.K}: {name} {json.dumps(result[name])}")
     results.append(result)
   return results
 
 
 def table(results: Sequence[Mapping], measure: str, value: str) -> str:
   """A Markdown table of `value` of `measure`: a row per method and trajectory, a column per K."""
-  Ks, rows = sorted({result["K"] for result in results}), {}
-  for result in results:
-    if result.get(measure):
-      name = result["method"] + ("" if result["trajectory"] == "even" else " (optimal trajectory)")
-      rows.setdefault(name, {})[result["K"]] = result[measure][value]
+  Ks = sorted({result["K"] for result in results})
   lines = ["| K | " + " | ".join(map(str, Ks)) + " |", "|---" * (len(Ks) + 1) + "|"]
-  for name, row in rows.items():
-    numbers = [f"{row[K]:.2f}" if K in row else "" for K in Ks]
-    lines.append(f"| {name} | " + " | ".join(numbers) + " |")
+  for (method, trajectory), row in rows(results, measure, value).items():
+    name = method if trajectory == "even" else f"{method}, {trajectory} trajectory"
+    lines.append(f"| {name} | " + " | ".join(f"{row[K]:.2f}" if K in row else "" for K in Ks) + " |")
   return "\n".join(lines)
 
 
-def plot(results: Sequence[Mapping], panels: Mapping[str, tuple[str, str]], path: str | os.PathLike, title: str = "") -> None:
+def plot(
+  results: Sequence[Mapping], panels: Mapping[str, tuple[str, str]], path: str | os.PathLike, title: str = ""
+) -> None:
   """A PNG with a panel per measure, curves over K.
 
   Args:
@@ -158,24 +151,30 @@ def plot(results: Sequence[Mapping], panels: Mapping[str, tuple[str, str]], path
   import matplotlib.figure
 
   figure = matplotlib.figure.Figure(figsize=(5.2 * len(panels), 4), layout="constrained")
-  names = list(dict.fromkeys(result["method"] for result in results))
-  for axes, (measure, (value, label)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-    for name in names:
-      for trajectory, style in (("even", "-o"), ("optimal", "--s")):
-        of = [r for r in results if (r["method"], r["trajectory"]) == (name, trajectory) and r.get(measure)]
-        if of:
-          of.sort(key=lambda r: r["K"])
-          suffix = "" if trajectory == "even" else ", optimal trajectory"
-          axes.loglog([r["K"] for r in of], [r[measure][value] for r in of], style, ms=3, lw=1.2,
-                      color=f"C{names.index(name)}", label=name + suffix)
-    axes.set_xlabel("steps K")
-    axes.set_ylabel(label)
-    axes.set_xticks(sorted({r["K"] for r in results}), [str(K) for K in sorted({r["K"] for r in results})])
+  Ks = sorted({result["K"] for result in results})
+  colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(result["method"] for result in results))}
+  axes_of = figure.subplots(1, len(panels), squeeze=False)[0]
+  for axes, (measure, (value, label)) in zip(axes_of, panels.items(), strict=True):
+    for (method, trajectory), row in rows(results, measure, value).items():
+      even = trajectory == "even"
+      name = method if even else f"{method}, {trajectory}"
+      axes.loglog(list(row), list(row.values()), "-o" if even else "--s", ms=3, lw=1.2, color=colors[method], label=name)
+    axes.set(xlabel="steps K", ylabel=label)
+    axes.set_xticks(Ks, map(str, Ks))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
   figure.suptitle(title)
   figure.savefig(path, dpi=110)
+
+
+def rows(results: Sequence[Mapping], measure: str, value: str) -> dict[tuple[str, str], dict[int, float]]:
+  """{(method, trajectory): {K: value of measure}}, K rising, where it was measured."""
+  found: dict = {}
+  for result in sorted(results, key=lambda result: result["K"]):
+    if result.get(measure):
+      found.setdefault((result["method"], result["trajectory"]), {})[result["K"]] = result[measure][value]
+  return found
 
 
 def _difference(old: Mapping, new: Mapping) -> str:

@@ -1,0 +1,58 @@
+"""Measures what Analytic-DPM needs to know of the network in --workdir: its second moments per level, over training images.
+
+  ddpm-jax moments --workdir runs/mnist --images 1000
+  ddpm-jax sample  --workdir runs/mnist --config.sampling.grid=uniform --config.sampling.steps=25 \\
+                   --config.sampling.covariance=optimal --config.sampling.moments=runs/mnist/evaluation/moments.npz
+
+The cost is one evaluation of the network per image and level. A run that was stopped goes on where it was, and more images
+are added to those measured. With --costs it also measures what every possible step would add to the bound, which gives the
+best trajectory (grid dp_vb) for that covariance; the best one for the analytic covariance (dp_seg) needs only moments.
+
+Results go to WORKDIR/evaluation: moments.npz, moments.png, costs_COVARIANCE.npz.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
+  parser.add_argument("--images", type=int, default=1000, help="how many, in whole batches (default %(default)s)")
+  parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels, interpolate (default: all)")
+  parser.add_argument("--seed", type=int, default=0, help="which images, and their noise (default %(default)s)")
+  parser.add_argument("--costs", metavar="COVARIANCE", help="also costs of all steps, for marginal, posterior or optimal")
+  parser.add_argument("--export", metavar="FILE", help="also write the vector: .npy, or .pth for Analytic-DPM's own code")
+  parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
+  parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
+
+
+def run(args: argparse.Namespace) -> int:
+  from ddpm_jax.cli import environment
+
+  environment.prepare()
+  import pathlib
+
+  from ddpm_jax import analytic, build, experiment
+  from ddpm_jax.evaluation import measurements
+
+  trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  schedule, out = build.schedule(trained.config), pathlib.Path(args.workdir) / "evaluation"
+  print(f"{args.workdir}, step {trained.step}, {trained.weights}")
+  moments = analytic.moments(trained, out / "moments.npz", args.images, K=args.levels, seed=args.seed)
+  measurements.plot_moments(moments, schedule, out / "moments.png")
+  gamma = moments.gamma(schedule.T)
+  print(
+    f"Gamma over {moments.count} images at {len(moments.levels)} levels: {gamma[1]:.4f} at level 1, {gamma[-1]:.4f} at "
+    f"level {schedule.T}, {int((gamma > 1).sum())} above 1; standard errors up to {moments.standard_error[0].max():.1e}"
+  )
+  print(f"Wrote {out / 'moments.npz'} and .png. Next: --config.sampling.covariance=optimal "
+        f"--config.sampling.moments={out / 'moments.npz'}")
+  if args.export:
+    measurements.write_vector(args.export, gamma)
+    print(f"Wrote {args.export}")
+  if args.costs:
+    if args.costs == "optimal" and trained.config.prediction.second not in build.OPTIMAL_HEADS:
+      trained = trained.changed(sampling=dict(moments=str(out / "moments.npz")))
+    path = out / f"costs_{args.costs}.npz"
+    analytic.costs(trained, path, args.costs, args.images, seed=args.seed)
+    print(f"Wrote {path}. Next: --config.sampling.grid=dp_vb --config.sampling.costs={path}")
+  return 0

@@ -1,0 +1,83 @@
+"""The tables of Analytic-DPM and Extended-Analytic-DPM for the network in --workdir: methods by numbers of steps.
+
+  ddpm-jax moments --workdir runs/mnist
+  ddpm-jax study   --workdir runs/mnist --npr runs/mnist_npr --sn runs/mnist_sn --steps 10,25,50
+
+Each entry is kept as it is measured, in WORKDIR/study; the same call goes on where the last one stopped, and one with more
+steps or methods measures only what is new. Writes study.md and study.png there. Distances are Fréchet distances in the
+features of a small classifier of the data set (ddpm-jax evaluate). Optimal trajectories are for bits/dim, as in the papers.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
+  parser.add_argument("--npr", metavar="DIR", help="a run of --config npr on it")
+  parser.add_argument("--sn", metavar="DIR", help="a run of --config sn on it")
+  parser.add_argument("--steps", default="10,25,50,100,200,400,1000", help="numbers of steps K (default %(default)s)")
+  parser.add_argument("--methods", help="such as DDPM-small,Analytic-DDPM (default: all that the networks allow)")
+  parser.add_argument("--trajectories", default="even", help="even, optimal, or both with a comma (default %(default)s)")
+  parser.add_argument("--samples", type=int, default=1000, help="images per distance; 0: none (default %(default)s)")
+  parser.add_argument("--likelihood", type=int, default=128, help="test images per bits/dim; 0: none (default %(default)s)")
+  parser.add_argument("--cap", type=float, default=2.0, help="grey levels of noise that DDPM may have in the last but one "
+                      "step: 2 for linear schedules, 1 for cosine (default %(default)s)")
+  parser.add_argument("--moments", metavar="FILE", help="default: WORKDIR/evaluation/moments.npz, of ddpm-jax moments")
+  parser.add_argument("--costs", metavar="FILE", help="of ddpm-jax moments --costs marginal: for DDPM-large's best grids")
+  parser.add_argument("--out", help="default: WORKDIR/study")
+  parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
+
+
+def run(args: argparse.Namespace) -> int:
+  from ddpm_jax.cli import environment
+
+  environment.prepare()
+  import pathlib
+
+  from ddpm_jax import analytic, experiment
+  from ddpm_jax.cli.numbers import integers
+  from ddpm_jax.errors import UserError
+  from ddpm_jax.evaluation import study
+
+  workdir = pathlib.Path(args.workdir)
+  out = pathlib.Path(args.out or workdir / "study")
+  moments = pathlib.Path(args.moments or workdir / "evaluation" / "moments.npz")
+  if not moments.exists():
+    raise UserError(f"There are no moments in {moments}: measure them first with ddpm-jax moments --workdir {workdir}.")
+  where = {"plain": args.workdir, "npr": args.npr, "sn": args.sn}
+  networks = {name: experiment.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
+  results = analytic.study(
+    networks, out, Ks=integers(args.steps, "--steps"), moments_path=moments, costs_path=args.costs,
+    names=args.methods and args.methods.split(","), trajectories=args.trajectories.split(","),
+    distance=distance_of(networks["plain"], workdir / "evaluation", args.samples) if args.samples else None,
+    samples=args.samples, likelihood=args.likelihood, ddpm_cap=args.cap,
+  )
+  panels = {}
+  if args.samples:
+    panels["distance"] = ("samples", f"Fréchet distance of {args.samples} samples")
+  if args.likelihood:
+    panels["bits_per_dim"] = ("mean", "bits/dim")
+  tables = [f"{label}\n\n{study.table(results, measure, value)}\n" for measure, (value, label) in panels.items()]
+  (out / "study.md").write_text("\n".join(tables))
+  study.plot(results, panels, out / "study.png", str(workdir))
+  print("\n" + "\n".join(tables))
+  print(f"Wrote {out / 'study.md'} and .png")
+  return 0
+
+
+def distance_of(trained, folder, count: int):
+  """Fréchet distance of images to the training images, in the features of the data set's own classifier."""
+  import numpy as np
+
+  from ddpm_jax.evaluation import quality
+  from ddpm_jax.evaluation.features import Recipe
+
+  train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
+  net = quality.classifier_of(train, test, folder / "classifier.npz", Recipe())
+  real, _ = train.gather(np.arange(len(train)))
+
+  def distance(images):
+    found = quality.distances(net, images, real)
+    return {"samples": found.samples, "real": found.real, "count": found.count, "features": net.digest}
+
+  return distance
