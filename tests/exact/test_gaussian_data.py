@@ -196,6 +196,17 @@ def test_bits_per_dim_are_the_information_of_each_image(K):
   np.testing.assert_allclose(bits, information(x_0), rtol=0, atol=5e-3)
 
 
+def test_a_chain_that_begins_before_all_is_noise_pays_for_it():
+  """By E[log q(x_t) - log N(x_t; 0, I)] given x_0, since the model believes N(0, I)."""
+  x_0, t = constant_images([90, 128, 150, 190]), 8
+  bits = bound(WIDE, np.arange(t, -1, -1), Optimal(), x_0)
+  mean_t, var_t = marginals(WIDE, t, M, V)
+  x, alpha, sigma2 = np.float64(x_0[:, 0, 0, 0]), np.sqrt(WIDE.alpha_bar[t]), 1 - WIDE.alpha_bar[t]
+  mismatch = (-np.log(var_t) - ((alpha * x - mean_t) ** 2 + sigma2) / var_t + (alpha * x) ** 2 + sigma2) / 2 / np.log(2)
+  assert (np.abs(mismatch) > 0.05).any()
+  np.testing.assert_allclose(bits, information(x_0) + mismatch, rtol=0, atol=5e-3)  # as above
+
+
 def test_the_bound_of_fixed_large_comes_down_to_the_information_like_1_over_T():
   """As T grows beta is the true variance. (The posterior's is not near the image, where it is beta (n - 1) / n.)"""
   x_0, excess = constant_images([90, 128, 190]), []
