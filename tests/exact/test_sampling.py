@@ -140,27 +140,30 @@ class Uncertain:
 
 @jax.jit
 def draws(keys):
-  """x_T, and the noise of the step that leaves level 7."""
+  """x_T, and the noise of the step that leaves level 7, by the two ways to ask for them."""
   row = steps.gaussian(LEVELS, grid.full(40)).leaving(jnp.array(7))
   stream = noise.PerImage(keys)
   x_T = stream.initial(SHAPE)
-  return jnp.stack([x_T, stream(row, x_T)])
+  return jnp.stack([x_T, stream(row, x_T)]), jnp.stack([noise.normal(keys, SHAPE), noise.normal(keys, SHAPE, 7)])
 
 
 def test_a_seed_is_a_picture():
-  together, alone = draws(noise.image_keys(jnp.array([3, 17, 5]))), draws(noise.image_keys(jnp.array([17])))
-  np.testing.assert_array_equal(together[:, 1], alone[:, 0])
+  ours, by_level = draws(noise.image_keys(jnp.array([3, 17, 5])))
+  others, _ = draws(noise.image_keys(jnp.array([17, 0, 1])))
+  np.testing.assert_array_equal(ours, by_level)
+  np.testing.assert_array_equal(ours[:, 1], others[:, 0])
   # 6 independent standard normals of 108 pixels: correlations stay below 5 / sqrt(108)
-  np.testing.assert_allclose(np.corrcoef(together.reshape(6, -1)), np.eye(6), atol=0.48)
-  np.testing.assert_allclose([together.mean(), together.var()], [0, 1], atol=0.2)
+  np.testing.assert_allclose(np.corrcoef(ours.reshape(6, -1)), np.eye(6), atol=0.48)
+  np.testing.assert_allclose([ours.mean(), ours.var()], [0, 1], atol=0.2)
 
 
 def test_bits_per_dim_follow_seeds_too():
   network, kernel, table = ClipX0(Network(None, poly)), ReverseKernel(), steps.gaussian(LEVELS, grid.uniform(40, 5))
-  whole = bits_per_dim(KEYS, network, kernel, table, picture())
-  alone = bits_per_dim(KEYS[2:3], network, kernel, table, picture()[2:3])
-  assert whole.terms.shape == (4, 5)
-  np.testing.assert_allclose(alone.total, whole.total[2:3], rtol=1e-6)  # sums over an image, in another order
+  x_0, order = picture(), np.array([2, 0, 3, 1])
+  bound = bits_per_dim(KEYS, network, kernel, table, x_0)
+  shuffled = bits_per_dim(KEYS[order], network, kernel, table, x_0[order])
+  assert bound.terms.shape == (4, 5)
+  np.testing.assert_array_equal(shuffled.terms, bound.terms[order])
 
 
 # Compilation.
@@ -219,11 +222,21 @@ def test_saved_states_are_those_with_a_multiple_of_save_every_steps_left():
   np.testing.assert_array_equal(run(sampler, network, save=last, save_every=100)[1], x[None])
 
 
+@struct.dataclass
+class OfLevel:
+  """Noise that belongs to the level that a step leaves, as PerImage's does."""
+
+  draws: jax.Array
+
+  def __call__(self, row, x):
+    return jnp.asarray(self.draws)[row.stream - 1]
+
+
 def test_samplers_in_a_row_are_one():
   visited, network = grid.uniform(40, 8), ClipX0(Network(None, poly))
-  whole, states = run(ancestral(visited), network, noise=None, save=last)
+  whole, states = run(ancestral(visited), network, noise=OfLevel(GIVEN.draws), save=last)
   parts = [ancestral(visited[:4]), ancestral(visited[3:])]
-  x, saved = run(parts, network, noise=None, save=last)  # noise belongs to levels, so that parts draw the same
+  x, saved = run(parts, network, noise=OfLevel(GIVEN.draws), save=last)
   np.testing.assert_array_equal(x, whole)
   np.testing.assert_array_equal(np.concatenate(saved), states)
 
