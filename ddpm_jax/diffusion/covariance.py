@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.prediction import Prediction
-from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.diffusion.schedule import Level, Schedule
 from ddpm_jax.diffusion.steps import GaussianSteps
 from ddpm_jax.errors import UserError
 
@@ -109,9 +109,28 @@ class FixLast:
     return jnp.where(row.s.n == 0, np.float32(self.log_var), self.inner(pred, row))
 
 
-def fix_last_to_full_chain(inner: Any, schedule: Schedule) -> FixLast:
-  """Analytic-DPM's decoder: whatever the grid, the posterior variance from level 2 to 1 of the full chain."""
-  return FixLast(inner, log_posterior_21(schedule))
+@dataclasses.dataclass(frozen=True)
+class DecodeAsFullChain:
+  """Analytic-DPM's decoder: from level 1, whatever the grid, the posterior variance from level 2 to 1 of the full chain.
+
+  A grid that decodes from another level (`dp_vb`) has sigma_t^2 there, as in the table of costs that chose it.
+  """
+
+  inner: Any
+  log_posterior_21: float
+
+  def __call__(self, pred: Prediction, row: GaussianSteps) -> jax.Array:
+    return jnp.where(row.s.n == 0, decoder_log_var(row.t, self.log_posterior_21), self.inner(pred, row))
+
+
+def decoder_log_var(t: Level, log_posterior_21: float | jax.Array) -> jax.Array:
+  """The log-variance of x_0 given x_t, shaped as t."""
+  return jnp.where(t.n == 1, jnp.float32(log_posterior_21), 2 * jnp.log(t.sigma))
+
+
+def fix_last_to_full_chain(inner: Any, schedule: Schedule) -> DecodeAsFullChain:
+  """`inner` with Analytic-DPM's decoder."""
+  return DecodeAsFullChain(inner, log_posterior_21(schedule))
 
 
 def log_posterior_21(schedule: Schedule) -> float:

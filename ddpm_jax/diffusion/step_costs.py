@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion import grid as grids
-from ddpm_jax.diffusion.covariance import log_posterior_21
+from ddpm_jax.diffusion.covariance import decoder_log_var, log_posterior_21
 from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.likelihood import bits
 from ddpm_jax.diffusion.moments import chunks, image_keys
@@ -74,8 +74,8 @@ def terms(
     lower: GaussianSteps,
     x_0: jax.Array,
     cond: Any = None,
-    last_log_var: float | jax.Array = -10.0,
     *,
+    last_log_var: float | jax.Array,
     noise: Any = None,
 ) -> jax.Array:
   """Terms of the bound for the steps that leave each level of `steps` [L], averaged over images.
@@ -102,7 +102,7 @@ def terms(
       apart = jnp.sqrt(other.c_cov * (error.mean((1, 2, 3), keepdims=True) if one_for_all_pixels else error))
       return bits(Gaussian(apart, jnp.log(other.var)).kl(Gaussian(0.0, log_var))).mean()
 
-    decoder = Gaussian(pred.x0, jnp.where(row.t.n == 1, last_log_var, 2 * jnp.log(row.t.sigma)))
+    decoder = Gaussian(pred.x0, decoder_log_var(row.t, last_log_var))
     return None, jnp.append(bits(-decoder.log_prob_of_pixels(x_0)).mean(), jax.vmap(divergence)(others))
 
   return jax.lax.scan(leaving, None, (steps, lower))[1]
@@ -110,4 +110,4 @@ def terms(
 
 @functools.partial(jax.jit, static_argnames="covariance")
 def _chunk(keys, denoiser, covariance, steps, lower, x_0, cond, last_log_var):
-  return terms(keys, denoiser, covariance, steps, lower, x_0, cond, last_log_var)
+  return terms(keys, denoiser, covariance, steps, lower, x_0, cond, last_log_var=last_log_var)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import grid, moments, noise, schedule, step_costs, steps, trajectory
-from ddpm_jax.diffusion.covariance import Optimal, marginal, optimal_bounds, posterior
+from ddpm_jax.diffusion.covariance import Optimal, fix_last_to_full_chain, marginal, optimal_bounds, posterior
 from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.diffusion.likelihood import bits_per_dim
 from ddpm_jax.diffusion.mixture import Mixture
 from ddpm_jax.diffusion.prediction import Prediction
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
-from ddpm_jax.diffusion.transforms import AnalyticMoments
+from ddpm_jax.diffusion.transforms import AnalyticMoments, ClipX0
 
 CHAIN = schedule.linear(100)
 GAUSSIAN = Mixture(np.float32([1]), np.float32([0.2]), np.float32([0.09]))
@@ -178,6 +179,19 @@ def test_a_measured_cost_is_the_gain_in_variance():
   x_1 = chain.level(1).diffuse(x_0, jax.random.normal(jax.random.key(4), x_0.shape))
   pixels = Gaussian(GAUSSIAN(x_1, chain.level(1)).x0, step_costs.log_posterior_21(chain)).log_prob_of_pixels(x_0)
   assert table[0, 1] == pytest.approx(-float(pixels.mean()) / np.log(2), rel=0.02)  # the same up to chance
+
+
+@pytest.mark.parametrize("covariance", [marginal, Optimal()], ids=["one for all pixels", "per pixel"])
+def test_the_costs_along_a_path_are_its_bound(covariance):
+  """The same draws: image i has the same noise at level t in the table and in bits_per_dim."""
+  chain, denoiser = schedule.linear(30), ClipX0(TWO)
+  x_0 = jnp.round(jnp.clip(TWO.sample(jax.random.key(5), (6, 4, 4, 1)), -1, 1) * 127.5 + 127.5) / 127.5 - 1
+  *_, (_, table) = step_costs.estimate(chain, denoiser, covariance, [(x_0, None)], seed=3, chunk=7)
+  for visited in (grid.uniform(30, 4), np.array([30, 11, 4, 0]), trajectory.dp_vb(table, 6)):
+    bound = bits_per_dim(moments.image_keys(3, 0, 6), denoiser, ReverseKernel(fix_last_to_full_chain(covariance, chain)),
+                         steps.gaussian(chain, visited), x_0)
+    expected = table[visited[1:], visited[:-1]].sum() + bound.prior.mean()
+    np.testing.assert_allclose(bound.total.mean(), expected, rtol=1e-5)
 
 
 def test_the_two_dynamic_programs_choose_the_same_levels():
