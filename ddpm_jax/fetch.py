@@ -1,0 +1,112 @@
+"""Published files in a cache of one's own: downloaded once, whole, and checked.
+
+The cache is $XDG_CACHE_HOME/ddpm_jax (default ~/.cache/ddpm_jax). A file that is put there by hand, under its name, is
+used like a downloaded one. An interrupted download goes on where it stopped.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import pathlib
+import urllib.error
+import urllib.request
+
+import tqdm
+
+from ddpm_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+BLOCK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+  """A published file.
+
+  Attributes:
+    name: in the cache.
+    url: where it is published.
+    sha256: hexadecimal; None if its publisher's is not known, then the one found is logged.
+  """
+
+  name: str
+  url: str
+  sha256: str | None = None
+
+
+def cache_folder() -> pathlib.Path:
+  """Where fetched files lie; it need not exist yet."""
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ddpm_jax"
+
+
+def fetch(file: File, *, progress: bool = True, timeout: float = 30.0) -> pathlib.Path:
+  """The path of `file` in the cache, downloaded if it is not there.
+
+  Args:
+    file: what to fetch.
+    progress: show a bar while downloading.
+    timeout: seconds without an answer.
+
+  Raises:
+    UserError: if it can neither be found nor downloaded, or has the wrong checksum.
+  """
+  path = cache_folder() / file.name
+  if not path.exists():
+    _download(file, path, progress, timeout)
+  if file.sha256 is not None and (found := sha256(path)) != file.sha256:
+    raise UserError(f"{path} has the SHA-256 {found}, but {file.sha256} was published; remove it and try again.")
+  return path
+
+
+def sha256(path: str | os.PathLike) -> str:
+  """SHA-256 of a file, hexadecimal."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(file: File, path: pathlib.Path, progress: bool, timeout: float) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f"{path.name}.partial")
+  try:
+    _append(file.url, partial, progress, timeout)
+  except (OSError, ValueError) as error:  # URLError is an OSError; so is a broken connection
+    raise UserError(f"{file.url} could not be downloaded ({error}); try again, or save that file as {path}.") from error
+  if file.sha256 is None:
+    log.info("%s has the SHA-256 %s.", file.url, sha256(partial))
+  elif (found := sha256(partial)) != file.sha256:
+    partial.unlink()
+    raise UserError(f"{file.url} has the SHA-256 {found}, but {file.sha256} was published; "
+                    f"it is not kept. Save the right file as {path}.")
+  os.replace(partial, path)
+
+
+def _append(url: str, partial: pathlib.Path, progress: bool, timeout: float) -> None:
+  """Downloads what `partial` does not hold yet.
+
+  Raises:
+    OSError: if the server does not answer, or fewer bytes came than it announced.
+  """
+  start = partial.stat().st_size if partial.exists() else 0
+  request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+  try:
+    response = urllib.request.urlopen(request, timeout=timeout)
+  except urllib.error.HTTPError as error:
+    if error.code != 416 or not start:  # 416: nothing is left to send, or the file there has become shorter
+      raise
+    partial.unlink()
+    return _append(url, partial, progress, timeout)
+  with response:
+    resumed = response.status == 206
+    length = response.headers.get("Content-Length")
+    total = None if length is None else int(length) + (start if resumed else 0)
+    bar = tqdm.tqdm(desc=partial.stem, total=total, initial=start if resumed else 0, unit="B", unit_scale=True,
+                    disable=not progress)
+    with open(partial, "ab" if resumed else "wb") as out, bar:
+      while block := response.read(BLOCK):
+        out.write(block)
+        bar.update(len(block))
+  size = partial.stat().st_size
+  if total is not None and size < total:
+    raise OSError(f"{size} of {total} bytes arrived")

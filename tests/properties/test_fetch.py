@@ -1,0 +1,107 @@
+"""Downloads from a server of this process: whole, checked, resumed, and one sentence when they fail."""
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from ddpm_jax import fetch
+from ddpm_jax.errors import UserError
+
+CONTENT = bytes(range(256)) * 5000
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """Serves CONTENT at /file; `breaks_after` bytes it hangs up once; `ranges` are the requests for a part."""
+
+  def __init__(self):
+    super().__init__(("127.0.0.1", 0), Handler)
+    self.breaks_after, self.ranges, self.knows_ranges = None, [], True
+    threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+  @property
+  def url(self):
+    return f"http://127.0.0.1:{self.server_port}/file"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  def do_GET(self):
+    wanted, start = self.headers.get("Range"), 0
+    self.server.ranges.append(wanted)
+    if self.path != "/file":
+      return self.send_error(404)
+    if wanted and self.server.knows_ranges:
+      start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+      if start >= len(CONTENT):
+        return self.send_error(416)
+      self.send_response(206)
+    else:
+      self.send_response(200)
+    self.send_header("Content-Length", str(len(CONTENT) - start))
+    self.end_headers()
+    stop, self.server.breaks_after = self.server.breaks_after, None
+    self.wfile.write(CONTENT[start:stop])
+    return None
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  with Server() as running:
+    yield running
+    running.shutdown()
+
+
+def file(server, sha256=hashlib.sha256(CONTENT).hexdigest()):
+  return fetch.File("weights.bin", server.url, sha256)
+
+
+def test_a_file_is_downloaded_once(server, tmp_path):
+  for _ in range(2):
+    path = fetch.fetch(file(server), progress=False)
+  assert path == tmp_path / "ddpm_jax/weights.bin" and path.read_bytes() == CONTENT
+  assert server.ranges == [None] and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_a_broken_download_goes_on_where_it_stopped(server, knows_ranges):
+  server.breaks_after, server.knows_ranges = 70_000, knows_ranges
+  with pytest.raises(UserError, match="70000 of 1280000 bytes arrived.*or save that file as .*weights.bin"):
+    fetch.fetch(file(server), progress=False)
+  assert not (fetch.cache_folder() / "weights.bin").exists()
+  assert fetch.fetch(file(server), progress=False).read_bytes() == CONTENT
+  assert server.ranges == [None, "bytes=70000-"]
+
+
+def test_what_was_left_by_a_longer_file_is_thrown_away(server):
+  fetch.cache_folder().mkdir()
+  (fetch.cache_folder() / "weights.bin.partial").write_bytes(CONTENT + b"more")
+  assert fetch.fetch(file(server), progress=False).read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_is_refused(server):
+  with pytest.raises(UserError, match="but 0123 was published"):
+    fetch.fetch(file(server, "0123"), progress=False)
+  assert not list(fetch.cache_folder().iterdir())
+  (fetch.cache_folder() / "weights.bin").write_bytes(b"put there by hand")
+  with pytest.raises(UserError, match="remove it and try again"):
+    fetch.fetch(file(server), progress=False)
+
+
+def test_an_unknown_checksum_is_said(server, caplog):
+  caplog.set_level("INFO")
+  fetch.fetch(file(server, None), progress=False)
+  assert hashlib.sha256(CONTENT).hexdigest() in caplog.text
+
+
+def test_an_absent_file_or_server_is_one_sentence(server):
+  with pytest.raises(UserError, match="404.*or save that file as"):
+    fetch.fetch(fetch.File("a", server.url + "s"), progress=False)
+  server.shutdown()
+  server.server_close()
+  with pytest.raises(UserError, match="could not be downloaded .*or save that file as"):
+    fetch.fetch(file(server), progress=False, timeout=1)
