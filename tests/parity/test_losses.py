@@ -12,19 +12,28 @@ from reference import COVARIANCES, SECOND_HEADS, experiment, nhwc, poly
 from ddpm_jax.diffusion import grid, losses, schedule, steps
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import vlb_term
-from ddpm_jax.diffusion.prediction import Network, TimeScale
+from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.diffusion.time_sampling import LossHistory, LossSecondMoment
 
 MEANS, VARIANCES = ("EPSILON", "START_X", "PREVIOUS_X"), ("FIXED_SMALL", "FIXED_LARGE", "LEARNED", "LEARNED_RANGE")
+CASES = list(itertools.product(("MSE", "RESCALED_MSE", "KL", "RESCALED_KL"), MEANS, VARIANCES))
+ON_A_GRID = [
+    ("MSE", "EPSILON", "FIXED_LARGE"), ("RESCALED_MSE", "EPSILON", "LEARNED_RANGE"),
+    ("RESCALED_KL", "EPSILON", "LEARNED_RANGE"), ("KL", "START_X", "FIXED_SMALL"),
+]
+HO_CASES = [
+    (kind, mean, var)
+    for kind in ("mse", "kl") for mean in ("eps", "xstart", "xprev") for var in ("fixedsmall", "fixedlarge", "learned")
+    if (kind, var) != ("mse", "learned")
+]
 
 
 def tolerance(p, x_0, row, scale=1.0):
   """[B] how far two float32 evaluations of one term of the bound, times `scale`, may be apart, beside 1e-4 of its size.
 
-  p: the reverse transition.
-
-  The references' KL adds -1 + ... + 1, which costs 3e-7. Their probability of a pixel, and ours, is a difference of two
-  CDFs and good to 1.2e-7 absolutely: nothing where the network is good, much where it gives pixels 1e-7.
+  p is the reverse transition. The references' KL adds -1 + ... + 1, which costs 3e-7. Their probability of a pixel, and
+  ours, is a difference of two CDFs and good to 1.2e-7 absolutely: nothing where the network is good, much where it gives
+  pixels 1e-7.
   """
   logit = lambda edge: 2 * np.sqrt(2 / np.pi) * (edge + 0.044715 * edge**3)
   z = (np.asarray(x_0, np.float64) - p.mean) * np.exp(-0.5 * np.asarray(p.log_var, np.float64))
@@ -53,17 +62,31 @@ def loss_of(kind: str, var: str, table: steps.GaussianSteps):
       return losses.Vlb(table, kernel, scale=float(K))
 
 
-def check(theirs, kind, table, mean, var, eps, x_0, n, time=TimeScale()):
+def evaluate(table, cases, eps, x_0, n):
+  """By case: the loss and its parts in the words of the references, and how far float32 may miss the bound's part."""
+
+  @jax.jit
+  def run(eps, x_0, n):
+    row = table.leaving(n)
+    x_t, results = row.t.diffuse(x_0, eps), {}
+    for kind, mean, var in cases:
+      built = experiment(table, mean, var)
+      total, parts = loss_of(kind, var, table).given(eps, built.network, x_0, n)
+      ours = {"loss": total, "mse": parts.get("mse"), "vb": parts.get("vlb")}
+      results[kind, mean, var] = ours, built.kernel(x_t, row, built.network(x_t, row.t))
+    return results, row
+
+  results, row = run(eps, x_0, n)
+  for case, (ours, p) in results.items():
+    loss = loss_of(case[0], case[2], table)
+    results[case] = ours, tolerance(p, x_0, row, getattr(loss, "scale", getattr(loss, "weight", 0.0)))
+  return results
+
+
+def check(ours, tolerance, theirs):
   """theirs: name -> recorded [B], of "loss", and of its parts "mse" and "vb" where there are two."""
-  built, loss = experiment(table, mean, var, time=time), loss_of(kind, var, table)
-  total, parts = loss.given(eps, built.network, x_0, n)
-  ours = {"loss": total, "mse": parts.get("mse"), "vb": parts.get("vlb")}
-  row = table.leaving(n)
-  x_t = row.t.diffuse(x_0, eps)
-  p = built.kernel(x_t, row, built.network(x_t, row.t))
-  atol = tolerance(p, x_0, row, getattr(loss, "scale", getattr(loss, "weight", 0.0)))
   for name in theirs:
-    assert_close(ours[name], theirs[name], 1e-6 if name == "mse" else atol + 1e-6, name)
+    assert_close(ours[name], theirs[name], 1e-6 if name == "mse" else tolerance + 1e-6, name)
   assert set(theirs) in ({"loss"}, {"loss", "mse"}, {"loss", "mse", "vb"})
 
 
@@ -78,27 +101,42 @@ def linear():
   return steps.gaussian(schedule.linear(1000), grid.full(1000))
 
 
-def recorded(data, group):
-  return {name.split("/")[-1]: data[f"{name}"] for name in data.arrays.files if name.startswith(f"{group}/")}
-
-
-@pytest.mark.parametrize(
-    "kind, mean, var", list(itertools.product(("MSE", "RESCALED_MSE", "KL", "RESCALED_KL"), MEANS, VARIANCES))
-)
-def test_training_losses(golden, linear, inputs, kind, mean, var):
+@pytest.fixture(scope="module")
+def ours(linear, inputs):
   x_0, eps, n = inputs
-  check(recorded(golden("losses_openai"), f"training_losses/{kind}/{mean}/{var}"), kind, linear, mean, var, eps, x_0, n)
+  return evaluate(linear, CASES, eps, x_0, n)
 
 
-@pytest.mark.parametrize("name", [
-    "MSE/EPSILON/FIXED_LARGE", "RESCALED_MSE/EPSILON/LEARNED_RANGE", "RESCALED_KL/EPSILON/LEARNED_RANGE",
-    "KL/START_X/FIXED_SMALL",
-])
-def test_training_losses_on_a_grid(golden, inputs, name):
-  data, (x_0, eps, _) = golden("losses_openai"), inputs
+@pytest.fixture(scope="module")
+def ours_on_a_grid(golden, inputs):
+  x_0, eps, _ = inputs
   table = steps.gaussian(schedule.linear(1000), grid.sections(1000, "250"))
-  n = np.asarray(table.t.n)[::-1][data["training_losses_spaced/t"]]
-  check(recorded(data, f"training_losses_spaced/{name}"), *name.split("/")[:1], table, *name.split("/")[1:], eps, x_0, n)
+  return evaluate(table, ON_A_GRID, eps, x_0, table.t.n[::-1][golden("losses_openai")["training_losses_spaced/t"]])
+
+
+@pytest.fixture(scope="module")
+def ours_of_ho(golden, linear):
+  data = golden("ho_tf")
+  return evaluate(linear, HO_CASES, data["inputs/noise"], data["inputs/x_start"], data["inputs/t"] + 1)
+
+
+def recorded(data, group):
+  return {name.split("/")[-1]: data[name] for name in data.arrays.files if name.startswith(f"{group}/")}
+
+
+@pytest.mark.parametrize("case", CASES, ids="/".join)
+def test_training_losses(golden, ours, case):
+  check(*ours[case], recorded(golden("losses_openai"), "/".join(("training_losses", *case))))
+
+
+@pytest.mark.parametrize("case", ON_A_GRID, ids="/".join)
+def test_training_losses_on_a_grid(golden, ours_on_a_grid, case):
+  check(*ours_on_a_grid[case], recorded(golden("losses_openai"), "/".join(("training_losses_spaced", *case))))
+
+
+@pytest.mark.parametrize("case", HO_CASES, ids="/".join)
+def test_training_losses_of_ho(golden, ours_of_ho, case):
+  check(*ours_of_ho[case], {"loss": golden("ho_tf")["/".join(("training_losses", *case))]})
 
 
 @pytest.mark.parametrize("mean, var, clip", list(itertools.product(MEANS[:2], VARIANCES, (1, 0))))
@@ -110,17 +148,6 @@ def test_terms_of_the_bound(golden, linear, inputs, mean, var, clip):
   ours = vlb_term(built.kernel, x_0, x_t, row, beliefs)
   theirs = golden("losses_openai")[f"vb_terms_bpd/{mean}/{var}/clip{clip}/output"]
   assert_close(ours, theirs, tolerance(built.kernel(x_t, row, beliefs), x_0, row))
-
-
-@pytest.mark.parametrize("kind, mean, var", [
-    (kind, mean, var)
-    for kind in ("mse", "kl") for mean in ("eps", "xstart", "xprev") for var in ("fixedsmall", "fixedlarge", "learned")
-    if (kind, var) != ("mse", "learned")
-])
-def test_training_losses_of_ho(golden, linear, kind, mean, var):
-  data = golden("ho_tf")
-  x_0, eps, n = data["inputs/x_start"], data["inputs/noise"], data["inputs/t"] + 1
-  check({"loss": data[f"training_losses/{kind}/{mean}/{var}"]}, kind, linear, mean, var, eps, x_0, n)
 
 
 def test_loss_of_the_ddim_code(golden, linear):
