@@ -25,12 +25,15 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare()
   import pathlib
 
-  from ddpm_jax import experiment
+  from ddpm_jax import build, experiment
 
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
   out = pathlib.Path(args.workdir) / "evaluation"
   out.mkdir(exist_ok=True)
+  if build.is_classifier(trained.config):
+    accuracy(trained, out)
+    return 0
   if args.likelihood:
     likelihood(trained, args.likelihood, out)
   if args.distance:
@@ -38,11 +41,25 @@ def run(args: argparse.Namespace) -> int:
   return 0
 
 
+def accuracy(trained, out) -> None:
+  import json
+
+  source = trained.dataset(trained.config.data.test_split)
+  found = trained.accuracy(source)
+  result = found | {"images": len(source), "split": source.info.split, "weights": trained.weights, "step": trained.step}
+  (out / "accuracy.json").write_text(json.dumps(result, indent=2))
+  print(f"Noisy classifier on {len(source)} {source.info.split} images, by quarter of the noise level (0: least noise):")
+  print("            all      0      1      2      3")
+  for name in ("top1", "top5"):
+    print(f"  {name}  " + "".join(f"{found[name + part]:7.1%}" for part in ("", "_q0", "_q1", "_q2", "_q3")))
+
+
 def likelihood(trained, count: int, out) -> None:
   import json
 
   import numpy as np
 
+  from ddpm_jax import build
   from ddpm_jax.evaluation import plots
 
   source = trained.dataset(trained.config.data.test_split)
@@ -64,7 +81,8 @@ def likelihood(trained, count: int, out) -> None:
     "step": trained.step,
   }
   (out / "bits_per_dim.json").write_text(json.dumps(result, indent=2))
-  plots.bound_terms(bound, out / "bits_per_dim.png")
+  plots.bound_terms(bound, build.bound(trained.config)[0].t.n, out / "bits_per_dim.png")
+  plots.rate_distortion_curve(bound, out / "rate_distortion.png")
   print(
     f"bits/dim on {len(total)} {source.info.split} images: {result['bits_per_dim']:.3f} "
     f"(prior {result['prior']:.3f}, steps {result['between']:.3f}, decoder {result['decoder']:.3f}); "

@@ -1,0 +1,48 @@
+"""Figures, drawn without a screen. Every function writes one PNG, whole or not at all."""
+
+import os
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ddpm_jax.data.atomic import writing
+from ddpm_jax.diffusion.likelihood import BitsPerDim, rate_distortion
+
+
+def bound_terms(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLike) -> None:
+  """Where the bits go: each step's term over the level it leaves, and what is paid down to it (IDDPM figure 2).
+
+  Args:
+    bound: leaves [B, K].
+    levels: [K], the level each step leaves; `steps.t.n`.
+  """
+  terms = np.asarray(bound.terms.mean(0), float)
+  paid = float(bound.prior.mean()) + np.cumsum(terms)
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+  left.semilogy(levels, np.maximum(terms, 1e-8))
+  left.set(xlabel="level n", ylabel="bits/dim of the step", title="Terms of the bound")
+  right.plot(levels, paid)
+  right.set(xlabel="level n", ylabel="bits/dim paid so far", title=f"Total {paid[-1]:.3f} bits/dim")
+  for axes in (left, right):
+    axes.invert_xaxis()  # as sampling goes: noise on the left
+    axes.grid(alpha=0.3)
+  _save(figure, path)
+
+
+def rate_distortion_curve(bound: BitsPerDim, path: str | os.PathLike) -> None:
+  """Distortion over rate (DDPM figure 5, right)."""
+  curve = rate_distortion(bound)
+  figure, axes = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
+  axes.plot(curve.rate, curve.rmse)
+  axes.set(xlabel="rate (bits/dim)", ylabel="distortion (RMSE, 0..255)", title="Progressive lossy compression")
+  axes.grid(alpha=0.3)
+  _save(figure, path)
+
+
+def _save(figure, path: str | os.PathLike) -> None:
+  with writing(path) as temporary:
+    figure.savefig(temporary, format="png", dpi=110)
+  plt.close(figure)
