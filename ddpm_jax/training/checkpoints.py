@@ -53,7 +53,7 @@ class Checkpoints:
   def save(self, state: Any, step: int, config: dict, *, wait: bool = False) -> None:
     """Starts to write `state`, any pytree of arrays, as the checkpoint of `step`; it may be donated right after.
 
-    Waits for the previous one first. If that, or this one, could not be written, it is tried once more.
+    A step that is there already is left as it is. Waits for the previous one first. If that, or this one, could not be written, it is tried once more.
 
     Raises:
       CheckpointError: if it fails again. The checkpoints before are as they were.

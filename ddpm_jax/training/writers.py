@@ -72,7 +72,8 @@ class JsonLines:
 
 def _complete_lines(path: pathlib.Path) -> list[str]:
   """The lines that end: a killed run may leave half of one."""
-  return [line for line in path.open() if line.endswith("\n")] if path.exists() else []
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  return [line for line in lines if line.endswith("\n")]
 
 
 class TensorBoard:

@@ -1,0 +1,236 @@
+"""Runs: broken ones end where unbroken ones do, bitwise; poisoned batches leave no trace; devices do not matter."""
+
+import itertools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.scale import mesh as layout
+from ddpm_jax.training import checkpoints, loop, manifest, writers
+
+FEW = dict(rtol=1e-5)  # float32 sums in another order; measured 1e-6 over 40 steps
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return layout.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def made(mesh):
+  """(init, train_step), compiled once for this file."""
+  return tiny_run.make(mesh)
+
+
+@pytest.fixture(scope="module")
+def whole(mesh, made, tmp_path_factory):
+  """(final state, directory) of the unbroken run."""
+  directory = tmp_path_factory.mktemp("whole")
+  return tiny_run.run(directory, mesh, made=made), directory
+
+
+def before_batch(number: int, do):
+  """The run's batches, with something happening as step `number` begins."""
+
+  def feed(start):
+    for i, batch in enumerate(tiny_run.batches(start), start=start + 1):
+      if i == number + 2:  # the loop reads two ahead
+        do()
+      yield batch
+
+  return feed
+
+
+class Killed(BaseException):
+  """What no code of the run catches."""
+
+
+def kill():
+  raise Killed
+
+
+# ---------------------------------------------------------------------------------------------------- continuing
+
+
+def test_it_learns(whole):
+  losses = tiny_run.losses_of(whole[1])
+  assert len(losses) == tiny_run.TOTAL and np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_a_killed_run_ends_bitwise_where_an_unbroken_one_does(mesh, made, whole, tmp_path):
+  with pytest.raises(Killed):
+    tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(17, kill))
+  assert checkpoints.steps_in(tmp_path)[-1] == 15
+  with pytest.raises(Killed):  # and once more, across the end of an epoch of the data
+    tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(33, kill))
+  final = tiny_run.run(tmp_path, mesh, made=made)
+  assert tiny_run.fingerprint(final) == tiny_run.fingerprint(whole[0])
+  assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])  # each step has one row, and the same
+
+
+def test_sigterm_saves_the_step_it_comes_in_and_loses_none(mesh, made, whole, tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(loop.Preempted, match="at step 23; it is saved") as stopped:
+    tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(23, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+  assert stopped.value.step == 23 and stopped.value.exit_code == 42
+  assert checkpoints.steps_in(tmp_path)[-1] == 23 and signal.getsignal(signal.SIGTERM) is before
+  final = tiny_run.run(tmp_path, mesh, made=made)
+  assert tiny_run.fingerprint(final) == tiny_run.fingerprint(whole[0])
+  assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])
+
+
+def test_a_finished_run_has_nothing_to_do(mesh, made, whole):
+  rows = (whole[1] / "log" / "metrics.jsonl").read_text()
+  again = tiny_run.run(whole[1], mesh, made=made, feed=lambda start: kill())
+  assert tiny_run.fingerprint(again) == tiny_run.fingerprint(whole[0])
+  assert (whole[1] / "log" / "metrics.jsonl").read_text() == rows
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(mesh, made, whole, tmp_path):
+  tiny_run.run(tmp_path, mesh, made=made, total_steps=20)
+  (tmp_path / "20" / "run" / "manifest.ocdbt").unlink()
+  final = tiny_run.run(tmp_path, mesh, made=made)
+  assert tiny_run.fingerprint(final) == tiny_run.fingerprint(whole[0])
+  assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])
+
+
+def test_the_step_is_traced_once(made, whole):
+  assert made[1]._cache_size() == 1
+
+
+def test_a_run_needs_its_number_of_steps(mesh, made):
+  with pytest.raises(UserError, match="total_steps = 0: a run needs its number of steps"):
+    loop.fit(*made, tiny_run.batches, mesh=mesh, total_steps=0)
+
+
+# ---------------------------------------------------------------------------------------------------- poison
+
+
+def poisoned(first: int, last: int):
+  """The run's batches, one pixel of those of steps first … last being NaN."""
+
+  def feed(start):
+    for i, batch in enumerate(tiny_run.batches(start), start=start + 1):
+      if first <= i <= last:
+        batch["image"][0, 0, 0, 0] = np.nan
+      yield batch
+
+  return feed
+
+
+def test_a_nan_leaves_everything_bitwise_as_it_was(mesh, made):
+  init, train_step = made
+  feed, now = poisoned(7, 7)(0), init()
+  for batch in itertools.islice(feed, 6):
+    now, _ = train_step(now, layout.put_batch(batch, mesh))
+  before = {name: np.array(x) for name, x in manifest.flatten(now).items()}
+  now, metrics = train_step(now, layout.put_batch(next(feed), mesh))
+  after = {name: np.array(x) for name, x in manifest.flatten(now).items()}
+  changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+  assert changed == {"step", "skipped", "skipped_in_row"}
+  assert (after["step"], after["skipped"], after["skipped_in_row"]) == (7, 1, 1) and np.isnan(metrics["loss"])
+  now, metrics = train_step(now, layout.put_batch(next(feed), mesh))
+  assert (int(now.updates), int(now.skipped), int(now.skipped_in_row)) == (7, 1, 0) and np.isfinite(metrics["loss"])
+
+
+def test_a_run_survives_a_nan(mesh, made, tmp_path):
+  final = tiny_run.run(tmp_path, mesh, made=made, feed=poisoned(7, 9))
+  assert int(final.skipped) == 3 and int(final.skipped_in_row) == 0
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((final.params, final.ema, final.opt_state)))
+
+
+def test_a_run_that_only_skips_stops_and_keeps_its_checkpoints(mesh, made, whole, tmp_path):
+  with pytest.raises(loop.Diverged, match="The last 20 updates up to step 31 were skipped"):
+    tiny_run.run(tmp_path, mesh, made=made, feed=poisoned(12, 99), keep=9)
+  assert checkpoints.steps_in(tmp_path) == [5, 10, 15, 20, 25, 30]
+  at_10, at_30 = (checkpoints.load_weights(tmp_path, step=step, ema="raw").params for step in (15, 30))
+  assert all((a == b).all() for a, b in zip(jax.tree.leaves(at_10), jax.tree.leaves(at_30), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def test_previews_of_all_weights_are_written(mesh, made, tmp_path):
+  def preview(state):
+    picture = np.zeros((4, 4, 1), np.uint8)
+    return {"raw": picture, **{f"ema_{rate}": picture for rate in state.ema}}
+
+  tiny_run.run(tmp_path, mesh, made=made, total_steps=7, preview=preview, preview_every=5)
+  names = sorted(p.name for p in (tmp_path / "log" / "previews").iterdir())
+  assert names == [f"{step:07d}_{name}.png" for step in (5, 7) for name in ("ema_0.9", "ema_0.99", "raw")]
+  assert list((tmp_path / "log" / "events").iterdir())
+
+
+def test_rows_after_the_restored_step_are_forgotten(tmp_path):
+  log = writers.JsonLines(tmp_path)
+  for step in (1, 2, 3):
+    log.write_scalars(step, {"loss": 1.0 / step})
+  log.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 4, "lo')  # the process was killed here
+  log = writers.JsonLines(tmp_path, after=2)
+  log.write_scalars(3, {"loss": 5.0})
+  log.close()
+  rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").open()]
+  assert rows == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 5.0}]
+
+
+def test_a_row_is_the_mean_since_the_last_one():
+  meter = writers.Meter(total_steps=100)
+  for loss in (1.0, 2.0, 6.0):
+    meter.add({"loss": np.float32(loss), "skipped": np.int32(loss)})
+    meter.clock(images=64, waited=0.5, elapsed=2.0)
+  expected = {"loss": 3.0, "skipped": 6, "images_per_second": 32.0, "data_wait": 0.25, "seconds_left": 80.0}
+  assert meter.row(60) == pytest.approx(expected)
+  meter.add({"loss": np.float32(4.0)})
+  assert meter.row(61) == {"loss": 4.0}
+
+
+# ---------------------------------------------------------------------------------------------------- size does not matter
+
+
+def test_microbatches_train_as_the_whole_batch(mesh, whole, tmp_path):
+  final = tiny_run.run(tmp_path, mesh, accumulate=4)
+  np.testing.assert_allclose(tiny_run.losses_of(tmp_path), tiny_run.losses_of(whole[1]), **FEW)
+  for a, b in zip(jax.tree.leaves(final.params), jax.tree.leaves(whole[0].params), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)  # Adam amplifies rounding where gradients are near 0
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory):
+  """What tests/devices.py found out on 8 devices, in a process of its own."""
+  here = pathlib.Path(__file__).parent.parent
+  directory = tmp_path_factory.mktemp("devices")
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parent)}
+  done = subprocess.run(
+    [sys.executable, here / "devices.py", directory], env=environment, capture_output=True, text=True, timeout=600
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_mesh_has_the_same_loss_curve(devices, whole):
+  for name, losses in devices["curves"].items():
+    np.testing.assert_allclose(losses, tiny_run.losses_of(whole[1]), err_msg=name, **FEW)
+
+
+def test_fsdp_cuts_parameters_averages_and_moments(devices):
+  assert devices["cut"] == {"params": 8, "ema": 8, "opt_state": 8}  # parts of the middle kernel
+
+
+def test_a_checkpoint_of_8_devices_continues_on_any_number(devices):
+  assert set(devices["restored"].values()) == {devices["saved"]}  # bitwise, wherever it went
+  np.testing.assert_allclose(list(devices["next_loss"].values()), devices["next_loss"]["1"], **FEW)
+
+
+def test_eight_devices_resume_bitwise(devices):
+  assert devices["resumed"] == devices["unbroken"]
