@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -20,8 +21,10 @@ from ml_collections import ConfigDict
 from ddpm_jax import build, data
 from ddpm_jax import config as configs
 from ddpm_jax.data import images as pixels
+from ddpm_jax.diffusion import losses
+from ddpm_jax.diffusion.guidance import Classifier
 from ddpm_jax.diffusion.likelihood import BitsPerDim, bits_per_dim
-from ddpm_jax.diffusion.noise import PerImage, image_keys
+from ddpm_jax.diffusion.noise import PerImage, image_keys, normal
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
@@ -114,11 +117,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
     config.train.batch_size,
     seed=config.seed,
     flip=config.data.flip,
-    raw=True,
+    low_res_size=config.data.low_res_size,
+    raw=config.data.low_res_size is None,
     process=jax.process_index(),
     processes=jax.process_count(),
   )
-  named = ("image", "label") if config.train.class_conditional else ("image",)
+  named = ("image", *build.conditions(config))
 
   def feed(first: int) -> Iterator[dict]:
     return ({name: batch[name] for name in named} for batch in batches.iterate(first))
@@ -136,7 +140,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
     checkpoint_every=config.train.checkpoint_every,
     open_writer=lambda after: writers.open_all(str(workdir), config.train.total_steps, after),
     log_every=config.train.log_every,
-    preview=_preview(config, run.module),
+    preview=None if build.is_classifier(config) else _preview(run),
     preview_every=config.train.preview_every,
     max_skipped=config.train.max_skipped,
   )
@@ -149,16 +153,18 @@ def dataset(config: ConfigDict, split: str) -> data.Source:
   return data.load(section["name"], split, **{name: section[name] for name in arguments})
 
 
-def _preview(config: ConfigDict, module: Any) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
+def _preview(run: Plan) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
   """Grids of samples by the raw and the averaged weights: seeing both tells a bad model from a slow average."""
-  count = config.train.preview_images
+  config, count = run.config, run.config.train.preview_images
+  low_res = config.data.low_res_size and pixels.area(run.source.gather(np.arange(count))[0], config.data.low_res_size)
 
   def preview(now: state.TrainState) -> dict[str, np.ndarray]:
     weights = {"raw": now.params} | {f"ema_{rate}": params for rate, params in now.ema.items()}
     grids = {}
     for name, params in weights.items():
-      trained = Trained(config, build.network(config, module, params), int(now.step), name)
-      grids[name] = pixels.grid(trained.sample(range(count)), scale=_zoom(config.data.image_size))
+      trained = Trained(config, build.network(config, run.module, params), int(now.step), name)
+      images = trained.sample(range(count), low_res=low_res)
+      grids[name] = pixels.grid(images, scale=_zoom(config.data.image_size))
     return grids
 
   return preview
@@ -208,13 +214,25 @@ class Trained:
   """A network with its weights and the config that they were trained with."""
 
   config: ConfigDict
-  network: Network
+  network: Network | Classifier
   step: int
   weights: str  # which ones: "EMA 0.9999" or "raw parameters"
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
     return (self.config.data.image_size,) * 2 + (self.config.data.channels,)
+
+  @functools.cached_property
+  def guide(self) -> Network | Classifier | None:
+    """The noisy classifier or the weaker network of sampling.guidance, if it asks for one."""
+    section = self.config.sampling.guidance
+    if section.kind not in ("classifier", "autoguidance"):
+      return None
+    if section.model is None:
+      raise UserError(f"Guidance of the kind {section.kind!r} needs sampling.guidance.model, the run of the guide.")
+    other = load(section.model, ema=section.ema, step=section.step)
+    build.check_guide(self.config, other.config)
+    return other.network
 
   def dataset(self, split: str) -> data.Source:
     """The images that it was trained on, or others of that data set."""
@@ -225,20 +243,26 @@ class Trained:
     seeds: Sequence[int],
     labels: Sequence[int] | None = None,
     *,
+    low_res: np.ndarray | None = None,
     save: Callable | None = None,
     save_every: int = 1,
     progress: bool = False,
   ) -> Any:
     """uint8 [N,H,W,C], image i from seeds[i] (and labels[i]), whatever the batch; with `save` also what it saved.
 
-    One compilation for every N; the last batch is filled up and cut.
+    One compilation for every N; the last batch is filled up and cut. low_res [N,h,w,C], from 0 to 255, are the images that
+    a super-resolution network enlarges.
     """
     config = self.config.sampling
-    sampler, denoiser = build.sampler(self.config), build.denoiser(self.config, self.network)
+    if build.is_classifier(self.config):
+      raise UserError("This is a noisy classifier: it guides other networks (sampling.guidance.model) and draws nothing.")
+    sampler = build.sampler(self.config, self.guide)
+    denoiser = build.guided(self.config, self.network, self.guide)
     labels = self.labels(seeds, labels)
     images, saved = [], []
     for part in _batches(len(seeds), config.batch_size):
-      keys, cond = self._inputs(np.asarray(seeds)[part], None if labels is None else labels[part])
+      keys = self._keys(np.asarray(seeds)[part])
+      cond = self._cond(keys, *(None if a is None else a[part] for a in (labels, low_res)))
       x_T = PerImage(keys).initial(self.image_shape)
       x, kept = sample(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=progress)
       images.append(pixels.to_uint8(np.asarray(x), config.rounding))
@@ -256,7 +280,7 @@ class Trained:
     count = min(count or len(source), len(source))
     bounds = []
     for part in _batches(count, self.config.evaluation.batch_size):
-      keys, _ = self._inputs(part, None)
+      keys = self._keys(part)
       x_0, cond = self.images(source, part)
       bounds.append(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress))
     return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *bounds)
@@ -264,8 +288,9 @@ class Trained:
   def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]:
     """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, cut over the devices."""
     image, label = source.gather(indices)
-    _, cond = self._inputs(indices, label if self.config.train.class_conditional else None)
-    return layout.put_batch(pixels.to_float(image), layout.make_mesh()), cond
+    low_res = self.config.data.low_res_size and pixels.area(image, self.config.data.low_res_size)
+    cond = self._cond(self._keys(indices), label if self.config.train.class_conditional else None, low_res)
+    return _put(pixels.to_float(image)), cond
 
   def changed(self, **sections: dict) -> "Trained":
     """The same network used otherwise: `changed(sampling=dict(eta=0.0))`."""
@@ -274,24 +299,61 @@ class Trained:
       config.update(sections)
     return dataclasses.replace(self, config=config)
 
+  def accuracy(self, source: data.Source, count: int | None = None) -> dict[str, float]:
+    """Of a noisy classifier: the parts of its loss on the first `count` images (None: all), at levels spread evenly."""
+    loss, T = losses.NoisyClassifier(build.chain(self.config)), build.schedule(self.config).T
+    parts_of = jax.jit(lambda network, *inputs: loss(inputs[0], network, *inputs[1:])[1])
+    count = min(count or len(source), len(source))
+    n = 1 + np.random.default_rng(0).permutation(count) * T // count
+    found = []
+    for part in _batches(count, self.config.evaluation.batch_size):
+      image, label = source.gather(part)
+      found.append(parts_of(self.network, self._keys(part), _put(pixels.to_float(image)), n[part], {"label": label}))
+    return {name: float(np.concatenate([parts[name] for parts in found])[:count].mean()) for name in found[0]}
+
   def labels(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> np.ndarray | None:
-    """The label of each image, int [N]: `labels` if valid, else all classes in turn; None for an unconditional network."""
-    if not self.config.train.class_conditional:
+    """The label of each image, int [N]: `labels` if valid, else all classes in turn; None where nothing asks for them."""
+    if not self.config.train.class_conditional and self.config.sampling.guidance.kind != "classifier":
       if labels is not None:
-        raise UserError("This network is unconditional and takes no labels; train with train.class_conditional=True.")
+        raise UserError(
+          "This network is unconditional and takes no labels: guide it by a classifier (sampling.guidance), or train it "
+          "with train.class_conditional=True."
+        )
       return None
     classes = self.config.data.num_classes
     labels = np.arange(len(seeds)) % classes if labels is None else np.asarray(labels)
-    if len(labels) != len(seeds) or labels.min() < 0 or labels.max() >= classes:
-      raise UserError(f"Labels must be {len(seeds)} numbers from 0 to {classes - 1}, one per seed, not {labels}.")
+    if len(labels) != len(seeds):
+      raise UserError(f"There must be one label per seed, {len(seeds)}, not {len(labels)}.")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+      raise UserError(f"Class {wrong[0]} does not exist: {self.config.data.name} has classes 0 to {classes - 1}.")
     return labels
 
-  def _inputs(self, seeds: np.ndarray, labels: np.ndarray | None) -> tuple[jax.Array, dict | None]:
-    """(keys [B], cond), cut over the devices as far as they divide the batch."""
-    mesh = layout.make_mesh()
-    seeds = layout.put_batch(seeds.astype(np.uint32), mesh)
-    cond = None if labels is None else {"label": layout.put_batch(labels.astype(np.int32), mesh)}
-    return jax.jit(image_keys)(seeds), cond
+  def _keys(self, seeds: np.ndarray) -> jax.Array:
+    """One per image [B]. Stages of a cascade draw from different ones: what they see is made of noise of the one before."""
+    keys = jax.jit(image_keys)(_put(seeds.astype(np.uint32)))
+    if self.config.data.low_res_size is None:
+      return keys
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, self.config.data.image_size)
+
+  def _cond(self, keys: jax.Array, labels: np.ndarray | None = None, low_res: np.ndarray | None = None) -> dict | None:
+    """What the network is conditioned on, as it was in training."""
+    cond, size = {}, self.config.data.low_res_size
+    if size is not None:
+      if low_res is None:
+        raise UserError("This network enlarges small images: sample the stage before it, and name this one --upsampler.")
+      if low_res.shape[1:] != (size, size, self.config.data.channels):
+        raise UserError(f"This network enlarges images of {size}x{size} pixels, not of shape {low_res.shape[1:]}.")
+      noise = normal(keys, low_res.shape[1:], build.schedule(self.config).T + 1)  # a stream beyond those of the levels
+      cond["low_res"] = _put(pixels.to_float(low_res)) + self.config.train.low_res_noise * noise
+    if labels is not None:
+      cond["label"] = _put(labels.astype(np.int32))
+    return cond or None
+
+
+def _put(array: np.ndarray) -> jax.Array:
+  """[B,...], cut over the devices as far as they divide the batch."""
+  return layout.put_batch(array, layout.make_mesh())
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:

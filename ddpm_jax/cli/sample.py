@@ -5,6 +5,11 @@ Image i comes from seed i alone, whatever the batch size or the machine. Change 
   ddpm-jax sample --workdir runs/digits --seeds 0-63                                             as trained
   ddpm-jax sample --workdir runs/digits --config.sampling.grid=uniform --config.sampling.steps=50 --config.sampling.eta=0
   ddpm-jax sample --workdir runs/digits --seeds 0-49999 --formats npz                            for an evaluator
+  ddpm-jax sample --workdir runs/mnist --config.sampling.solver=dpm++2m --config.sampling.grid=log_snr \\
+                  --config.sampling.steps=20                                                     a fast solver
+  ddpm-jax sample --workdir runs/mnist --classes 3,5 --config.sampling.guidance.kind=classifier \\
+                  --config.sampling.guidance.model=runs/mnist_classifier --config.sampling.guidance.scale=3
+  ddpm-jax sample --workdir runs/mnist_14 --upsampler runs/mnist_sr                              a cascade
 """
 
 import argparse
@@ -22,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
   parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,5,8-10; one image each (default %(default)s)")
   parser.add_argument("--classes", help="such as 3,5: label images with these in turn (default: all classes in turn)")
+  parser.add_argument("--upsampler", metavar="WORKDIR", help="a super-resolution network that enlarges the images")
   formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
   parser.add_argument("--formats", default="grid", help=f"comma-separated (default %(default)s). {formats}")
   parser.add_argument("--out", help="where to write (default: a directory in WORKDIR/samples named by how)")
@@ -67,6 +73,10 @@ def run(args: argparse.Namespace) -> int:
     _, frames = trained.sample(seeds[:16], labels and labels[:16], save=_belief, save_every=every)
     frames = pixels.to_uint8(frames)
   images = trained.sample(seeds, labels, progress=True)
+  if args.upsampler:
+    upsampler = experiment.load(args.upsampler)
+    labels_of_upsampler = trained.labels(seeds, labels) if upsampler.config.train.class_conditional else None
+    images = upsampler.sample(seeds, labels_of_upsampler, low_res=images, progress=True)
   out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples" / f"step{trained.step}_{how.replace(' ', '_')}")
   out.mkdir(parents=True, exist_ok=True)
   scale = max(1, 64 // images.shape[1])
@@ -95,6 +105,8 @@ def describe(sampling, steps: int) -> str:
     words.append(str(sampling.grid).replace(",", "-"))
   if sampling.covariance:
     words.append(sampling.covariance)
+  if sampling.guidance.kind:
+    words.append(f"{sampling.guidance.kind}{sampling.guidance.scale:g}")
   return " ".join(words)
 
 

@@ -93,7 +93,8 @@ class ClassifierScore:
     pred = self.inner(x_t, level, cond)
     wide = like(level, x_t)
     shift = like(_scale_at(level, self.scale, self.interval, 0.0), x_t) * self.grad_log_prob(x_t, level, cond)
-    return pred.replace(x0=pred.x0 + wide.sigma**2 / wide.alpha * shift, eps=pred.eps - wide.sigma * shift)
+    to_x0 = jnp.where(wide.alpha > 0, wide.sigma**2 / wide.alpha, 0.0)  # pure noise says nothing of a class
+    return pred.replace(x0=pred.x0 + to_x0 * shift, eps=pred.eps - wide.sigma * shift)
 
 
 @struct.dataclass
@@ -147,7 +148,8 @@ def _pairs(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _between(weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Array) -> Prediction:
   scale = like(scale, x_t)
-  return strong.replace(x0=weak.x0 + scale * (strong.x0 - weak.x0), eps=weak.eps + scale * (strong.eps - weak.eps))
+  x0, eps = (w + scale * (s - w) for w, s in ((weak.x0, strong.x0), (weak.eps, strong.eps)))
+  return strong.replace(x0=jnp.where(jnp.isfinite(x0), x0, strong.x0), eps=eps)  # eps of pure noise makes x0 infinite
 
 
 def _scale_at(level: Level, scale: Any, interval: Any, outside: float) -> jax.Array:

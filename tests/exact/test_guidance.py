@@ -15,6 +15,7 @@ from ddpm_jax.diffusion.mixture import Mixture
 from ddpm_jax.diffusion.prediction import Eps, Network, Prediction, TwoHeads
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.solvers import Solver
+from ddpm_jax.diffusion.transforms import ClipX0
 from ddpm_jax.errors import UserError
 
 WEIGHT, MEAN, VAR = (np.float32(a) for a in ((0.5, 0.3, 0.2), (-0.7, 0.1, 0.8), (0.03, 0.02, 0.05)))
@@ -201,6 +202,19 @@ def test_classifier_in_bfloat16_gives_a_float32_gradient(states):
   # 8 bits of logits up to 60, times the slope of the softmax
   exact = believe(CLASSIFIER, *states)
   np.testing.assert_allclose(grad, exact, atol=0.02 * np.abs(exact).max())
+
+
+def test_guidance_out_of_pure_noise_is_finite():
+  """At alpha = 0 a network of eps says nothing of x_0; clipped, it is left to the next levels."""
+  level, x_t = schedule.jsd(10).level(np.array(10)), jnp.linspace(-2, 2, 4).reshape(4, 1, 1, 1)
+  network, cond = Network(None, lambda params, x, time, cond: jnp.sin(x)), {"label": jnp.zeros(4, jnp.int32)}
+  gradient = jax.tree_util.Partial(lambda x, level, cond: jnp.ones_like(x))
+  for guided in (
+      ClipX0(ClassifierFree(network, 2.0, {"label": NULL})),
+      ClipX0(Autoguidance(network, network, 2.0)),
+      ClassifierScore(ClipX0(network), gradient, 2.0),
+  ):
+    assert np.isfinite(believe(guided, x_t, level, cond).x0).all()
 
 
 def test_missing_labels_are_refused(states):
