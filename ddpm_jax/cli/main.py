@@ -17,6 +17,7 @@ COMMANDS = {
   "evaluate": "bits/dim on held-out images, with a plot of its terms, and distances to real images",
   "moments": "measure what Analytic-DPM needs to know of a network, and the costs of its steps",
   "study": "the tables of Analytic-DPM and its extension: methods by numbers of steps",
+  "convert": "published weights of the six codebases and of diffusers to checkpoints, and back",
   "data": "list, show and prepare data sets",
 }
 

@@ -103,7 +103,7 @@ def _infer(tensors, dialect):
     if walk.levels > 1:
       fields["resblock_updown"] = look.has("down_0_downsample/conv1")
       fields["conv_resample"] = fields["resblock_updown"] or look.has("down_0_downsample/conv")
-  elif dialect != "ncsnpp" and walk.levels > 1:
+  elif dialect in ("pesser", "ho_tf") and walk.levels > 1:
     fields["resample_with_conv"] = look.has("down_0_downsample/conv")
   image_size = None
   unknown = ["network.num_heads"] if dialect == "openai" else []

@@ -68,9 +68,8 @@ def read(path: PathLike, weights: str | None = None) -> Contents:
   path = pathlib.Path(path)
   if path.is_dir():
     return _diffusers_folder(path)
-  prefix = re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", str(path))
-  if prefix != str(path) or (not path.exists() and pathlib.Path(f"{prefix}.index").exists()):
-    return _choose(_variable_sets(bundle.read(prefix)), weights, path)
+  if path.with_name(f"{prefix(path).name}.index").exists() or prefix(path) != path:
+    return _choose(_variable_sets(bundle.read(prefix(path))), weights, path)
   if not path.is_file():
     raise UserError(f"{path} does not exist.")
   if path.suffix == ".safetensors":
@@ -78,9 +77,15 @@ def read(path: PathLike, weights: str | None = None) -> Contents:
   return _choose(_tensor_sets(torch_files.load(path), path), weights, path)
 
 
+def prefix(path: PathLike) -> pathlib.Path:
+  """The name of a TensorFlow checkpoint, of which `path` may be one of the files; any other path as it is."""
+  path = pathlib.Path(path)
+  return path.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", path.name))
+
+
 # ---------------------------------------------------------------- one set of several
 
-_PREFIXES = ("module.", "model.")  # of DistributedDataParallel and of Lightning
+_WRAPPERS = ("module.", "model.")  # of DistributedDataParallel and of Lightning
 
 
 def _choose(sets: dict[str, dict], weights: str | None, path: pathlib.Path) -> Contents:
@@ -92,9 +97,9 @@ def _choose(sets: dict[str, dict], weights: str | None, path: pathlib.Path) -> C
     raise UserError(f"{path} holds several sets of weights: {', '.join(names)}. Choose one with --weights NAME.")
   (name,) = names
   tensors = sets[name]
-  for prefix in _PREFIXES:
-    if all(key.startswith(prefix) for key in tensors):
-      tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+  for wrapper in _WRAPPERS:
+    if all(key.startswith(wrapper) for key in tensors):
+      tensors = {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}
   named = name + path.name + path.parent.name
   known = len(sets) > 1 or "ema" in named.lower()
   return Contents(tensors, name or path.name, bool("ema" in named.lower()) if known else None)

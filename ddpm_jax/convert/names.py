@@ -81,7 +81,7 @@ def entries(network: nn.Module, shapes: Mapping, dialect: str, *, attention_orde
 
 
 def load(table: Iterable[Entry], tensors: Mapping[str, Array], *, consume: bool = False) -> tuple[dict, Report]:
-  """Their tensors as our nested dict of parameters, with a report; what is missing or misshapen is left out.
+  """Their tensors as our nested dict of float32 parameters, and a report; what is missing or misshapen is left out.
 
   consume: remove each tensor from `tensors` once it is used, so that a large model is held only once.
   """
@@ -93,7 +93,7 @@ def load(table: Iterable[Entry], tensors: Mapping[str, Array], *, consume: bool 
     misshapen += [f"{key} {tensors[key].shape}, not {entry.their_shape}" for key in wrong]
     used.update(entry.theirs)
     if not absent and not wrong:
-      parts = [np.asarray(tensors.pop(key) if consume else tensors[key]) for key in entry.theirs]
+      parts = [np.asarray(tensors.pop(key) if consume else tensors[key], np.float32) for key in entry.theirs]
       params[entry.ours] = np.ascontiguousarray(entry.load(parts))
   unused = [key for key in tensors if key not in used]
   report = Report(tuple(missing), tuple(unused), tuple(misshapen))
