@@ -1,5 +1,7 @@
 """Which levels are trained on: ranges, distributions, and the importance sampler's memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,20 +19,26 @@ def warm(sampler):
   return jax.jit(sampler.update)(sampler.init(), n, n.astype(jnp.float32))
 
 
+@functools.cache
+def draw(name):
+  """(n, weight) [B]."""
+  sampler = TIME_SAMPLERS[name](T)
+  return jax.jit(sampler.sample, static_argnums=2)(warm(sampler), KEY, B)
+
+
 @pytest.mark.parametrize("name", TIME_SAMPLERS)
 def test_every_time_sampler_estimates_the_mean_over_levels(name):
-  sampler = TIME_SAMPLERS[name](T)
-  n, weight = jax.jit(sampler.sample, static_argnums=2)(warm(sampler), KEY, B)
+  n, weight = draw(name)
   assert n.shape == weight.shape == (B,) and n.dtype == jnp.int32
   assert set(np.unique(n)) == set(range(1, T + 1))
   # 4 standard errors of 20,000 draws whose losses spread over 1..64
-  loss = jnp.float32(n) ** 2
+  loss = np.square(np.float32(n))
   np.testing.assert_allclose((weight * loss).mean(), np.mean(np.arange(1, T + 1) ** 2), rtol=4 * 0.9 / np.sqrt(B))
 
 
 @pytest.mark.parametrize("name", ["uniform", "antithetic", "stratified"])
 def test_plain_time_samplers_are_uniform(name):
-  n, weight = jax.jit(TIME_SAMPLERS[name](T).sample, static_argnums=2)((), KEY, B)
+  n, weight = draw(name)
   np.testing.assert_allclose(np.bincount(n, minlength=T + 1)[1:] / B, 1 / T, atol=4 * np.sqrt(1 / T / B))
   np.testing.assert_array_equal(weight, 1)
 
@@ -44,11 +52,11 @@ def test_antithetic_levels_come_in_mirrored_pairs(batch_size):
 
 
 def test_a_stratified_batch_covers_all_levels():
-  draw = jax.jit(Stratified(1000).sample, static_argnums=2)
+  stratified = jax.jit(Stratified(1000).sample, static_argnums=2)
   for seed in range(5):
     key = jax.random.key(seed)
-    np.testing.assert_array_equal(np.sort(draw((), key, 1000)[0]), np.arange(1, 1001))
-    few = np.sort(draw((), key, 4)[0])
+    np.testing.assert_array_equal(np.sort(stratified((), key, 1000)[0]), np.arange(1, 1001))
+    few = np.sort(stratified((), key, 4)[0])
     np.testing.assert_allclose(np.diff(few), 250, atol=1)  # equal strides
 
 
@@ -90,9 +98,7 @@ def test_loss_second_moment_remembers_what_a_queue_would():
 
 
 def test_loss_second_moment_draws_and_weighs_by_its_probabilities():
-  sampler = LossSecondMoment(T)
-  state = warm(sampler)
-  p = np.arange(1, T + 1) / np.arange(1, T + 1).sum() * 0.999 + 0.001 / T
-  n, weight = jax.jit(sampler.sample, static_argnums=2)(state, KEY, B)
+  p = np.arange(1, T + 1) / np.arange(1, T + 1).sum() * 0.999 + 0.001 / T  # the losses of `warm` are n
+  n, weight = draw("loss_second_moment")
   np.testing.assert_allclose(np.bincount(n, minlength=T + 1)[1:] / B, p, atol=4 * np.sqrt(0.25 / B))
   np.testing.assert_allclose(weight, 1 / (T * p[n - 1]), rtol=1e-5)
