@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, data
 from ddpm_jax import config as configs
+from ddpm_jax.convert import fetch, registry
 from ddpm_jax.data import images as pixels
 from ddpm_jax.diffusion import losses
 from ddpm_jax.diffusion.guidance import Classifier
@@ -192,6 +193,7 @@ def load(workdir: str | pathlib.Path, *, ema: str | None = None, step: int | Non
   """What was trained (or converted) in `workdir`: its weights with everything that they need, from the checkpoint.
 
   Args:
+    workdir: a directory, or the name of published weights (convert.registry), which are fetched and converted.
     ema: which average: a rate such as "0.9999", or "raw". None: the slowest.
     step: None: the latest sound checkpoint.
     overrides: changes to its config, such as "sampling.eta=0".
@@ -200,6 +202,8 @@ def load(workdir: str | pathlib.Path, *, ema: str | None = None, step: int | Non
     A Trained.
   """
   directory = pathlib.Path(workdir)
+  if not directory.exists() and str(workdir) in registry.PUBLISHED:
+    directory = fetch.workdir(str(workdir))
   if (directory / "checkpoints").is_dir():
     directory /= "checkpoints"
   sharding = layout.replicated(layout.make_mesh())

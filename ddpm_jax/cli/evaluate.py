@@ -12,7 +12,8 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
+  where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
+  parser.add_argument("--workdir", "--weights", required=True, help=where)
   parser.add_argument("--likelihood", type=int, default=128, metavar="N", help="bits/dim of N test images; 0: not")
   parser.add_argument("--distance", type=int, default=0, metavar="N", help="distance of N samples to real images")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
   out = pathlib.Path(args.workdir) / "evaluation"
-  out.mkdir(exist_ok=True)
+  out.mkdir(parents=True, exist_ok=True)
   if build.is_classifier(trained.config):
     accuracy(trained, out)
     return 0

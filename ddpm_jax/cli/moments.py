@@ -15,7 +15,8 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
+  where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
+  parser.add_argument("--workdir", "--weights", required=True, help=where)
   parser.add_argument("--images", type=int, default=1000, help="how many, in whole batches (default %(default)s)")
   parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels, interpolate (default: all)")
   parser.add_argument("--seed", type=int, default=0, help="which images, and their noise (default %(default)s)")

@@ -24,12 +24,18 @@ FORMATS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
+  where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
+  parser.add_argument("--workdir", "--weights", required=True, help=where)
   parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,5,8-10; one image each (default %(default)s)")
   parser.add_argument("--classes", help="such as 3,5: label images with these in turn (default: all classes in turn)")
   parser.add_argument("--upsampler", metavar="WORKDIR", help="a super-resolution network that enlarges the images")
   formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
   parser.add_argument("--formats", default="grid", help=f"comma-separated (default %(default)s). {formats}")
+  parser.add_argument(
+    "--beside",
+    metavar="CHANGES",
+    help='also draw the same seeds with other settings, such as "sampling.steps=20 sampling.eta=0", into beside.png',
+  )
   parser.add_argument("--out", help="where to write (default: a directory in WORKDIR/samples named by how)")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
@@ -47,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.config import nearest
   from ddpm_jax.data import images as pixels
   from ddpm_jax.errors import UserError
+  from ddpm_jax.evaluation import plots
 
   formats = args.formats.split(",")
   for name in formats:
@@ -67,12 +74,7 @@ def run(args: argparse.Namespace) -> int:
     print("levels:", ", ".join(str(n) for n in [*steps.t.n[:8], *(["..."] if len(steps.t.n) > 8 else [])]))
     return 0
 
-  frames = None
-  if {"gif", "strip"} & set(formats):
-    every = max(1, len(steps.left) // 32)
-    _, frames = trained.sample(seeds[:16], labels and labels[:16], save=_belief, save_every=every)
-    frames = pixels.to_uint8(frames)
-  images = trained.sample(seeds, labels, progress=True)
+  images, frames = draw(trained, seeds, labels, {"gif", "strip"} & set(formats))
   if args.upsampler:
     upsampler = experiment.load(args.upsampler)
     labels_of_upsampler = trained.labels(seeds, labels) if upsampler.config.train.class_conditional else None
@@ -89,13 +91,39 @@ def run(args: argparse.Namespace) -> int:
     elif name == "npz":
       pixels.save_npz(out / "samples.npz", images, trained.labels(seeds, labels))
     elif name == "gif":
-      pixels.save_gif(out / "denoising.gif", [pixels.grid(frame, scale=scale) for frame in frames])
+      pixels.save_gif(out / "denoising.gif", [pixels.grid(frame[:16], scale=scale) for frame in frames])
     elif name == "strip":
       shown = frames[:: -(-len(frames) // 12)][:, :8].swapaxes(0, 1)
       strip = pixels.grid(shown.reshape(-1, *images.shape[1:]), columns=shown.shape[1], scale=scale)
       pixels.save_png(out / "denoising.png", strip)
+  if args.beside:
+    other = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=[*args.overrides, *args.beside.split()])
+    other_how = describe(other.config.sampling, len(build.sampler(other.config).steps.left))
+    others, _ = draw(other, seeds, labels)
+    plots.side_by_side({how: images, other_how: others}, out / "beside.png")
+    formats.append("beside.png")
   print(f"Wrote {', '.join(formats)} to {out}")
   return 0
+
+
+def draw(trained, seeds, labels, with_frames=()):
+  """(images, what was believed about x_0 on the way for the first of them, [frames, n, H, W, C] or None)."""
+  import numpy as np
+
+  from ddpm_jax import build
+  from ddpm_jax.data import images as pixels
+
+  if not with_frames:
+    return trained.sample(seeds, labels, progress=True), None
+  first = trained.config.sampling.batch_size
+  every = max(1, len(build.sampler(trained.config).steps.left) // 32)
+  images, frames = trained.sample(
+    seeds[:first], labels and labels[:first], save=_belief, save_every=every, progress=True
+  )
+  if len(seeds) > first:
+    rest = trained.sample(seeds[first:], labels and labels[first:], progress=True)
+    images = np.concatenate([images, rest])
+  return images, pixels.to_uint8(frames)
 
 
 def describe(sampling, steps: int) -> str:

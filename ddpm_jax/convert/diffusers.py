@@ -1,7 +1,8 @@
 """diffusers' `UNet2DModel` and its schedulers: their JSON as a config of ours.
 
 In the configurations of the DDPM and DDIM pipelines it is Ho's UNet under other names (google/ddpm-cifar10-32 and the
-others), or, as its own training script makes it, OpenAI's with conditioning by addition. Whatever else it can be is refused.
+others), or, as its own training script makes it, OpenAI's with conditioning by addition. Whatever else it can be is
+refused: with scale and shift, for one, its middle attention has no norm, and is nobody else's network.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ _USUAL = {**_OPENAI, "act_fn": "silu", "mid_block_scale_factor": 1, "center_inpu
           "downsample_type": "conv", "upsample_type": "conv", "class_embed_type": None, "attn_norm_num_groups": None,
           "layers_per_block": 2, "attention_head_dim": 8, "dropout": 0.0}  # fmt: skip
 _FIXED = ("act_fn", "mid_block_scale_factor", "center_input_sample", "add_attention", "time_embedding_type",
-          "downsample_type", "upsample_type", "class_embed_type", "attn_norm_num_groups")  # fmt: skip
+          "downsample_type", "upsample_type", "class_embed_type", "attn_norm_num_groups",
+          "resnet_time_scale_shift")  # fmt: skip
 _BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
 _MEANS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -59,12 +61,11 @@ def config(network: Mapping[str, Any], scheduler: Mapping[str, Any]) -> ConfigDi
   )
   conventions = {field: given[field] for field in _HO}
   head_channels = given["attention_head_dim"]
-  if conventions == _HO and head_channels is None and given["resnet_time_scale_shift"] == "default":
+  if conventions == _HO and head_channels is None:
     out.network = dict(name="unet_ddpm", **shared)
   elif conventions == _OPENAI:
     heads = dict(num_heads=1) if head_channels is None else dict(head_channels=head_channels)
-    scale_shift = given["resnet_time_scale_shift"] == "scale_shift"
-    out.network = dict(name="unet_adm", scale_shift=scale_shift, **heads, **shared)
+    out.network = dict(name="unet_adm", scale_shift=False, **heads, **shared)
   else:
     raise UserError(
       f"This UNet2DModel mixes conventions ({', '.join(f'{k}={v}' for k, v in conventions.items())}, "
