@@ -1,0 +1,11 @@
+"""SN-DPM on the MNIST network: its second head learns E[eps^2 | x_t]. Beside mnist_npr, which see.
+
+    ddpm-jax train --config mnist_sn --workdir runs/mnist_sn        # on runs/mnist, of ddpm-jax train --config mnist
+"""
+
+from configs.mnist_npr import on_mnist
+
+
+def get_config(variant: str = ""):
+  """The run; "smoke" is the same in seconds, on a backbone of mnist:smoke."""
+  return on_mnist("second_moment", variant)
