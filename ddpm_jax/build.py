@@ -273,14 +273,20 @@ def time_sampler(config: ConfigDict) -> Any:
 # ---------------------------------------------------------------- sampling
 
 
-def sampler(config: ConfigDict, guide: Any = None) -> Any:
-  """The sampler of `config.sampling`; `guide` is the classifier, if one guides the mean of steps."""
+def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any:
+  """The sampler of `config.sampling`.
+
+  Args:
+    guide: the classifier, if one guides the mean of steps.
+    strength: below 1, only the steps from that part of the way up to noise are left.
+  """
   levels, section = schedule(config), config.sampling
+  visited = grids.below(grid(config, section), strength)
   if section.solver in SOLVERS:
-    return Solver(SOLVERS[section.solver](levels, grid(config, section)))
+    return Solver(SOLVERS[section.solver](levels, visited))
   if section.solver != "gaussian":
     raise UserError(f"sampling.solver {section.solver!r} is unknown; {nearest(section.solver, ['gaussian', *SOLVERS])}")
-  steps = tables.gaussian(levels, grid(config, section), section.eta)
+  steps = tables.gaussian(levels, visited, section.eta)
   which = covariance_of(config, section.covariance, section.eta)
   if section.cap_pixels is not None:
     which = covariance.CapLast(which, section.cap_steps, section.cap_pixels)
@@ -438,9 +444,9 @@ def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
       'covariance = "optimal" needs to know how wrong the network is: measure it with ddpm-jax moments and set '
       "sampling.moments to the file, or train a head with --config npr or sn."
     )
-  if name.startswith("learned") and eta != 1:
+  if name in ("marginal", "learned_range", "learned_diagonal") and eta != 1:
     raise UserError(
-      f'covariance = "{name}" was learned for the ancestral chain, eta = 1, and means nothing at eta = {eta}. '
+      f'covariance = "{name}" is of the ancestral chain, eta = 1, and means nothing at eta = {eta}. '
       'Use covariance = "posterior" or "optimal" there.'
     )
   return COVARIANCES[name]

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from ddpm_jax.data import images as pixels
 from ddpm_jax.data.atomic import writing
 from ddpm_jax.diffusion.likelihood import BitsPerDim, rate_distortion
 
@@ -39,6 +40,16 @@ def rate_distortion_curve(bound: BitsPerDim, path: str | os.PathLike) -> None:
   axes.plot(curve.rate, curve.rmse)
   axes.set(xlabel="rate (bits/dim)", ylabel="distortion (RMSE, 0..255)", title="Progressive lossy compression")
   axes.grid(alpha=0.3)
+  _save(figure, path)
+
+
+def side_by_side(images: dict[str, np.ndarray], path: str | os.PathLike, count: int = 64) -> None:
+  """Grids of up to `count` images uint8 [N,H,W,C] next to each other, each under its title."""
+  figure, axes = plt.subplots(1, len(images), figsize=(4.2 * len(images), 4.5), layout="constrained", squeeze=False)
+  for place, (title, batch) in zip(axes[0], images.items(), strict=True):
+    place.imshow(pixels.grid(batch[:count]).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    place.set_title(title)
+    place.axis("off")
   _save(figure, path)
 
 

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# From a bare clone to generated digits: makes a virtual environment in .venv, installs, trains a DDPM on scikit-learn's
+# handwritten digits, samples from it and scores it. Two CPU cores need less than four minutes after the installation.
+#   PYTHON=python3.12 bash launch/quickstart.sh [WORKDIR]          default WORKDIR: runs/quickstart
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+workdir=${1:-runs/quickstart}
+venv=${VENV:-.venv}
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --upgrade pip
+"$venv/bin/python" -m pip install --quiet --editable .
+ddpm() { "$venv/bin/ddpm-jax" "$@"; }
+
+SECONDS=0
+ddpm train --config digits --workdir "$workdir"
+echo "trained after $SECONDS s"
+ddpm sample --workdir "$workdir" --seeds 0-63 --formats grid,strip,gif --out "$workdir/samples" \
+  --beside "sampling.grid=uniform sampling.steps=50 sampling.eta=0.0"
+echo "sampled after $SECONDS s"
+ddpm evaluate --workdir "$workdir" --likelihood 128 --distance 360 | tee "$workdir/summary.txt"
+
+cat <<EOF
+
+Done in $SECONDS s. In $workdir:
+  samples/grid.png                64 generated digits, 250 ancestral steps
+  samples/denoising.png, .gif     what the network believed about eight of them on the way
+  samples/beside.png              the same seeds with 50 DDIM steps beside them
+  evaluation/bits_per_dim.png     where the bits of held-out digits go
+  evaluation/rate_distortion.png  what a receiver sees for the bits paid
+  summary.txt                     the figures above
+Another sampler, without training anew:
+  $venv/bin/ddpm-jax sample --workdir $workdir --config.sampling.grid=uniform --config.sampling.steps=20 --config.sampling.eta=0
+EOF
