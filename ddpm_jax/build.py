@@ -260,9 +260,16 @@ LOSSES: dict[str, Callable] = {
 }
 
 
+def put_on(backbone: Any, params: Any) -> Any:
+  """The parameters of a two-headed network, with the weights of this backbone (both inside blocks of pixels, or neither)."""
+  if "backbone" not in params:
+    return {"network": put_on(backbone["network"], params["network"])}
+  return params | {"backbone": backbone}
+
+
 def is_of_head(path: str) -> bool:
   """Whether a parameter belongs to the second head, and so learns on a frozen backbone."""
-  return path.startswith("head/")
+  return path.removeprefix("network/").startswith("head/")
 
 
 def time_sampler(config: ConfigDict) -> Any:

@@ -14,6 +14,7 @@ from ddpm_jax.errors import UserError
 COMMANDS = {
   "train": "train a network, or continue where the last run stopped",
   "sample": "draw images from a trained network: grids, PNGs, npz, a denoising animation",
+  "edit": "reconstruct, vary, inpaint or interpolate images with a trained network",
   "evaluate": "bits/dim on held-out images, with a plot of its terms, and distances to real images",
   "moments": "measure what Analytic-DPM needs to know of a network, and the costs of its steps",
   "study": "the tables of Analytic-DPM and its extension: methods by numbers of steps",

@@ -1,0 +1,104 @@
+"""Editing with what was trained, in pixels from 0 to 255; the mathematics is in diffusion/editing.py.
+
+    run = experiment.load("runs/mnist")
+    images, error = edits.reconstruct(run, run.dataset("test"), range(16), steps=50)
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import build, data
+from ddpm_jax.data import images as pixels
+from ddpm_jax.diffusion import editing
+from ddpm_jax.diffusion.interpolation import slerp
+from ddpm_jax.diffusion.noise import PerImage, image_keys
+from ddpm_jax.diffusion.samplers import sample
+from ddpm_jax.errors import UserError
+from ddpm_jax.experiment import Trained
+
+ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solvers that also go upwards
+
+
+def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
+  """What comes back from the latents of these images, along the grid of config.sampling (even, if full) with so many steps.
+
+  Nothing is clipped, as in DDIM section 5.4: what is clipped cannot be undone.
+
+  Returns:
+    (uint8 [B,H,W,C], mean square error of each image, of pixels from 0 to 1: DDIM table 2).
+
+  Raises:
+    UserError: for a solver that cannot go upwards.
+  """
+  grid = trained.config.sampling.grid
+  trained = trained.changed(sampling=dict(clip="none", steps=steps, grid="uniform" if grid == "full" else grid))
+  config, solver = trained.config, trained.config.sampling.solver
+  if solver not in ORDERS:
+    raise UserError(f"sampling.solver {solver!r} cannot go from images to latents; use one of {', '.join(ORDERS)}.")
+  x_0, cond = trained.images(source, np.asarray(indices))
+  flow = dict(cond=cond, order=ORDERS[solver])
+  chain = build.guided(config, trained.network, trained.guide), build.schedule(config), build.grid(config, config.sampling)
+  again = editing.decode(*chain, editing.encode(*chain, x_0, **flow), **flow)
+  return _to_uint8(trained, again), np.asarray(editing.reconstruction_error(x_0, again))
+
+
+def image_to_image(
+  trained: Trained, source: data.Source, indices: Sequence[int], seeds: Sequence[int], strength: float
+) -> np.ndarray:
+  """Images [B,H,W,C] like these; strength, above 0 and at most 1, is how far they are taken towards noise."""
+  x_0, cond = trained.images(source, np.asarray(indices))
+  keys, sampler = image_keys(np.asarray(seeds, np.uint32)), build.sampler(trained.config, trained.guide, strength)
+  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  return _to_uint8(trained, editing.image_to_image(keys, denoiser, sampler, x_0, cond))
+
+
+def inpaint(
+  trained: Trained,
+  source: data.Source,
+  indices: Sequence[int],
+  seeds: Sequence[int],
+  known: np.ndarray,
+  *,
+  jump: int = 10,
+  resamples: int = 10,
+) -> np.ndarray:
+  """These images [B,H,W,C] with the pixels that are not `known`, bool [H,W], drawn anew (RePaint).
+
+  Raises:
+    UserError: for another solver than "gaussian", which draws noise in every step.
+  """
+  config = trained.config
+  if config.sampling.solver != "gaussian":
+    raise UserError(f'Inpainting resamples with noise: use sampling.solver = "gaussian", not {config.sampling.solver!r}.')
+  x_0, cond = trained.images(source, np.asarray(indices))
+  grid = build.grid(config, config.sampling)
+  steps = editing.repaint(build.schedule(config), grid, jump=jump, resamples=resamples, eta=config.sampling.eta)
+  kernel = build.sampler(config, trained.guide).kernel
+  keys = image_keys(np.asarray(seeds, np.uint32))
+  sampler = editing.Inpaint(steps, x_0, jnp.asarray(known)[None, :, :, None], kernel)
+  denoiser = build.guided(config, trained.network, trained.guide)
+  x_T = PerImage(keys).initial(trained.image_shape)
+  return _to_uint8(trained, sample(keys, denoiser, sampler, x_T, cond, progress=True)[0])
+
+
+def interpolate(trained: Trained, first: int, last: int, frames: int, label: int | None = None) -> np.ndarray:
+  """Images [frames,H,W,C] of latents on the great circle between those of two seeds (DDIM section 5.3).
+
+  Say sampling.eta=0 or a solver: where steps draw noise, all frames draw that of the first seed.
+  """
+  labels = trained.labels(range(frames), None if label is None else [label] * frames)
+  keys = image_keys(np.array([first, last], np.uint32))
+  x_T = PerImage(keys).initial(trained.image_shape)
+  ends = (jnp.broadcast_to(x, (frames, *trained.image_shape)) for x in x_T[:, None])
+  between = slerp(*ends, jnp.linspace(0, 1, frames))
+  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  cond = None if labels is None else {"label": jnp.asarray(labels, jnp.int32)}
+  sampler = build.sampler(trained.config, trained.guide)
+  return _to_uint8(trained, sample(keys[jnp.zeros(frames, jnp.int32)], denoiser, sampler, between, cond)[0])
+
+
+def _to_uint8(trained: Trained, x: jax.Array) -> np.ndarray:
+  return pixels.to_uint8(np.asarray(x), trained.config.sampling.rounding)
