@@ -106,6 +106,13 @@ def extract(extractor: Extractor, images: Images, *, outputs: tuple[str, ...] = 
   return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in outputs}
 
 
+def outputs_of(extractor: Extractor, image_shape: tuple[int, ...]) -> dict[str, int]:
+  """The outputs of `extractor` for images (H, W, C), and how many numbers each has; nothing is computed."""
+  extractor.check(image_shape)
+  shapes = jax.eval_shape(extractor, jax.ShapeDtypeStruct((1, *image_shape), np.uint8))
+  return {name: shape.shape[1] for name, shape in shapes.items()}
+
+
 @functools.partial(jax.jit, static_argnames="outputs")
 def _apply(extractor, images, outputs):
   every = extractor(images)

@@ -43,7 +43,8 @@ def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
   """Unbiased E k(x, x') + E k(y, y') - 2 E k(x, y), k(x, y) = (x.y / d + 1)^3; x [n, d], y [m, d]."""
 
   def kernel(u, v):
-    return (u @ v.T / u.shape[1] + 1) ** 3
+    base = u @ v.T / u.shape[1] + 1
+    return base * base * base  # ** 3 takes 30 times as long
 
   def mean_of_pairs(u):
     gram = kernel(u, u)

@@ -14,6 +14,7 @@ from ddpm_jax.data.atomic import writing
 from ddpm_jax.errors import UserError
 
 META = "meta"  # name of the array that holds the JSON text
+ARRAYS = "sha256_of_arrays"  # what that text says of the others
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
@@ -34,7 +35,7 @@ def text_digest(value: Any) -> str:
 def write(path: str | os.PathLike, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
   """Writes `arrays` and the JSON-able `meta` to `path`; an interruption leaves the old file or none."""
   arrays = {name: np.asarray(array) for name, array in arrays.items()}
-  text = json.dumps({**meta, "sha256": digest(arrays)})
+  text = json.dumps({**meta, ARRAYS: digest(arrays)})
   with writing(path) as temporary, open(temporary, "wb") as file:
     np.savez(file, allow_pickle=False, **arrays, **{META: np.array(text)})
 
@@ -49,7 +50,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
   if META not in arrays:
     raise UserError(f"{path} was not written by ddpm_jax (it holds {', '.join(arrays)}, but no {META!r}).")
   meta = json.loads(str(arrays.pop(META)))
-  if digest(arrays) != meta.pop("sha256"):
+  if digest(arrays) != meta.pop(ARRAYS):
     raise UserError(f"{path} is damaged: its arrays do not have the SHA-256 it was written with; make it again.")
   return arrays, meta
 

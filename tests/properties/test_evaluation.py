@@ -4,16 +4,24 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 
+import flax.struct
+import jax
+import ml_collections
 import numpy as np
 import pytest
 
+from ddpm_jax import data
 from ddpm_jax.data.digits import digits
+from ddpm_jax.data.images import save_npz, save_png
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import extract as extraction
-from ddpm_jax.evaluation import features, storage
+from ddpm_jax.evaluation import features, image_sets, references, storage
+from ddpm_jax.evaluation.evaluate import evaluate
 from ddpm_jax.evaluation.extract import extract
 from ddpm_jax.evaluation.features import Recipe, train_classifier
+from ddpm_jax.evaluation.frechet import fid
 
 QUICK = Recipe(steps=20, num_features=16)
 
@@ -98,7 +106,8 @@ def test_features_do_not_depend_on_the_number_of_devices(net, tmp_path):
   net.save(tmp_path / "net.npz")
   program = textwrap.dedent(f"""
     import jax, numpy as np
-    from ddpm_jax.data.digits import digits
+    from ddpm_jax import data
+from ddpm_jax.data.digits import digits
     from ddpm_jax.evaluation import features
     from ddpm_jax.evaluation.extract import extract
     net = features.restore({str(tmp_path / "net.npz")!r})
@@ -130,3 +139,171 @@ def test_bad_input_to_feature_networks_is_one_sentence(held_out, net, tmp_path):
 def digits_of(source, index):
   images = source.images[index]
   return type(source)(source.info, images, source.labels[:len(images)])
+
+
+# ---------------------------------------------------------------- whole evaluations
+
+
+@flax.struct.dataclass
+class Projection:
+  """A stand-in for Inception: random projections of the pixels, under its outputs' names."""
+
+  weights: jax.Array
+  name: str = flax.struct.field(pytree_node=False, default="inception_tf")
+
+  def __call__(self, images):
+    flat = images.reshape(len(images), -1) / 255.0 @ self.weights
+    return {"features": flat[:, :20], "spatial": flat[:, 20:30], "logits": flat[:, 30:]}
+
+  @property
+  def digest(self):
+    return storage.digest({"weights": self.weights})
+
+  def check(self, image_shape):
+    pass
+
+  def describe(self):
+    return {"name": self.name, "sha256": self.digest}
+
+
+@pytest.fixture(scope="module")
+def projection():
+  return Projection(jax.random.normal(jax.random.key(0), (64, 40)))
+
+
+@pytest.fixture(scope="module")
+def halves():
+  """Two halves of the training digits, 700 each."""
+  images = digits("train").images
+  return [image_sets.of_arrays(name, {"arr_0": part}) for name, part in (("a", images[:700]), ("b", images[700:1400]))]
+
+
+def test_an_evaluation_says_everything(halves, projection):
+  result = evaluate(*halves, projection, count=700, subsets=3)
+  assert set(result["metrics"]) == {"fid", "sfid", "inception_score", "precision_recall", "kid"}
+  a, b = (projection(half.source.images)["features"] for half in halves)
+  assert result["metrics"]["fid"] == pytest.approx(fid(np.asarray(b), np.asarray(a)), rel=1e-5)
+  assert result["metrics"]["precision_recall"]["precision"] > 0.7
+  assert result["samples"] == {"name": "a", "count": 700, "image_shape": [8, 8, 1], "sha256": halves[0].sha256,
+                               "preprocessing": "uint8 pixels of the file"}
+  assert result["reference"]["sha256"] == halves[1].sha256 != halves[0].sha256
+  assert result["features"]["sha256"] == projection.digest
+
+
+def test_a_set_against_itself_is_at_distance_zero(halves, projection):
+  metrics = evaluate(halves[0], halves[0], projection, count=700, subsets=3)["metrics"]
+  assert abs(metrics["fid"]) < 1e-6 and abs(metrics["sfid"]) < 1e-6
+  assert metrics["precision_recall"]["precision"] == metrics["precision_recall"]["recall"] == 1
+
+
+def test_a_reference_file_stands_for_its_images(halves, projection, tmp_path):
+  """Written and read, in OpenAI's layout; and the same without what only this project writes."""
+  references.write(tmp_path / "ours.npz", references.make(halves[1], projection, near=300))
+  arrays, meta = storage.read(tmp_path / "ours.npz")
+  assert set(arrays) == {"mu", "sigma", "mu_s", "sigma_s", "arr_0"} and arrays["arr_0"].shape == (300, 8, 8, 1)
+  assert meta["count"] == 700 and meta["sha256"] == halves[1].sha256
+  direct = evaluate(*halves, projection, count=700, subsets=3)["metrics"]
+  np.savez(tmp_path / "openai.npz", **arrays)
+  for name in ("ours", "openai"):
+    result = evaluate(halves[0], references.read(tmp_path / f"{name}.npz"), projection, count=700, subsets=3)
+    assert result["metrics"]["fid"] == pytest.approx(direct["fid"], rel=1e-12)
+    assert result["metrics"]["sfid"] == pytest.approx(direct["sfid"], rel=1e-12)
+    assert result["metrics"]["precision_recall"]["reference_count"] == 300
+
+
+def test_images_come_from_files_folders_and_data_sets(tmp_path, halves):
+  images = digits("test").images[:20]
+  save_npz(tmp_path / "a.npz", images, np.arange(20) % 10)
+  for number, image in enumerate(images):
+    save_png(tmp_path / "folder" / f"{number:02}.png", image)
+  sets = [image_sets.open_set(str(tmp_path / name)) for name in ("a.npz", "folder")]
+  for images_set in sets:
+    np.testing.assert_array_equal(images_set.source.gather(np.arange(20))[0], images)
+  assert sets[0].sha256 == sets[1].sha256 == image_sets.pixel_digest(images)  # small sets are held as pixels
+  assert image_sets.open_set("digits", "test").name == "digits test"
+  encoded = [image_sets.of_source(data.load(str(tmp_path / "folder"), memory_limit=0)) for _ in range(2)]
+  assert encoded[0].sha256 == encoded[1].sha256 != sets[0].sha256
+
+
+def test_drawn_images_are_all_drawn_once_by_their_seeds():
+  asked = []
+
+  def draw(seeds):
+    asked.extend(seeds)
+    return np.full((len(seeds), 2, 2, 1), seeds[:, None, None, None] % 256, np.uint8)
+
+  images = image_sets.drawn(draw, 2500, (2, 2, 1), name="drawn", sha256="0", preprocessing="none")
+  for start in range(0, 2500, 300):
+    indices = np.arange(start, min(start + 300, 2500))
+    np.testing.assert_array_equal(images.source.gather(indices)[0][:, 0, 0, 0], indices % 256)
+  assert asked == list(range(2500))
+
+
+def test_classes_of_drawn_images_are_balanced_across_blocks(monkeypatch):
+  """60 images in blocks of 16: each of 4 classes 15 times, image i always of the same class."""
+  monkeypatch.setattr(image_sets, "DRAWN", 16)
+  drawn = []
+
+  def sample(seeds, labels):
+    drawn.extend(zip(seeds, labels, strict=True))
+    return np.zeros((len(seeds), 2, 2, 1), np.uint8)
+
+  config = ml_collections.ConfigDict({"data": {"name": "digits"}, "sampling": {"rounding": "truncate"}})
+  trained = types.SimpleNamespace(
+    config=config, network=types.SimpleNamespace(params={"w": np.zeros(3)}), guide=None, step=7, weights="EMA 0.99",
+    image_shape=(2, 2, 1), sample=sample, labels=lambda seeds: np.arange(len(seeds)) % 4)
+  run = image_sets.of_run(trained, 60)
+  for start in range(0, 60, 7):
+    run.source.gather(np.arange(start, min(start + 7, 60)))
+  assert drawn == [(seed, seed % 4) for seed in range(60)]
+  assert run.name == "samples of digits, step 7, EMA 0.99"
+
+
+def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_path):
+  images = halves[0].source.images
+
+  def refuses(match, call, *args, **kwargs):
+    with pytest.raises(UserError, match=match) as error:
+      call(*args, **kwargs)
+    assert "\n" not in str(error.value)
+
+  def npz(array, name="bad.npz"):
+    np.savez(tmp_path / name, arr_0=array)
+    return str(tmp_path / name)
+
+  bad = images[:5].astype(np.float32)
+  refuses("float32 from 0 to 255; they have to be uint8", image_sets.open_set, npz(bad))
+  bad[3, 0, 0] = np.nan
+  refuses("Image 3 of .*bad.npz has pixels that are not finite", image_sets.open_set, npz(bad))
+  refuses("are int64; they have to be uint8", image_sets.open_set, npz(images.astype(np.int64)))
+  refuses(r"shape \(5, 1, 8, 8\); \[N, height, width", image_sets.open_set, npz(images[:5].transpose(0, 3, 1, 2)))
+  refuses("are 8x4; networks here take square", image_sets.open_set, npz(images[:, :, :4]))
+  path = npz(images)
+  content = open(path, "rb").read()
+  open(path, "wb").write(content[:5000])
+  refuses("not a readable .npz", image_sets.open_set, path)
+  np.savez(tmp_path / "stats.npz", mu=np.zeros(20), sigma=np.eye(20))
+  refuses("holds mu, sigma, but no images", image_sets.open_set, str(tmp_path / "stats.npz"))
+  refuses("but no mu and sigma: it is no reference", references.read, npz(images))
+
+  refuses("There are 700 samples, but published FIDs are of 50,000", evaluate, *halves, projection)
+  refuses("There are 700 samples, but 800 were meant", evaluate, *halves, projection, count=800)
+  few = image_sets.of_arrays("few", {"arr_0": images[:20]})
+  refuses("20 samples are too few for s?fid of 20 features", evaluate, few, halves[1], projection, count=20, metrics=["fid"])
+  refuses("20 reference images are too few", evaluate, halves[0], few, projection, count=700, metrics=["fid"])
+  large = image_sets.of_arrays("large", {"arr_0": images.repeat(2, 1).repeat(2, 2)})
+  refuses("samples are 8x8x1, the reference large is 16x16x1", evaluate, halves[0], large, projection, count=700)
+  refuses("no metric 'fids'; did you mean 'fid'", evaluate, *halves, projection, count=700, metrics=["fids"])
+  refuses("sfid cannot be had: the feature network gives no spatial output", evaluate, *halves, net, count=700,
+          metrics=["sfid"])
+  statistics = references.read(tmp_path / "stats.npz")
+  refuses("kid cannot be had: the reference has no images", evaluate, halves[0], statistics, projection, count=700,
+          metrics=["kid"])
+  refuses("has 20 features, but classifier_8x8x1_16 gives 16", evaluate, halves[0], statistics, net, count=700)
+  references.write(tmp_path / "ours.npz", references.make(halves[1], projection))
+  refuses("made with the features inception_tf .* not with classifier_8x8x1_16", evaluate, halves[0],
+          references.read(tmp_path / "ours.npz"), net, count=700)
+  arrays, _ = storage.read(tmp_path / "ours.npz")
+  np.savez(tmp_path / "openai.npz", **arrays)
+  refuses("a reference of OpenAI's, made with inception_tf, not with other", evaluate, halves[0],
+          references.read(tmp_path / "openai.npz"), projection.replace(name="other"), count=700)

@@ -1,0 +1,158 @@
+"""The images on either side of a comparison, with what a result has to say about them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax import data
+from ddpm_jax.data.sources import NO_LABEL, Arrays, Encoded, Info, Source
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import storage
+from ddpm_jax.training.digest import digests
+
+DRAWN = 1024  # samples drawn at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+  """Images and where they come from.
+
+  Attributes:
+    name: for people.
+    source: the images.
+    sha256: of the pixels; of the files and what is made of them, when they are decoded as they are read; of network,
+      settings and seeds, when they are drawn.
+    preprocessing: how the pixels came to be what they are.
+  """
+
+  name: str
+  source: Source
+  sha256: str
+  preprocessing: str
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    info = self.source.info
+    return info.image_size, info.image_size, info.channels
+
+  def describe(self) -> dict[str, Any]:
+    """What a result says about this side."""
+    return {"name": self.name, "count": len(self), "image_shape": list(self.image_shape), "sha256": self.sha256,
+            "preprocessing": self.preprocessing}
+
+
+def open_set(name: str, split: str = "train", **options) -> ImageSet:
+  """The images of an .npz file (`arr_0`), or of a data set, folder or zip by the name and options of `data.load`.
+
+  Raises:
+    UserError: for whatever is wrong with them.
+  """
+  if name.endswith(".npz"):
+    return of_arrays(name, storage.read_npz(name))
+  return of_source(data.load(name, split, **options))
+
+
+def of_source(source: Source) -> ImageSet:
+  """A data set's images as they are."""
+  name = f"{source.info.name} {source.info.split}"
+  if isinstance(source, Arrays):
+    return ImageSet(name, source, pixel_digest(source.images), "pixels as stored")
+  if isinstance(source, Encoded):
+    decoder = source.decoder
+    total = hashlib.sha256(f"{decoder}".encode())
+    for number in source.kept.tolist():
+      total.update(source.records[number][0])
+    made = "pixels as stored" if decoder.crop is None else f"crop {decoder.crop!r} to {decoder.image_size}"
+    return ImageSet(name, source, total.hexdigest(), made)
+  raise UserError(f"{name} is read by {type(source).__name__}, whose images have no hash; give a folder or an .npz.")
+
+
+def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
+  """The images `arr_0` (and labels `arr_1`) of a file of that name, in the layout of OpenAI's evaluator.
+
+  Raises:
+    UserError: if they are not uint8 [N, H, W, 1 or 3].
+  """
+  if "arr_0" not in arrays:
+    raise UserError(f"{name} holds {', '.join(arrays) or 'nothing'}, but no images, which are called arr_0.")
+  images = arrays["arr_0"]
+  check_pixels(name, images)
+  labels = arrays.get("arr_1", np.full(len(images), NO_LABEL))
+  info = Info(name, "", images.shape[1], images.shape[3], int(labels.max()) + 1 if "arr_1" in arrays else None)
+  return ImageSet(name, Arrays(info, images, labels), pixel_digest(images), "uint8 pixels of the file")
+
+
+def check_pixels(name: str, images: np.ndarray) -> None:
+  """Raises UserError unless `images` are square uint8 [N, H, W, 1 or 3], saying what they are."""
+  if np.issubdtype(images.dtype, np.floating):
+    finite = np.isfinite(images)
+    if not finite.all():
+      bad = int(np.argmin(finite.reshape(len(images), -1).all(axis=1)))
+      raise UserError(f"Image {bad} of {name} has pixels that are not finite: look at what made it.")
+    raise UserError(f"The images of {name} are {images.dtype} from {images.min():g} to {images.max():g}; they have to be "
+                    "uint8 from 0 to 255: convert them with ddpm_jax.data.images.to_uint8, which takes [-1, 1].")
+  if images.dtype != np.uint8:
+    raise UserError(f"The images of {name} are {images.dtype}; they have to be uint8 from 0 to 255.")
+  if images.ndim != 4 or images.shape[3] not in (1, 3):
+    raise UserError(f"The images of {name} have shape {images.shape}; [N, height, width, 1 or 3] is needed.")
+  if images.shape[1] != images.shape[2]:
+    raise UserError(f"The images of {name} are {images.shape[1]}x{images.shape[2]}; networks here take square ones.")
+
+
+def pixel_digest(images: np.ndarray) -> str:
+  """SHA-256 of the shape and the pixels."""
+  return storage.digest({"images": images})
+
+
+def drawn(draw: Callable[[np.ndarray], np.ndarray], count: int, image_shape: tuple[int, int, int], *, name: str,
+          sha256: str, preprocessing: str) -> ImageSet:
+  """The images of seeds 0 ... count - 1, drawn when they are read.
+
+  Args:
+    draw: seeds [b] -> uint8 [b, H, W, C], each image by its seed alone.
+    count: exactly so many images.
+    image_shape: (H, W, C).
+    sha256: of all that decides the images.
+  """
+  height, _, channels = image_shape
+  return ImageSet(name, _Drawn(draw, count, Info(name, "", height, channels, None)), sha256, preprocessing)
+
+
+class _Drawn(Source):
+  """Images by seed. A block of seeds is drawn at once and kept until another is asked for."""
+
+  def __init__(self, draw, count: int, info: Info):
+    self._draw, self._count, self.info = draw, count, info
+    self._start, self._block = 0, np.zeros((0, info.image_size, info.image_size, info.channels), np.uint8)
+
+  def __len__(self) -> int:
+    return self._count
+
+  def gather(self, indices, draws=None):
+    images = np.stack([self._image(int(index)) for index in indices])
+    return images, np.full(len(images), NO_LABEL, np.int32)
+
+  def _image(self, index: int) -> np.ndarray:
+    if not self._start <= index < self._start + len(self._block):
+      self._start = index - index % DRAWN
+      self._block = self._draw(np.arange(self._start, min(self._start + DRAWN, self._count)))
+    return self._block[index - self._start]
+
+
+def of_run(trained: Any, count: int) -> ImageSet:
+  """Samples 0 ... count - 1 of `trained` (an experiment.Trained), its classes in turn: equal parts, whatever the batch."""
+  labels = trained.labels(range(count))
+  networks = [digests(network.params) for network in (trained.network, trained.guide) if network is not None]
+  return drawn(
+    lambda seeds: trained.sample(seeds, None if labels is None else labels[seeds]), count, trained.image_shape,
+    name=f"samples of {trained.config.data.name}, step {trained.step}, {trained.weights}",
+    sha256=storage.text_digest([networks, trained.config.to_dict()]),
+    preprocessing=f"drawn on [-1, 1], to uint8 by {trained.config.sampling.rounding!r}",
+  )

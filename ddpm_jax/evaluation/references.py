@@ -1,0 +1,94 @@
+"""Reference statistics: moments of the features of many images, and a few of the images, in one .npz.
+
+The layout is that of OpenAI's reference batches: `mu` [d], `sigma` [d, d] of the features, `mu_s`, `sigma_s` of the
+spatial ones (sFID), all float64, and `arr_0` uint8 [N, H, W, C], images for precision and recall. Files of pytorch-fid
+have `mu` and `sigma` only. What is written here says more in `meta`: how many images the moments are of, where they
+came from, their hash, and which network made the features. Other evaluators do not look there.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import storage
+from ddpm_jax.evaluation.extract import Extractor, extract, outputs_of
+from ddpm_jax.evaluation.frechet import Moments
+from ddpm_jax.evaluation.image_sets import ImageSet, of_arrays
+
+NEAR = 10_000  # images kept for precision and recall, as in OpenAI's references
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """What samples are compared with.
+
+  Attributes:
+    moments: of "features" and perhaps "spatial".
+    images: some of the images, or None.
+    about: what is known of it, JSON-able; "features" is the extractor's description, if it is known.
+  """
+
+  moments: dict[str, Moments]
+  images: ImageSet | None
+  about: dict[str, Any]
+
+
+MOMENTS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # output of the extractor: names in the file
+
+
+def make(images: ImageSet, extractor: Extractor, *, near: int = NEAR, **options: Any) -> Reference:
+  """The reference of a whole set of images.
+
+  Args:
+    images: all of them count.
+    extractor: decides the features.
+    near: keep so many images for precision and recall, evenly spread; all if there are not more.
+    options: of `extract`: batch_size, devices, folder, progress.
+  """
+  outputs = tuple(name for name in outputs_of(extractor, images.image_shape) if name in MOMENTS)
+  found = extract(extractor, images.source, outputs=outputs, source=images.sha256, **options)
+  kept = np.linspace(0, len(images) - 1, min(near, len(images))).round().astype(int)
+  pixels, labels = images.source.gather(kept)
+  some = of_arrays(f"{len(kept)} of {images.name}", {"arr_0": pixels, "arr_1": labels})
+  about = images.describe() | {"features": extractor.describe()}
+  return Reference({name: Moments.of(found[name]) for name in outputs}, some, about)
+
+
+def write(path: str | os.PathLike, reference: Reference) -> None:
+  """Writes `reference` in OpenAI's layout."""
+  arrays = {} if reference.images is None else {"arr_0": reference.images.source.images}
+  for output, moments in reference.moments.items():
+    mean, covariance = MOMENTS[output]
+    arrays |= {mean: moments.mean, covariance: moments.covariance}
+  storage.write(path, arrays, reference.about)
+
+
+def read(path: str | os.PathLike) -> Reference:
+  """The reference in a file of one's own, of OpenAI or of pytorch-fid.
+
+  Raises:
+    UserError: if the file is damaged or holds no moments.
+  """
+  arrays = storage.read_npz(path)
+  if "mu" not in arrays or "sigma" not in arrays:
+    raise UserError(f"{path} holds {', '.join(arrays)}, but no mu and sigma: it is no reference. Make one of its images "
+                    "with --make_reference, or give it as the images to compare with.")
+  about = {"name": str(path), "count": None, "sha256": storage.digest(arrays), "preprocessing": "not known"}
+  if storage.META in arrays:
+    arrays, stored = storage.read(path)
+    about = stored | {"name": f"{path} ({stored['name']})"}
+  moments = {output: _moments(path, about["count"], arrays[mean], arrays[covariance])
+             for output, (mean, covariance) in MOMENTS.items() if mean in arrays}
+  return Reference(moments, of_arrays(f"arr_0 of {path}", arrays) if "arr_0" in arrays else None, about)
+
+
+def _moments(path, count, mean, covariance) -> Moments:
+  if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
+    raise UserError(f"{path} has a mean of shape {mean.shape} and a covariance of shape {covariance.shape}; "
+                    "[d] and [d, d] are needed.")
+  if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+    raise UserError(f"{path} has moments that are not finite; fetch it or make it again.")
+  return Moments(count, mean.astype(np.float64), covariance.astype(np.float64))
