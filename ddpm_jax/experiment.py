@@ -84,7 +84,7 @@ def plan(config: ConfigDict) -> Plan:
     weights_key, run_key = jax.random.split(jax.random.key(config.seed))
     params = build.initial_params(module, weights_key, info.image_size, info.channels)
     if backbone:
-      params |= {"backbone": backbone.network.params}
+      params = build.put_on(backbone.network.params, params)
     rates = tuple(config.ema.rates)
     return state.create(run_key, params, adam, ema_rates=rates, time_sampler=times.init(), learns=learns)
 
