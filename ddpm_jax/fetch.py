@@ -1,7 +1,7 @@
 """Published files in a cache of one's own: downloaded once, whole, and checked.
 
-The cache is $XDG_CACHE_HOME/ddpm_jax (default ~/.cache/ddpm_jax). A file that is put there by hand, under its name, is
-used like a downloaded one. An interrupted download goes on where it stopped.
+The cache is $DDPM_JAX_CACHE, else $XDG_CACHE_HOME/ddpm_jax, else ~/.cache/ddpm_jax. A file that is put there by hand,
+under its name, is used like a downloaded one. An interrupted download goes on where it stopped.
 """
 
 import dataclasses
@@ -28,16 +28,18 @@ class File:
   Attributes:
     name: in the cache.
     url: where it is published.
-    sha256: hexadecimal; None if its publisher's is not known, then the one found is logged.
+    checksum: "sha256:..." or "md5:...", hexadecimal; None if it is not known, then the one found is logged.
   """
 
   name: str
   url: str
-  sha256: str | None = None
+  checksum: str | None = None
 
 
 def cache_folder() -> pathlib.Path:
   """Where fetched files lie; it need not exist yet."""
+  if own := os.environ.get("DDPM_JAX_CACHE"):
+    return pathlib.Path(own)
   return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ddpm_jax"
 
 
@@ -55,15 +57,16 @@ def fetch(file: File, *, progress: bool = True, timeout: float = 30.0) -> pathli
   path = cache_folder() / file.name
   if not path.exists():
     _download(file, path, progress, timeout)
-  if file.sha256 is not None and (found := sha256(path)) != file.sha256:
-    raise UserError(f"{path} has the SHA-256 {found}, but {file.sha256} was published; remove it and try again.")
+  if file.checksum is not None and (found := checksum(path, file.checksum)) != file.checksum:
+    raise UserError(f"{path} has the checksum {found}, but {file.checksum} was published; remove it and try again.")
   return path
 
 
-def sha256(path: str | os.PathLike) -> str:
-  """SHA-256 of a file, hexadecimal."""
+def checksum(path: str | os.PathLike, kind: str = "sha256") -> str:
+  """Of a file, as "sha256:..."; `kind` may be a checksum of the same kind."""
+  algorithm = kind.partition(":")[0]
   with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 def _download(file: File, path: pathlib.Path, progress: bool, timeout: float) -> None:
@@ -73,11 +76,11 @@ def _download(file: File, path: pathlib.Path, progress: bool, timeout: float) ->
     _append(file.url, partial, progress, timeout)
   except (OSError, ValueError) as error:  # URLError is an OSError; so is a broken connection
     raise UserError(f"{file.url} could not be downloaded ({error}); try again, or save that file as {path}.") from error
-  if file.sha256 is None:
-    log.info("%s has the SHA-256 %s.", file.url, sha256(partial))
-  elif (found := sha256(partial)) != file.sha256:
+  if file.checksum is None:
+    log.info("%s has the checksum %s.", file.url, checksum(partial))
+  elif (found := checksum(partial, file.checksum)) != file.checksum:
     partial.unlink()
-    raise UserError(f"{file.url} has the SHA-256 {found}, but {file.sha256} was published; "
+    raise UserError(f"{file.url} has the checksum {found}, but {file.checksum} was published; "
                     f"it is not kept. Save the right file as {path}.")
   os.replace(partial, path)
 

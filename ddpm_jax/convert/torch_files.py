@@ -14,7 +14,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -37,15 +37,22 @@ _STORAGES = {
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def load(path: str | pathlib.Path) -> Any:
+def load(path: str | pathlib.Path, unknown: Callable[[str, str], Any] | None = None) -> Any:
   """What `torch.save` wrote to `path`, with NumPy arrays in the place of tensors.
+
+  Args:
+    unknown: (module, name) -> what stands for a class or function that is not allowed; None refuses the file. With it
+      TorchScript and pickled modules can be read, too.
 
   Raises:
     UserError: if the file wants to run code, or is damaged, cut short or of another kind.
   """
   path = pathlib.Path(path)
   try:
-    return _load_zip(path) if zipfile.is_zipfile(path) else _load_legacy(path)
+    if zipfile.is_zipfile(path):
+      return _load_zip(path, unknown)
+    with path.open("rb") as file:
+      return _load_legacy(file, unknown)
   except _Code as error:
     raise UserError(f"{path} wants to run {error}; only files of plain tensors are read.") from None
   except OSError as error:
@@ -54,7 +61,7 @@ def load(path: str | pathlib.Path) -> Any:
     raise UserError(f"{path} is damaged or cut short, or no PyTorch file; fetch it again.") from None
 
 
-def _load_zip(path):
+def _load_zip(path, unknown):
   with zipfile.ZipFile(path) as archive:
     members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
     storages: dict[str, np.ndarray] = {}
@@ -65,7 +72,7 @@ def _load_zip(path):
       return storages[key]
 
     with archive.open(members["data.pkl"]) as file:
-      return _Unpickler(file, storage).load()
+      return _Unpickler(file, storage, unknown).load()
 
 
 def _member(path, info, dtype):
@@ -84,21 +91,23 @@ def _member(path, info, dtype):
   return array
 
 
-def _load_legacy(path):
-  with path.open("rb") as file:
-    storages: dict[str, np.ndarray] = {}
+def _load_legacy(file, unknown=None):
+  storages: dict[str, np.ndarray] = {}
 
-    def storage(dtype, key, count):
-      return storages.setdefault(key, np.empty(count, dtype))
+  def storage(dtype, key, count):
+    return storages.setdefault(key, np.empty(count, dtype))
 
-    magic, _, system, loaded, keys = (_Unpickler(file, storage).load() for _ in range(5))
-    if magic != _LEGACY_MAGIC or not system["little_endian"]:
-      raise ValueError("magic")
-    for key in keys:
-      (count,) = struct.unpack("<q", file.read(8))
-      if count != storages[key].size or file.readinto(storages[key].view(np.uint8)) != storages[key].nbytes:
-        raise ValueError("size")
-    return loaded
+  magic = _Unpickler(file, storage, unknown).load()
+  if unknown is not None and magic != _LEGACY_MAGIC:
+    return magic  # a plain pickle of a module: its storages are files of this kind, inside
+  _, system, loaded, keys = (_Unpickler(file, storage, unknown).load() for _ in range(4))
+  if magic != _LEGACY_MAGIC or not system["little_endian"]:
+    raise ValueError("magic")
+  for key in keys:
+    (count,) = struct.unpack("<q", file.read(8))
+    if count != storages[key].size or file.readinto(storages[key].view(np.uint8)) != storages[key].nbytes:
+      raise ValueError("size")
+  return loaded
 
 
 # ---------------------------------------------------------------- the only functions that a pickle may call
@@ -109,15 +118,17 @@ class _Code(Exception):
 
 
 class _Unpickler(pickle.Unpickler):
-  def __init__(self, file, storage):
+  def __init__(self, file, storage, unknown):
     super().__init__(file, encoding="utf-8")
-    self._storage = storage
+    self._storage, self._unknown = storage, unknown
 
   def find_class(self, module, name):
     if (module, name) in _ALLOWED:
       return _ALLOWED[module, name]
     if module == "torch" and name in _STORAGES:
       return _STORAGES[name]
+    if self._unknown is not None:
+      return self._unknown(module, name)
     raise _Code(f"{module}.{name}")
 
   def persistent_load(self, pid):
@@ -142,6 +153,7 @@ _ALLOWED = {
   ("collections", "OrderedDict"): collections.OrderedDict,
   ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
   ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+  ("torch.storage", "_load_from_bytes"): lambda content: _load_legacy(io.BytesIO(content)),
   ("torch", "Size"): tuple,
   ("numpy.core.multiarray", "_reconstruct"): _rebuild_array,
   ("numpy._core.multiarray", "_reconstruct"): _rebuild_array,

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddpm_jax import fetch
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import graph_def, torch_files
+from ddpm_jax.evaluation import graph_def, torch_modules
 from ddpm_jax.evaluation.inception import Inception
 
 EPSILON = 1e-3  # of the batch normalisation in the files that do not say
@@ -30,7 +30,7 @@ FILES = {
   "torch": fetch.File(
     "pt_inception-2015-12-05-6726825d.pth",
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
+    "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
 }
 
 
@@ -67,7 +67,7 @@ def _of_graph(path: pathlib.Path):
 
 
 def _of_torch(path: pathlib.Path):
-  tensors = torch_files.read(path)
+  tensors = torch_modules.tensors(path)
   hwio = lambda kernel: kernel.transpose(2, 3, 1, 0)
 
   def pytorch_fid(name):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import graph_def, resize, torch_files
+from ddpm_jax.evaluation import graph_def, resize, torch_modules
 from ddpm_jax.evaluation.inception_weights import load
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
@@ -467,7 +467,7 @@ def test_torch_files_are_read_without_torch(pytorch_fid, tmp_path, zipped):
   saved = {"a": base.T, "b": base[1:3, ::2], "c": {"d": torch.tensor(7), "e": base.half(), "f": base.bfloat16()},
            "g": torch.nn.Parameter(base), "h": torch.zeros(0, 3), "i": base > 5, "text": "no tensor"}
   torch.save(saved, tmp_path / "some.pth", _use_new_zipfile_serialization=zipped)
-  found = torch_files.read(tmp_path / "some.pth")
+  found = torch_modules.tensors(tmp_path / "some.pth")
   assert list(found) == ["a", "b", "c.d", "c.e", "c.f", "g", "h", "i"]
   for name, array in found.items():
     expected = saved["c"][name[2:]] if "." in name else saved[name]
@@ -545,7 +545,7 @@ def test_files_that_name_code_are_not_run(tmp_path):
       return print, ("this must not be printed",)
 
   (tmp_path / "trap.pkl").write_bytes(pickle.dumps({"a": Trap()}))
-  assert torch_files.read(tmp_path / "trap.pkl") == {}
+  assert torch_modules.tensors(tmp_path / "trap.pkl") == {}
 
 
 @needs_torch
@@ -556,8 +556,8 @@ def test_damaged_torch_files_are_one_sentence(pytorch_fid, tmp_path):
     content = (tmp_path / "a.pth").read_bytes()
     for size in (10, len(content) // 2, len(content) - 9):
       (tmp_path / "a.pth").write_bytes(content[:size])
-      with pytest.raises(UserError, match="no file of PyTorch, or damaged"):
-        torch_files.read(tmp_path / "a.pth")
+      with pytest.raises(UserError, match="is damaged or cut short, or no PyTorch file"):
+        torch_modules.tensors(tmp_path / "a.pth")
   torch.save({"a": torch.arange(1000.0)}, tmp_path / "other.pth")
   with pytest.raises(UserError, match="does not hold the Inception-v3 of 2015: it has no 'Conv2d_1a"):
     load("torch", tmp_path / "other.pth")

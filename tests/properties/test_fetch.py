@@ -56,13 +56,13 @@ def server(tmp_path, monkeypatch):
     running.shutdown()
 
 
-def file(server, sha256=hashlib.sha256(CONTENT).hexdigest()):
-  return fetch.File("weights.bin", server.url, sha256)
+def file(server, checksum="sha256:" + hashlib.sha256(CONTENT).hexdigest()):
+  return fetch.File("weights.bin", server.url, checksum)
 
 
 def test_a_file_is_downloaded_once(server, tmp_path):
-  for _ in range(2):
-    path = fetch.fetch(file(server), progress=False)
+  for kind in ("sha256", "md5"):
+    path = fetch.fetch(file(server, f"{kind}:{hashlib.new(kind, CONTENT).hexdigest()}"), progress=False)
   assert path == tmp_path / "ddpm_jax/weights.bin" and path.read_bytes() == CONTENT
   assert server.ranges == [None] and list(path.parent.iterdir()) == [path]
 
@@ -84,8 +84,8 @@ def test_what_was_left_by_a_longer_file_is_thrown_away(server):
 
 
 def test_a_wrong_checksum_is_refused(server):
-  with pytest.raises(UserError, match="but 0123 was published"):
-    fetch.fetch(file(server, "0123"), progress=False)
+  with pytest.raises(UserError, match="but md5:0123 was published"):
+    fetch.fetch(file(server, "md5:0123"), progress=False)
   assert not list(fetch.cache_folder().iterdir())
   (fetch.cache_folder() / "weights.bin").write_bytes(b"put there by hand")
   with pytest.raises(UserError, match="remove it and try again"):
