@@ -33,6 +33,7 @@ from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.heun import heun
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.samplers import GaussianSampler
+from ddpm_jax.diffusion.sde import euler_maruyama
 from ddpm_jax.diffusion.solvers import Solver
 from ddpm_jax.diffusion.unipc import unipc
 from ddpm_jax.errors import UserError
@@ -186,6 +187,20 @@ def initial_params(module: nn.Module, key: jax.Array, image_size: int, channels:
   return jax.jit(module.init)(key, x, jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32), "low_res": x})["params"]
 
 
+def check_weights(config: ConfigDict, module: nn.Module, params: Any) -> None:
+  """Raises UserError, naming the first difference, unless `params` are weights of this network."""
+  data = config.data
+  wanted = jax.eval_shape(lambda: initial_params(module, jax.random.key(0), data.image_size, data.channels))
+  name_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  wanted, found = ({name_of(path): x.shape for path, x in jax.tree.leaves_with_path(tree)} for tree in (wanted, params))
+  for name in [*wanted, *found]:
+    if wanted.get(name) != found.get(name):
+      raise UserError(
+        f"The weights are of another network: {name} is {found.get(name, 'missing')} there and "
+        f"{wanted.get(name, 'unknown')} in network {config.network.name!r}. Leave the network as the checkpoint has it."
+      )
+
+
 def network(config: ConfigDict, module: nn.Module, params: Any) -> prediction.Network | guidance.Classifier:
   """The network with its weights: a denoiser, or a noisy classifier."""
   return _network(config)(params, Apply(module))
@@ -291,8 +306,13 @@ def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any
   visited = grids.below(grid(config, section), strength)
   if section.solver in SOLVERS:
     return Solver(SOLVERS[section.solver](levels, visited))
+  if section.solver in EULER:
+    if section.keep_eps and section.clip != "none":
+      raise UserError(f'sampling.solver = "{section.solver}" needs an eps that agrees with x0: set sampling.keep_eps=False.')
+    return GaussianSampler(EULER[section.solver](levels, visited))
   if section.solver != "gaussian":
-    raise UserError(f"sampling.solver {section.solver!r} is unknown; {nearest(section.solver, ['gaussian', *SOLVERS])}")
+    known = ["gaussian", *SOLVERS, *EULER]
+    raise UserError(f"sampling.solver {section.solver!r} is unknown; {nearest(section.solver, known)}")
   steps = tables.gaussian(levels, visited, section.eta)
   which = covariance_of(config, section.covariance, section.eta)
   if section.cap_pixels is not None:
@@ -314,6 +334,12 @@ SOLVERS: dict[str, Callable] = {
   "unipc3": functools.partial(unipc, order=3),
   "unipc2_bh1": functools.partial(unipc, order=2, variant="bh1"),
   "unipc3_bh1": functools.partial(unipc, order=3, variant="bh1"),
+}
+
+
+EULER: dict[str, Callable] = {  # of the SDE that the levels are points of
+  "euler_maruyama": euler_maruyama,
+  "euler_ode": functools.partial(euler_maruyama, ode=True),
 }
 
 

@@ -86,7 +86,7 @@ def estimate(
     batches: (x_0 [B,H,W,C], cond) from image number `start.count` on; image i draws its noise from (seed, i).
     levels: which levels to measure; all of 1 ... T by default. Each costs one evaluation per image.
     start: go on from here.
-    chunk: levels of one call of the compiled program.
+    chunk: most levels of one call of the compiled program.
 
   Raises:
     UserError: if a level is outside 1 ... T, or `start` was measured at other levels.
@@ -101,7 +101,7 @@ def estimate(
   for x_0, cond in batches:
     keys = image_keys(seed, moments.count, len(x_0))
     parts = [_moments(keys, network, rows, x_0, cond) for rows in chunks(steps, chunk)]
-    mean, deviations = (np.concatenate(part)[: len(levels)][::-1].T.astype(np.float64) for part in zip(*parts, strict=True))
+    mean, deviations = (np.concatenate(part)[::-1].T.astype(np.float64) for part in zip(*parts, strict=True))
     moments = moments.merge(Moments(levels, len(x_0), mean, deviations))
     yield moments
 
@@ -140,8 +140,8 @@ def image_keys(seed: int, first: int, count: int) -> jax.Array:
 
 
 def chunks(steps: GaussianSteps, chunk: int) -> Iterator[GaussianSteps]:
-  """`chunk` rows at a time; the last ones repeat the last row until they are as many."""
+  """The rows in equal parts of at most `chunk`, so that one program runs them all and none twice."""
   K = len(steps.left)
-  for first in range(0, K, chunk):
-    index = np.minimum(np.arange(first, first + chunk), K - 1)
-    yield jax.tree.map(lambda column, index=index: column[index], steps)
+  size = max(part for part in range(1, chunk + 1) if K % part == 0)
+  for first in range(0, K, size):
+    yield jax.tree.map(lambda column, first=first: column[first : first + size], steps)

@@ -13,13 +13,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from ddpm_jax.diffusion.schedule import Level, Schedule, like, vp_integral
-from ddpm_jax.diffusion.steps import GaussianSteps, steps_left
+from ddpm_jax.diffusion.steps import GaussianSteps, check, steps_left
 from ddpm_jax.errors import UserError
-
-TIME_SCALE = 999.0  # the networks of score_sde are told 999 t
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,39 +41,27 @@ class VpSde:
     return 0.5 * beta * (eps / sigma - x)
 
 
-@struct.dataclass
-class TimeTable:
-  """What the network is told of level n, from a list (in the place of `TimeScale`)."""
+def euler_maruyama(schedule: Schedule, grid: np.ndarray, *, ode: bool = False) -> GaussianSteps:
+  """Rows for GaussianSampler: Euler's method for (2), or for (3), along a downward grid of a discretized SDE.
 
-  times: jax.Array  # [T+1]
+      x_s = x + (beta/2 x - beta eps / sigma) h + sqrt(beta h) z,        h = t - s,   no noise into level 0
 
-  def __call__(self, n: jax.Array) -> jax.Array:
-    return jnp.asarray(self.times, jnp.float32)[n]
+  where beta is the slope of -log alpha_bar, and a level is the unit of time. In terms of x = alpha x0 + sigma eps this is a
+  row like any other, with var = beta h. It takes x0 and eps to be consistent: do not clip with keep_eps.
 
-
-def euler_maruyama(sde: VpSde, K: int, *, first: float = 1e-3, ode: bool = False) -> tuple[GaussianSteps, TimeTable]:
-  """A table for GaussianSampler: Euler's method for (2) or (3), from t = 1 in K - 1 equal steps to `first`, then to 0.
-
-      x_s = x + (beta/2 x - beta eps / sigma) h + sqrt(beta h) z,        h = t - s,   no noise into 0
-
-  In terms of x = alpha x0 + sigma eps this is a row like any other, whose var is beta h. It takes x0 and eps to be
-  consistent: do not clip with keep_eps.
-
-  Returns:
-    The table [K], whose levels n = 0 ... K number the times, and what to tell the network of them.
+  The authors go from t = 1 in K - 1 equal steps to 0.001 and then to 0: grid.uniform(1000, K) of vp_sde(1000).
   """
-  if not 2 <= K or not 0 < first < 1:
-    raise UserError(f"Euler-Maruyama needs at least 2 steps and 0 < first < 1, not {K} steps and first = {first}.")
-  times = np.append(0, np.linspace(first, 1, K))
-  chain = Schedule(np.exp(-vp_integral(times, sde.start, sde.end)))
-  n = np.arange(K, 0, -1)
-  h = times[n] - times[n - 1]
-  beta, alpha_bar = sde.beta(times[n]), chain.alpha_bar[n]
-  grown, pulled = 1 + 0.5 * beta * h, (0.5 if ode else 1.0) * beta * h / np.sqrt(1 - alpha_bar)
-  var = np.zeros(K) if ode else beta * h
-  c_x0, c_eps = grown * np.sqrt(alpha_bar), grown * np.sqrt(1 - alpha_bar) - pulled
+  grid = check(schedule, grid)
+  if grid[1] > grid[0] or schedule.T < 2:
+    raise UserError("Euler-Maruyama follows the reverse SDE of 2 levels or more, down: begin the grid at its highest level.")
+  t, s = grid[:-1], grid[1:]
+  grows = np.gradient(-np.log(schedule.alpha_bar), edge_order=2)[t] * (t - s)  # beta h; exact where beta(t) is linear
+  alpha, sigma = np.sqrt(schedule.alpha_bar[t]), np.sqrt(1 - schedule.alpha_bar[t])
+  pulled = (0.5 if ode else 1.0) * grows / sigma
+  var = np.zeros(len(t)) if ode else grows
   with np.errstate(divide="ignore"):
-    columns = (c_x0, c_eps, var, np.zeros(K), np.log(var), np.log(var))
-  left = steps_left(np.append(n, 0))
-  table = GaussianSteps(chain.level(n), chain.level(n - 1), *(c.astype(np.float32) for c in columns), left)
-  return table, TimeTable((TIME_SCALE * times).astype(np.float32))
+    log_var = np.log(var)
+  columns = (1 + grows / 2) * alpha, (1 + grows / 2) * sigma - pulled, var, np.zeros(len(t)), log_var, log_var
+  return GaussianSteps(
+      schedule.level(t), schedule.level(s), *(column.astype(np.float32) for column in columns), steps_left(grid)
+  )

@@ -41,7 +41,7 @@ def estimate(
     denoiser: with x0 clipped.
     covariance: a static function, as for ReverseKernel, without rules for the last steps.
     batches: (x_0 [B,H,W,C], cond).
-    chunk: levels t of one call of the compiled program.
+    chunk: most levels t of one call of the compiled program.
 
   Yields:
     The number of images so far and the float64 [T+1, T+1] averages in bits/dim, the step from t to s at [s, t]; inf
@@ -54,7 +54,7 @@ def estimate(
     keys = image_keys(seed, count, len(x_0))
     for rows in chunks(steps, chunk):
       costs = _chunk(keys, denoiser, covariance, rows, to_lower(schedule, rows.t.n), x_0, cond, last)
-      for t, column in dict(zip(rows.t.n, np.asarray(costs, np.float64), strict=True)).items():
+      for t, column in zip(rows.t.n, np.asarray(costs, np.float64), strict=True):
         total[:t, t] += column[:t] * len(x_0)
     count += len(x_0)
     yield count, np.where(np.tri(T + 1, k=-1, dtype=bool).T, total / count, np.inf)

@@ -238,6 +238,15 @@ def test_levels_between_measured_ones_are_interpolated():
   np.testing.assert_allclose(found.gamma(30, residual=True)[[0, 5, 15, 30]], [0, 0.6, 0.65, 0.7])
 
 
+@pytest.mark.parametrize("count", [50, 100, 7, 97])
+def test_the_cost_is_one_evaluation_per_image_and_level(count):
+  """So that 10,000 images cost 10,000 x levels: no part of a chunk is run for nothing."""
+  table = steps.gaussian(CHAIN, np.arange(count, -1, -1))
+  parts = list(moments.chunks(table, 50))
+  np.testing.assert_array_equal(np.concatenate([part.t.n for part in parts]), table.t.n)
+  assert len({len(part.left) for part in parts}) == 1  # one program
+
+
 def test_one_program_serves_all_levels_and_batches():
   x_0 = TWO.sample(jax.random.key(1), (6, 4, 4, 1))
   before = moments._moments._cache_size()

@@ -54,7 +54,7 @@ CASES = {
     "going on at other levels": (
         lambda: next(moments.estimate(CHAIN, DATA, [(X, None)], levels=[5], start=moments.Moments.none([1, 2]))),
         "cannot go on"),
-    "Euler-Maruyama in one step": (lambda: euler_maruyama(VpSde(), 1), "at least 2 steps"),
+    "Euler-Maruyama upwards": (lambda: euler_maruyama(CHAIN, np.array([1, 50])), "follows the reverse SDE"),
     "an ODE that cannot be followed": (
         lambda: ode_likelihood.bits_per_dim(KEYS, Network(None, nan), VpSde(), X, max_steps=5), "could not be followed"),
 }
