@@ -121,7 +121,7 @@ def _infer(tensors, dialect):
   if look.has("head/conv"):
     complex = look.has("head/block/conv1")
     fields = {"name": "two_headed", "backbone": fields, "complex": complex}
-    unknown += ["prediction.second"]
+    unknown = [field.replace("network.", "network.backbone.") for field in unknown] + ["prediction.second"]
   return Architecture(dialect, fields, walk.attending, image_channels, num_classes, image_size, tuple(unknown))
 
 

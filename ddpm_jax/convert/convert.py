@@ -193,11 +193,11 @@ def _config(contents, found, published, like, overrides):
 def _answered(found, overrides):
   """The default config with what was found and answered; refused while something is unknown."""
   answered = [assignment.partition("=")[0] for assignment in overrides]
-  same = {"network.num_heads": "network.head_channels"}
   asked = list(found.unknown)
   if found.dialect == "openai" and any(a.startswith("schedule.T=") and a != "schedule.T=1000" for a in overrides):
     asked.append("prediction.time_scale")  # improved-diffusion scales by 1000 / T, guided-diffusion does not
-  unknown = [field for field in asked if not any(a == same.get(field) or f"{a}.".startswith(f"{field}.") for a in answered)]
+  either = lambda field: (field, field.replace("num_heads", "head_channels"))
+  unknown = [field for field in asked if not any(f"{a}.".startswith(f"{f}.") for a in answered for f in either(field))]
   if unknown:
     raise UserError(
       f"The tensors are a {found.network['name']} in the words of {found.dialect}, but do not tell {', '.join(unknown)}. "
@@ -223,6 +223,7 @@ def _answered(found, overrides):
 _EXAMPLES = {
   "data.image_size": "data.image_size=64",
   "network.num_heads": "network.num_heads=4 (or head_channels=64)",
+  "network.backbone.num_heads": "network.backbone.num_heads=4 (or head_channels=64)",
   "schedule": "schedule.name=cosine --config.schedule.T=4000",
   "prediction.time_scale": "prediction.time_scale=1.0 (or 1000 / T: --rescale_timesteps True)",
   "prediction.second": "prediction.second=residual (NPR-DPM) or second_moment (SN-DPM)",
@@ -273,7 +274,7 @@ def _rate(source, config):
 
 def _step(source):
   """The last long number in the file's name, which is the step in every codebase."""
-  numbers = re.findall(r"\d{4,}", pathlib.Path(source).stem)
+  numbers = re.findall(r"(?<![.\d])\d{4,}", files.prefix(source).name)
   return int(numbers[-1]) if numbers else 0
 
 

@@ -217,9 +217,17 @@ def _diffusers_folder(folder: pathlib.Path) -> Contents:
   if not found:
     raise UserError(f"{unet} has no diffusion_pytorch_model.safetensors and no diffusion_pytorch_model.bin.")
   contents = read(found[0])
+  tensors = {_renamed(key): tensor for key, tensor in contents.tensors.items()}
   schedulers = [folder / "scheduler/scheduler_config.json", folder / "scheduler_config.json"]
   scheduler = next((_json(file) for file in schedulers if file.is_file()), {})
-  return dataclasses.replace(contents, averaged=None, network=config, scheduler=scheduler)
+  return Contents(tensors, contents.which, None, network=config, scheduler=scheduler)
+
+
+def _renamed(key):
+  """What diffusers calls now what it called "attentions.0.query" in 2022."""
+  for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
+    key = key.replace(f".{old}.", f".{new}.")
+  return key
 
 
 def _json(path):

@@ -1,5 +1,6 @@
 """A few numbers by which a network with its weights can be recognised, whatever the machine."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,9 +29,14 @@ def fingerprint(module: nn.Module, params: Mapping[str, Any], config: ConfigDict
   x = jnp.asarray(np.sin(0.37 * grid + 0.01 * grid % 7), jnp.float32)
   cond = {"label": jnp.zeros(1, jnp.int32), "low_res": x[:, ::2, ::2]}
   with jax.default_matmul_precision("highest"):
-    out = jax.jit(module.apply)({"params": params}, x, jnp.full(1, 500.0), cond)
+    out = _forward(module, params, x, jnp.full(1, 500.0), cond)
   flat = np.asarray(out, np.float64).ravel()
   return np.array([flat.mean(), flat.std(), *flat[np.linspace(0, flat.size - 1, 6).astype(int)]])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(module, params, x, time, cond):
+  return module.apply({"params": params}, x, time, cond)
 
 
 def _in_float32(module):
