@@ -33,7 +33,7 @@ from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.heun import heun
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.samplers import GaussianSampler
-from ddpm_jax.diffusion.sde import euler_maruyama
+from ddpm_jax.diffusion.sde import VpSde, euler_maruyama
 from ddpm_jax.diffusion.solvers import Solver
 from ddpm_jax.diffusion.unipc import unipc
 from ddpm_jax.errors import UserError
@@ -357,6 +357,14 @@ def denoiser(config: ConfigDict, net: Any) -> Any:
     case "none":
       return net
   raise UserError(f'sampling.clip must be "x0", "dynamic" or "none", not {clip!r}.')
+
+
+def sde(config: ConfigDict) -> VpSde:
+  """The SDE of config.schedule, whose networks know continuous time."""
+  fields = config.schedule.to_dict()
+  if fields.pop("name") != "vp_sde":
+    raise UserError(f"The ODE of a network needs the schedule vp_sde, but this one was trained on {config.schedule.name!r}.")
+  return VpSde(**{"T": 1000} | fields)
 
 
 # ---------------------------------------------------------------- guidance

@@ -22,7 +22,7 @@ from ddpm_jax import build, data
 from ddpm_jax import config as configs
 from ddpm_jax.convert import fetch, registry
 from ddpm_jax.data import images as pixels
-from ddpm_jax.diffusion import losses
+from ddpm_jax.diffusion import losses, ode_likelihood
 from ddpm_jax.diffusion.guidance import Classifier
 from ddpm_jax.diffusion.likelihood import BitsPerDim, bits_per_dim
 from ddpm_jax.diffusion.noise import PerImage, image_keys, normal
@@ -210,6 +210,7 @@ def load(workdir: str | pathlib.Path, *, ema: str | None = None, step: int | Non
   weights = checkpoints.load_weights(str(directory), ema=ema, step=step, sharding=sharding)
   config = configs.override(configs.from_dict(weights.config), list(overrides))
   module = build.model(config, config.data.channels, config.data.num_classes)
+  build.check_weights(config, module, weights.params)
   return Trained(config, build.network(config, module, weights.params), weights.step, weights.source)
 
 
@@ -288,6 +289,15 @@ class Trained:
       x_0, cond = self.images(source, part)
       bounds.append(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress))
     return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *bounds)
+
+  def ode_bits_per_dim(self, source: data.Source, count: int | None = None) -> ode_likelihood.OdeBits:
+    """Bits/dim of the first `count` images under the ODE of a network of the schedule vp_sde; leaves as NumPy arrays."""
+    sde, count = build.sde(self.config), min(count or len(source), len(source))
+    parts = []
+    for part in _batches(count, self.config.evaluation.batch_size):
+      x_0, cond = self.images(source, part)
+      parts.append(ode_likelihood.bits_per_dim(self._keys(part), self.network, sde, x_0, cond))
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *parts)
 
   def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]:
     """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, cut over the devices."""
