@@ -45,6 +45,9 @@ from ddpm_jax.models.patches import Patches
 
 def schedule(config: ConfigDict) -> schedules.Schedule:
   """The noise levels of `config.schedule`."""
+  T = config.schedule.get("T", 1000)
+  if not isinstance(T, int) or T < 2:
+    raise UserError(f"schedule.T = {T}: a chain needs at least two levels, 1000 in most papers.")
   return _make(schedules.SCHEDULES, config.schedule, "schedule")
 
 

@@ -20,7 +20,7 @@ def _move(total: int, left: jax.Array) -> None:
   if total not in _bars:
     if done == total > 1:
       return  # another device's last word
-    _bars[total] = tqdm.tqdm(total=total, unit="step")
+    _bars[total] = tqdm.tqdm(total=total, unit="step", mininterval=1.0)
   bar = _bars[total]
   bar.update(max(0, done - bar.n))
   if done == total:

@@ -83,6 +83,7 @@ def _train(*overrides, spec="digits:smoke"):
     (_train("optimiser.learning_rate=1"), ["optimiser", "'optimizer'"]),
     (_train("network.chanels=8"), ["chanels", "'channels'"]),
     (_train("schedule.T=many"), ["many", "integer"]),
+    (_train("schedule.T=0"), ["schedule.T = 0", "two levels"]),
     (_train("data.name=digitz"), ["digitz", "digits"]),
     (_train("train.total_steps=0"), ["total_steps", "mandatory"]),
     (_train("network.channel_mult=(1,2,2,2,2)"), ["8x8", "halved 4 times"]),
