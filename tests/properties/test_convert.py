@@ -9,6 +9,7 @@ import struct
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import PUBLISHED, forward, inputs, ours, shapes
@@ -391,6 +392,24 @@ def test_ddim_of_diffusers_itself(golden, tmp_path, kind):
     mine = np.float32(np.sqrt(before) * x_0 + np.sqrt(1 - before) * eps)
     want = nhwc(theirs.numpy())
     np.testing.assert_allclose(mine, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+def test_gradient_of_hos_network_is_that_of_diffusers(golden, tmp_path):
+  torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+  write_pipeline(tmp_path, golden)
+  theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet").eval()
+  made = convert.convert(tmp_path)
+  module = build.model(made.config, 3, None)
+  x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+  theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.tensor([3, 700])).sample.square().mean().backward()
+  loss = lambda params: jnp.square(module.apply({"params": params}, x, np.array([3.0, 700.0], np.float32))).mean()
+  table = names.entries(module, made.params, "diffusers")
+  grads = names.save(table, jax.jit(jax.grad(loss))(made.params))
+  largest = max(np.abs(grad).max() for grad in grads.values())
+  for key, parameter in theirs.named_parameters():
+    want = parameter.grad.numpy()
+    # float32 backward on both sides; gradients before a norm of single channels are pure rounding
+    np.testing.assert_allclose(grads[key], want, rtol=0, atol=1e-3 * np.abs(want).max() + 1e-6 * largest, err_msg=key)
 
 
 # ---------------------------------------------------------------- refusals
