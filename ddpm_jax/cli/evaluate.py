@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
   parser.add_argument("--workdir", "--weights", required=True, help=where)
   parser.add_argument("--likelihood", type=int, default=128, metavar="N", help="bits/dim of N test images; 0: not")
+  parser.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim by the ODE, for networks of vp_sde; 0: not")
   parser.add_argument("--distance", type=int, default=0, metavar="N", help="distance of N samples to real images")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
   if args.likelihood:
     likelihood(trained, args.likelihood, out)
+  if args.ode:
+    ode(trained, args.ode, out)
   if args.distance:
     distance(trained, args.distance, out)
   return 0
@@ -89,6 +92,18 @@ def likelihood(trained, count: int, out) -> None:
     f"(prior {result['prior']:.3f}, steps {result['between']:.3f}, decoder {result['decoder']:.3f}); "
     f"8 bits cost 8, {levels} grey levels coded uniformly {np.log2(levels):.3f}"
   )
+
+
+def ode(trained, count: int, out) -> None:
+  import json
+
+  source = trained.dataset(trained.config.data.test_split)
+  found = trained.ode_bits_per_dim(source, count)
+  bits, steps = float(found.bits.mean()), float(found.steps.mean())
+  error = float(found.bits.std(ddof=1) / len(found.bits) ** 0.5) if len(found.bits) > 1 else None
+  result = {"images": len(found.bits), "bits_per_dim": bits, "standard_error": error, "steps": steps, "step": trained.step}
+  (out / "ode_bits_per_dim.json").write_text(json.dumps(result, indent=2))
+  print(f"bits/dim of the ODE on {len(found.bits)} {source.info.split} images: {bits:.3f}, in {steps:.0f} steps on average")
 
 
 def distance(trained, count: int, out) -> None:

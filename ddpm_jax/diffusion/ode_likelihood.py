@@ -57,7 +57,7 @@ def bits_per_dim(
 
   Args:
     keys: [B], one per image, for the dequantization and the random signs of (1).
-    denoiser: unclipped, told 999 t: Network(..., time=TimeScale(999, shift=0)).
+    denoiser: unclipped, told 999 t: Network(..., time=TimeScale(999 / sde.T, shift=0)).
     x_0: [B,H,W,C] of 256 grey levels on [-1, 1]; each becomes (level + u - 128) / 128 with u uniform on [0, 1).
     first: where time begins.
     tolerance: relative and absolute, of each step.

@@ -25,15 +25,16 @@ class VpSde:
 
   start: float = 0.1
   end: float = 20.0
+  T: int = 1  # levels in a unit of time: time t is level n = T t
 
   def beta(self, t):
     """beta(t), any array."""
     return self.start + (self.end - self.start) * t
 
   def level(self, t: jax.Array) -> Level:
-    """The level at traced times t, with n = t; TimeScale(999, shift=0) tells a network what it expects."""
+    """The level at traced times t; its n is a fraction, which TimeScale(999 / T, shift=0) tells a network as 999 t."""
     integral = vp_integral(t, self.start, self.end)
-    return Level(t, jnp.exp(-0.5 * integral), jnp.sqrt(-jnp.expm1(-integral)))
+    return Level(t * self.T, jnp.exp(-0.5 * integral), jnp.sqrt(-jnp.expm1(-integral)))
 
   def ode(self, x: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
     """dx/dt of (3), shaped as x [B,...]; t [B]."""

@@ -116,3 +116,17 @@ def test_a_head_without_a_second_output_is_refused(runs, capsys):
   options = [f"--config.train.backbone={runs}/plain", "--workdir", f"{runs}/no"]
   assert main.run(["train", "--config", "digits:smoke", *options]) == 2
   assert "train.backbone is for a second head" in capsys.readouterr().err
+
+
+def test_a_network_of_the_sde_has_an_ode_and_euler_samplers(runs, capsys):
+  sde = ["schedule.name=vp_sde", "schedule.start=0.1", "schedule.end=20.0", "prediction.time_scale=49.95",
+         "prediction.time_shift=0", "sampling.clip=none", "sampling.grid=uniform", "sampling.steps=4"]
+  flags = [f"--config.{field}" for field in sde]
+  assert main.run(["evaluate", "--workdir", f"{runs}/plain", "--likelihood", "0", "--ode", "2", *flags]) == 0
+  assert "bits/dim of the ODE on 2 test images" in capsys.readouterr().out
+  assert np.isfinite(json.loads((runs / "plain/evaluation/ode_bits_per_dim.json").read_text())["bits_per_dim"])
+  for solver in ("euler_maruyama", "euler_ode"):
+    trained = experiment.load(runs / "plain", overrides=[*sde, f"sampling.solver={solver}"])
+    assert trained.sample([0, 1]).shape == (2, 8, 8, 1)
+  assert main.run(["evaluate", "--workdir", f"{runs}/plain", "--likelihood", "0", "--ode", "2"]) == 2
+  assert "needs the schedule vp_sde, but this one was trained on 'linear'" in capsys.readouterr().err
