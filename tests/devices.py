@@ -12,6 +12,8 @@ from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training import checkpoints
 
 MESHES = {"1": (1, 1), "4x2": (8, 2), "1x8": (8, 8)}  # name: devices, fsdp
+if "--all" in sys.argv:
+  MESHES = {f"{d}x{f}" if f > 1 else f"{d}": (d * f, f) for f in (1, 2, 4, 8) for d in (1, 2, 4, 8) if d * f <= 8}
 directory = pathlib.Path(sys.argv[1])
 meshes = {name: layout.make_mesh(fsdp=fsdp, devices=jax.devices()[:count]) for name, (count, fsdp) in MESHES.items()}
 made = {name: tiny_run.make(mesh, accumulate=2 if name == "1x8" else 1) for name, mesh in meshes.items()}

@@ -10,7 +10,10 @@ without a word (measured, 80 of 80); therefore each array is compared with the d
 """
 
 import contextlib
+import gc
 import logging
+import sys
+import time
 from typing import Any
 
 import jax
@@ -53,7 +56,8 @@ class Checkpoints:
   def save(self, state: Any, step: int, config: dict, *, wait: bool = False) -> None:
     """Starts to write `state`, any pytree of arrays, as the checkpoint of `step`; it may be donated right after.
 
-    A step that is there already is left as it is. Waits for the previous one first. If that, or this one, could not be written, it is tried once more.
+    A step that is there already is left as it is. Waits for the previous one first. If that, or this one, could not be
+    written, it is tried once more.
 
     Raises:
       CheckpointError: if it fails again. The checkpoints before are as they were.
@@ -226,7 +230,7 @@ def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -
       result = read(step)
     except Mismatch:
       raise
-    except Exception as error:  # Orbax, TensorStore and json raise whatever they like at damaged files
+    except Exception as error:
       reason = _first_line(error)
     if _agreed(reason is None):
       return result, list(damaged)
@@ -255,9 +259,7 @@ def _restore(path: epath.Path, step: int, like: Any) -> tuple[Any, Manifest]:
 
 
 def _manifest(path: epath.Path, step: int) -> Manifest:
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-    stored = reader.restore(path / str(step), ocp.args.Composite(manifest=ocp.args.JsonRestore()))
-  return manifests.load(stored["manifest"])
+  return manifests.load(_item_of(path, step, "manifest", ocp.args.JsonRestore()))
 
 
 def _read(
@@ -268,17 +270,42 @@ def _read(
   for name, leaf in leaves.items():
     struct = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
     items.setdefault(_item(leaf.stored), {})[leaf.stored] = struct
-  args = {
-    item: ocp.args.PyTreeRestore(part, ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True)
-    for item, part in items.items()
-  }
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-    stored = reader.restore(path / str(step), ocp.args.Composite(**args))
-  arrays = {name: stored[_item(leaf.stored)][leaf.stored] for name, leaf in leaves.items()}
+  stored: dict[str, jax.Array] = {}
+  for item, part in items.items():
+    args = ocp.args.PyTreeRestore(part, ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True)
+    stored |= _item_of(path, step, item, args)
+  arrays = {name: stored[leaf.stored] for name, leaf in leaves.items()}
   for name, stamp in digests(arrays).items():
     if stamp != leaves[name].digest:
       raise CheckpointError(f"{name} is not what was written (digest {stamp}, should be {leaves[name].digest})")
   return arrays
+
+
+def _item_of(path: epath.Path, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+  """One directory of a checkpoint, as Orbax reads it."""
+  try:
+    with _hushed(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+      return reader.restore(path / str(step), ocp.args.Composite(**{item: args}))[item]
+  except Exception as error:  # Orbax, TensorStore and json raise whatever they like at damaged files
+    raise CheckpointError(f"{item}/ cannot be read ({_first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _hushed():
+  """When one read fails, Orbax leaves the others to themselves; their late complaints would bury ours."""
+  hook, log_of_loop = sys.unraisablehook, logging.getLogger("asyncio")
+  level = log_of_loop.level
+  sys.unraisablehook = lambda _: None
+  log_of_loop.setLevel(logging.CRITICAL)
+  try:
+    yield
+  except Exception:
+    time.sleep(0.2)  # for those that are still to come
+    gc.collect()
+    raise
+  finally:
+    sys.unraisablehook = hook
+    log_of_loop.setLevel(level)
 
 
 def _item(name: str) -> str:
@@ -303,7 +330,7 @@ def _together(what: str) -> None:
 
 def _first_line(error: Exception) -> str:
   lines = str(error).strip().splitlines()
-  return lines[0][:300].rstrip(".") if lines else type(error).__name__
+  return lines[0].partition(" [")[0][:300].rstrip(".") if lines else type(error).__name__  # " [": TensorStore's specs
 
 
 def _listed(values: list) -> str:
