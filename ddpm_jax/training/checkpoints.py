@@ -29,6 +29,8 @@ from ddpm_jax.training.digest import digests
 from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest
 
 log = logging.getLogger(__name__)
+# Orbax logs pages for a write that fails; Checkpoints says it in a sentence.
+logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 
 
 # ---------------------------------------------------------------------------------------------------------- a run's
@@ -329,8 +331,9 @@ def _together(what: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-  lines = str(error).strip().splitlines()
-  return lines[0].partition(" [")[0][:300].rstrip(".") if lines else type(error).__name__  # " [": TensorStore's specs
+  """What an error says, in a line: TensorStore names the file first, the reason last, and then its whole specification."""
+  line = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" [")[0].rstrip(".")
+  return line if len(line) <= 250 else f"{line[:100]} … {line[-140:]}"
 
 
 def _listed(values: list) -> str:
