@@ -16,6 +16,8 @@ COMMANDS = {
   "sample": "draw images from a trained network: grids, PNGs, npz, a denoising animation",
   "edit": "reconstruct, vary, inpaint or interpolate images with a trained network",
   "evaluate": "bits/dim on held-out images, with a plot of its terms, and distances to real images",
+  "compare": "FID, sFID, Inception score, precision and recall, KID of any images against any reference",
+  "report": "one self-contained HTML page about a run",
   "moments": "measure what Analytic-DPM needs to know of a network, and the costs of its steps",
   "study": "the tables of Analytic-DPM and its extension: methods by numbers of steps",
   "convert": "published weights of the six codebases and of diffusers to checkpoints, and back",

@@ -1,6 +1,7 @@
 """Figures, drawn without a screen. Every function writes one PNG, whole or not at all."""
 
 import os
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -11,6 +12,7 @@ import numpy as np
 from ddpm_jax.data import images as pixels
 from ddpm_jax.data.atomic import writing
 from ddpm_jax.diffusion.likelihood import BitsPerDim, rate_distortion
+from ddpm_jax.evaluation import neighbours
 
 
 def bound_terms(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLike) -> None:
@@ -50,6 +52,30 @@ def side_by_side(images: dict[str, np.ndarray], path: str | os.PathLike, count: 
     place.imshow(pixels.grid(batch[:count]).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     place.set_title(title)
     place.axis("off")
+  _save(figure, path)
+
+
+def training_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike) -> None:
+  """Loss, gradient norm and speed over steps; `rows` are the lines of metrics.jsonl."""
+  labels = {"loss": "loss", "grad_norm": "gradient norm", "images_per_second": "images / s"}
+  names = [name for name in labels if any(name in row for row in rows)]
+  figure, panels = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.8), layout="constrained", squeeze=False)
+  for axes, name in zip(panels[0], names, strict=True):
+    axes.plot(*zip(*((row["step"], row[name]) for row in rows if name in row), strict=True))
+    axes.set(xlabel="step", title=labels[name], yscale="linear" if name == "images_per_second" else "log")
+    axes.grid(alpha=0.3)
+  _save(figure, path)
+
+
+def nearest_neighbours(samples: np.ndarray, real: np.ndarray, path: str | os.PathLike, k: int = 8) -> None:
+  """Each of `samples` at the left of the `k` images of `real` most like it, pixel by pixel; both uint8 [., H, W, C]."""
+  near = neighbours.nearest_pixels(samples, real, k)
+  picture = pixels.grid(np.concatenate([samples[:, None], near], 1).reshape(-1, *samples.shape[1:]), k + 1)
+  figure, axes = plt.subplots(figsize=(4.2, 0.4 + 4.2 * len(picture) / picture.shape[1]), layout="constrained")
+  axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+  axes.axvline(samples.shape[2], color="tab:red", linewidth=1)
+  axes.set_title("samples | nearest real images")
+  axes.axis("off")
   _save(figure, path)
 
 

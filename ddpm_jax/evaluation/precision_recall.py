@@ -44,7 +44,7 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, *, k: int = 3,
   sample_radii = radii(samples, k, arithmetic=arithmetic)
   sample_is_inside = np.zeros(len(samples), bool)
   reference_is_inside = np.zeros(len(reference), bool)
-  for rows, distances in _tiles(reference, samples, arithmetic):
+  for rows, distances in squared_distances(reference, samples, arithmetic):
     sample_is_inside |= (distances <= reference_radii[rows, None]).any(axis=0)
     reference_is_inside[rows] = (distances <= sample_radii).any(axis=1)
   return PrecisionRecall(float(sample_is_inside.mean()), float(reference_is_inside.mean()))
@@ -55,12 +55,12 @@ def radii(features: np.ndarray, k: int, *, arithmetic: str = "float32") -> np.nd
   if not 1 <= k < len(features):
     raise UserError(f"A set of {len(features)} images has no {k}-th nearest neighbours; give more images.")
   found = np.empty(len(features), np.float32)
-  for rows, distances in _tiles(features, features, arithmetic):
+  for rows, distances in squared_distances(features, features, arithmetic):
     found[rows] = _smallest(distances, k)  # the 0-th is the point itself
   return found
 
 
-def _tiles(u: np.ndarray, v: np.ndarray, arithmetic: str) -> Iterator[tuple[slice, np.ndarray]]:
+def squared_distances(u: np.ndarray, v: np.ndarray, arithmetic: str) -> Iterator[tuple[slice, np.ndarray]]:
   """(rows, squared distances [rows, M]) of u [N, d] to all of v [M, d], a tile of rows at a time."""
   if arithmetic not in ("float32", "float16"):
     raise UserError(f"Distances are computed in float32 or float16, not in {arithmetic!r}.")

@@ -9,6 +9,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.frechet import Moments, fid, frechet_distance
 from ddpm_jax.evaluation.inception_score import inception_score
 from ddpm_jax.evaluation.mmd import kid, squared_mmd
+from ddpm_jax.evaluation.neighbours import nearest, nearest_pixels
 from ddpm_jax.evaluation.precision_recall import precision_recall, radii
 
 
@@ -145,3 +146,12 @@ def test_bad_input_to_scores_is_one_sentence():
     radii(x, 1, arithmetic="half")
   with pytest.raises(UserError, match="not 0 and 5000"):
     inception_score(x[:0])
+
+
+def test_nearest_neighbours_by_brute_force():
+  rng = np.random.default_rng(8)
+  queries, keys = rng.standard_normal((7, 5)).astype(np.float32), rng.standard_normal((300, 5)).astype(np.float32)
+  distances = scipy.spatial.distance.cdist(queries, keys)
+  np.testing.assert_array_equal(nearest(queries, keys, 4), distances.argsort(axis=1)[:, :4])
+  images = rng.integers(0, 256, (20, 3, 3, 1), np.uint8)
+  np.testing.assert_array_equal(nearest_pixels(images[5:8], images, 2)[:, 0], images[5:8])  # each is its own nearest

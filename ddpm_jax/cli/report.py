@@ -1,0 +1,20 @@
+"""One self-contained HTML page about a run: samples, curves, measurements, config, environment and commands.
+
+  ddpm-jax report --workdir runs/digits
+
+The page holds what the directory holds: draw samples and evaluate first. It opens offline, on a phone too.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
+  parser.add_argument("--out", help="default: WORKDIR/report.html")
+
+
+def run(args: argparse.Namespace) -> int:
+  from ddpm_jax.evaluation import report
+
+  print(f"Wrote {report.write(args.workdir, args.out)}")
+  return 0

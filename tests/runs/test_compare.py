@@ -1,0 +1,161 @@
+"""ddpm-jax compare and report, end to end on a run with random weights."""
+
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+
+import jax
+import pytest
+
+from configs.digits import get_config
+from ddpm_jax import build
+from ddpm_jax.cli import main
+from ddpm_jax.data.digits import digits
+from ddpm_jax.evaluation import report
+from ddpm_jax.evaluation.features import Recipe, train_classifier
+from ddpm_jax.training import checkpoints
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("DDPM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("JAX_NUM_CPU_DEVICES", "1")  # JAX runs already and cannot be given more
+    yield
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A checkpoint of untrained weights, and classifier features."""
+  folder = tmp_path_factory.mktemp("run")
+  config = get_config("smoke")
+  with config.unlocked():
+    config.data.update(image_size=8, channels=1, num_classes=10)
+  params = build.initial_params(build.model(config, 1, 10), jax.random.key(0), 8, 1)
+  checkpoints.save_weights(str(folder / "checkpoints"), params, config.to_dict(), rate="0.999", step=4)
+  train, test = digits("train"), digits("test")
+  recipe = Recipe(steps=20, num_features=16)
+  train_classifier(train.images, train.labels, test.images, test.labels, recipe=recipe).save(folder / "classifier.npz")
+  return folder
+
+
+def compare(workdir, *arguments, metrics="fid,inception_score,precision_recall", code=0):
+  """The JSON of `ddpm-jax compare`."""
+  out = workdir / "result.json"
+  options = ["--features", str(workdir / "classifier.npz"), "--metrics", metrics, "--out", str(out)]
+  assert main.run(["compare", *options, *map(str, arguments)]) == code
+  return json.loads(out.read_text()) if code == 0 else None
+
+
+def test_samples_drawn_on_the_way_measure_as_the_same_samples_in_a_file(workdir, capsys):
+  drawn = compare(workdir, "--workdir", workdir, "--num_samples", 100, "--reference", "digits@train")
+  shown = capsys.readouterr().out
+  assert "100 images, drawn on [-1, 1]" in shown and "1,437 images, pixels as stored" in shown and "fid " in shown
+  assert drawn["samples"]["count"] == 100 and drawn["reference"]["count"] == 1437
+  main.run(["sample", "--workdir", str(workdir), "--seeds", "0-99", "--formats", "npz", "--out", str(workdir / "out")])
+  stored = compare(workdir, "--samples", workdir / "out/samples.npz", "--num_samples", 100, "--reference", "digits@train")
+  assert stored["metrics"] == drawn["metrics"]
+  assert stored["samples"]["sha256"] != drawn["samples"]["sha256"]  # of pixels; of network, settings and seeds
+
+
+def test_a_reference_is_made_and_used(workdir, capsys):
+  reference = workdir / "reference.npz"
+  main.run(["compare", "--features", str(workdir / "classifier.npz"), "--samples", "digits@train",
+            "--make_reference", str(reference)])
+  assert "moments of 1,437 images" in capsys.readouterr().out
+  test = ["--samples", "digits@test", "--num_samples", 360, "--reference"]
+  by_file, by_images = (compare(workdir, *test, real, metrics="fid") for real in (reference, "digits@train"))
+  assert by_file["metrics"]["fid"] == pytest.approx(by_images["metrics"]["fid"], rel=1e-9)
+  itself = compare(workdir, "--samples", "digits@train", "--num_samples", 1437, "--reference", reference, metrics="fid")
+  assert abs(itself["metrics"]["fid"]) < 1e-6
+
+
+def test_refusals_are_one_sentence_and_exit_code_2(workdir, capsys):
+  for arguments, match in (
+    (["--samples", "digits@test", "--reference", "digits@train"], "360 samples, but published FIDs are of 50,000"),
+    (["--samples", "digits@test", "--reference", "absent.npz"], "no file absent.npz"),
+    (["--samples", "digits@test", "--config.sampling.eta=0", "--reference", "x"], "means nothing for --samples"),
+  ):
+    compare(workdir, *arguments, code=2)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and match in error[0]
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def page(workdir):
+  """The report about the run, with samples, curves and measurements."""
+  main.run(["sample", "--workdir", str(workdir), "--seeds", "0-15", "--formats", "grid,gif"])
+  rows = [{"step": step, "loss": 1 / step, "grad_norm": 1.0, "images_per_second": 100.0} for step in (1, 2, 3)]
+  (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (workdir / "evaluation").mkdir(exist_ok=True)
+  (workdir / "evaluation/distance.json").write_text(json.dumps({"samples": 12.5, "real": 8.25, "note": "<b>&"}))
+  assert main.run(["report", "--workdir", str(workdir)]) == 0
+  return workdir / "report.html"
+
+
+class Page(html.parser.HTMLParser):
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.images, self.text = [], [], ""
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    assert not {"href", "srcset"} & attrs.keys() and tag not in ("script", "link", "iframe")
+    if tag == "img":
+      self.images.append(attrs["src"])
+    elif tag != "meta":
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def test_the_page_holds_everything_and_refers_to_nothing(page):
+  text = page.read_text()
+  parsed = Page(text)
+  assert not parsed.open and "http://" not in text and "https://" not in text and "url(" not in text
+  assert [re.match(r"data:(image/\w+);base64,", src)[1] for src in parsed.images] == ["image/gif", "image/png", "image/png"]
+  for words in ("digits, step 4", "Fréchet distance of samples, own features", "12.5", "<b>&", "ddpm-jax evaluate",
+                '"channel_mult"', "3 rows of metrics.jsonl", "Python"):
+    assert words in parsed.text, words
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_every_picture_and_does_not_scroll_sideways(page, tmp_path, width):
+  """A phone is 390 pixels wide. Windows are at least 500 wide, frames are not: the page tells the frame's owner its size."""
+  tell = ("<script>onload = () => { const root = document.documentElement; parent.postMessage({"
+          "pictures: [...document.images].map(i => i.naturalWidth > 0), over: root.scrollWidth - root.clientWidth}, '*') }"
+          "</script>")
+  (tmp_path / "page.html").write_text(page.read_text().replace("</body>", f"{tell}</body>"))
+  listen = "<script>onmessage = event => document.body.textContent = JSON.stringify(event.data)</script>"
+  frame = f'<iframe width="{width}" height="800" src="page.html"></iframe>'
+  (tmp_path / "frame.html").write_text(f"<!doctype html><body>{listen}{frame}</body>")
+  options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,900", "--virtual-time-budget=10000"]
+  command = [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+  dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+  told = json.loads(re.search(r"\{.*\}", dom)[0])
+  assert told == {"pictures": [True, True, True], "over": 0}
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path, capsys):
+  assert main.run(["report", "--workdir", str(tmp_path)]) == 2
+  assert "holds no checkpoint" in capsys.readouterr().err
+  assert not list(pathlib.Path(tmp_path).iterdir())
+
+
+def test_the_page_of_a_bare_checkpoint_has_its_config(workdir, tmp_path):
+  shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+  assert '"channel_mult"' in Page(report.page(tmp_path)).text
