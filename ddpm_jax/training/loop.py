@@ -147,17 +147,17 @@ def _on_device(batches: Iterator[dict], mesh: Mesh, ahead: int = 2) -> Iterator[
 
 
 class _Termination:
-  """Listens for SIGTERM in its block (only the main thread of a process can)."""
+  """Listens for SIGTERM in its block; only the main thread can. Of several processes JAX listens, and tells the others."""
 
   def __enter__(self):
     self.received = False
-    self.main = threading.current_thread() is threading.main_thread()
-    if self.main:
+    self.listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    if self.listens:
       self.before = signal.signal(signal.SIGTERM, self._note)
     return self
 
   def __exit__(self, *_):
-    if self.main:
+    if self.listens:
       signal.signal(signal.SIGTERM, self.before)
 
   def _note(self, *_):
