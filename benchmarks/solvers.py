@@ -1,0 +1,81 @@
+"""How near each solver comes to the flow of a trained network, by evaluations of the network.
+
+    python benchmarks/solvers.py --workdir runs/mnist --out benchmarks/solvers
+
+All start from the same noise; the truth is Heun with 2 x 400 evaluations on the log-SNR grid. Errors are root mean squares
+per pixel of images in [-1, 1]. Nothing is clipped, so that all solve one equation. Writes OUT.json, OUT.md and OUT.png.
+"""
+
+import argparse
+import json
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ddpm_jax import build, experiment
+from ddpm_jax.diffusion.noise import PerImage, image_keys
+from ddpm_jax.diffusion.samplers import sample
+
+SOLVERS = {  # name: (solver, grid)
+  "DDIM, even steps": ("dpm++1", "uniform"),
+  "DDIM": ("dpm++1", "log_snr"),
+  "DPM-Solver++ 2M": ("dpm++2m", "log_snr"),
+  "DPM-Solver++ 3M": ("dpm++3m", "log_snr"),
+  "DPM-Solver++ 2S": ("dpm++2s", "log_snr"),
+  "UniPC-2": ("unipc2", "log_snr"),
+  "UniPC-3": ("unipc3", "log_snr"),
+  "Heun": ("heun", "log_snr"),
+}
+
+
+def images_of(trained, seeds, solver: str, grid: str, steps: int) -> tuple[np.ndarray, int]:
+  """(x [B,H,W,C], evaluations of the network)."""
+  trained = trained.changed(sampling=dict(solver=solver, grid=grid, steps=steps, clip="none"))
+  sampler, keys = build.sampler(trained.config), image_keys(np.asarray(seeds, np.uint32))
+  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  labels = trained.labels(seeds)
+  cond = None if labels is None else {"label": np.asarray(labels, np.int32)}
+  x = sample(keys, denoiser, sampler, PerImage(keys).initial(trained.image_shape), cond)[0]
+  return np.asarray(jax.block_until_ready(x)), len(sampler.steps.left)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--workdir", required=True)
+  parser.add_argument("--seeds", type=int, default=64, help="images (default %(default)s)")
+  parser.add_argument("--steps", default="5,10,15,20,30,50,100", help="evaluations (default %(default)s)")
+  parser.add_argument("--truth", type=int, default=400, help="steps of the reference (default %(default)s)")
+  parser.add_argument("--out", required=True, type=pathlib.Path)
+  args, overrides = parser.parse_known_args()
+  trained = experiment.load(args.workdir, overrides=[text.removeprefix("--config.") for text in overrides])
+  seeds, T = range(args.seeds), build.schedule(trained.config).T
+  truth, _ = images_of(trained, seeds, "heun", "log_snr", min(args.truth, T))
+  wanted = [int(text) for text in args.steps.split(",") if int(text) <= T]
+  errors = {}
+  for name, (solver, grid) in SOLVERS.items():
+    for budget in wanted:
+      x, used = images_of(trained, seeds, solver, grid, -(-budget // 2) if solver == "heun" else budget)
+      errors.setdefault(name, {})[used] = float(np.sqrt(((x - truth) ** 2).mean()))
+    print(name, errors[name], flush=True)
+
+  about = {"images": args.seeds, "weights": trained.weights, "step": trained.step, "errors": errors}
+  args.out.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+  lines = ["| solver | " + " | ".join(f"{budget}" for budget in wanted) + " |", "|" + "---|" * (1 + len(wanted))]
+  lines += [f"| {name} | " + " | ".join(f"{error:.4f}" for error in row.values()) + " |" for name, row in errors.items()]
+  args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+  figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
+  for name, row in errors.items():
+    axes.loglog(list(row), list(row.values()), "o-", label=name)
+  axes.set(xlabel="evaluations of the network", ylabel="RMS error per pixel")
+  axes.grid(alpha=0.3, which="both")
+  axes.legend(fontsize=8)
+  figure.savefig(args.out.with_suffix(".png"), dpi=110)
+
+
+if __name__ == "__main__":
+  main()
