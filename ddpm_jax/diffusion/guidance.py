@@ -101,7 +101,7 @@ class ClassifierScore:
 class ShiftMean:
   """(2): ADM's algorithm 1, a kernel around a kernel, with its variance, learned or not.
 
-  As in ADM's code, the gradient is taken at x_t; their paper writes the mean. Without variance (eta = 0) nothing shifts.
+  As in ADM's code, the gradient is taken at x_t; their derivation has it at the mean. Without variance nothing shifts.
   """
 
   inner: Any
