@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
-from networks import PUBLISHED, forward, shapes
+from networks import PUBLISHED, forward, jit, shapes
 
 from ddpm_jax import models
 from ddpm_jax.convert import names
@@ -73,7 +73,7 @@ def test_remat_changes_no_gradient():
     network = models.make(**fields, dropout=0.2, **options)
     rngs = {"dropout": jax.random.key(0)}
     loss = lambda p: jnp.square(network.apply({"params": p}, X, TIME, train=True, rngs=rngs)).mean()
-    return jax.jit(jax.grad(loss))(params)
+    return jit(jax.grad(loss))(params)
 
   kept, recomputed = gradient(), gradient(remat=True)
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(kept))
@@ -86,7 +86,7 @@ def test_dropout_only_when_training():
   params = random_params(**fields)
   network = models.make(**fields, dropout=0.5)
   np.testing.assert_array_equal(forward(network, params, X, TIME), forward(models.make(**fields), params, X, TIME))
-  train = jax.jit(lambda key: network.apply({"params": params}, X, TIME, train=True, rngs={"dropout": key}))
+  train = jit(lambda key: network.apply({"params": params}, X, TIME, train=True, rngs={"dropout": key}))
   one, two = train(jax.random.key(1)), train(jax.random.key(2))
   assert np.abs(one - two).max() > 0.1
   np.testing.assert_array_equal(one, train(jax.random.key(1)))
@@ -107,12 +107,12 @@ def test_second_head_leaves_the_backbone_alone():
     out = network.apply({"params": params}, X, TIME, train=True, rngs=rngs)
     return jnp.square(out).mean(), out
 
-  grads, dropped = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, network)
+  grads, dropped = jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, network)
   assert not any(leaf.any() for leaf in jax.tree.leaves(grads["backbone"]))
   assert all(leaf.any() for leaf in jax.tree.leaves(grads["head"]))
   assert (dropped[..., :3] != out[..., :3]).any()  # as the published heads were trained
 
-  _, kept = jax.jit(loss, static_argnums=1)(params, models.make(**fields, backbone=backbone, backbone_dropout=False))
+  _, kept = jit(loss, static_argnums=1)(params, models.make(**fields, backbone=backbone, backbone_dropout=False))
   np.testing.assert_allclose(kept[..., :3], out[..., :3], rtol=0, atol=1e-9)
 
 
@@ -120,7 +120,7 @@ def test_second_head_leaves_the_backbone_alone():
 def test_initial_weights(initialization, last):
   """Uniform within sqrt(6 / (fan_in + fan_out)) (Ho) or 1 / sqrt(fan_in) (torch); last layers tiny, zero, or as torch."""
   style, ho = layers.Style(initialization), initialization == "ho"
-  start = lambda layer, *inputs: jax.jit(layer.init, static_argnums=3)(jax.random.key(0), *inputs)["params"]
+  start = lambda layer, *inputs: jit(layer.init, static_argnums=3)(jax.random.key(0), *inputs)["params"]
   features, emb = np.ones((1, 4, 4, 32), np.float32), np.ones((1, 8), np.float32)
   block = start(layers.ResBlock(style, 64), features, emb, False)
   attention = start(layers.Attention(style), np.ones((1, 4, 4, 64), np.float32))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import filled, filler, forward, inputs, ours, shapes
+from networks import filled, filler, forward, inputs, jit, ours, shapes
 from reference import nhwc
 
 from ddpm_jax import models
@@ -91,13 +91,12 @@ def test_gradient_that_guides(golden, pool):
   network, params, (x, time, _) = converted(stored, f"encoder_{pool}")
   label = stored[f"classifier_gradient_{pool}/y"]
 
-  @jax.jit
   def log_prob(x):
     log_probs = jax.nn.log_softmax(network.apply({"params": params}, x, time))
     chosen = log_probs[jnp.arange(len(label)), label]
     return chosen.sum(), chosen
 
-  grad, chosen = jax.grad(log_prob, has_aux=True)(x)
+  grad, chosen = jit(jax.grad(log_prob, has_aux=True))(x)
   assert_close(chosen, stored[f"classifier_gradient_{pool}/selected_log_probs"])
   assert_close(grad, nhwc(stored[f"classifier_gradient_{pool}/grad"]), 1e-4)  # float32 backward; measured 2e-6
 

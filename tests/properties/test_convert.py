@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import PUBLISHED, forward, inputs, ours, shapes
+from networks import PUBLISHED, forward, inputs, jit, ours, shapes
 from reference import nhwc
 
 from ddpm_jax import build, experiment, models
@@ -404,7 +404,7 @@ def test_gradient_of_hos_network_is_that_of_diffusers(golden, tmp_path):
   theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.tensor([3, 700])).sample.square().mean().backward()
   loss = lambda params: jnp.square(module.apply({"params": params}, x, np.array([3.0, 700.0], np.float32))).mean()
   table = names.entries(module, made.params, "diffusers")
-  grads = names.save(table, jax.jit(jax.grad(loss))(made.params))
+  grads = names.save(table, jit(jax.grad(loss))(made.params))
   largest = max(np.abs(grad).max() for grad in grads.values())
   for key, parameter in theirs.named_parameters():
     want = parameter.grad.numpy()
