@@ -137,9 +137,9 @@ def study(
   def used(cell: studies.Cell) -> Trained:
     where = dict(grid=cell.grid, steps=cell.K)
     files = dict(moments=moments_path and str(moments_path), costs=costs_path and str(costs_path))
-    return networks[cell.method.network].changed(
-      sampling=dict(clip="x0", **where, **files, **cell.method.sampling), evaluation=dict(last_row="full_chain", **where)
-    )
+    sampling = dict(solver="gaussian", clip="x0", **where, **files, **cell.method.sampling)
+    evaluation = dict(covariance=cell.method.sampling["covariance"], last_row="full_chain", **where)
+    return networks[cell.method.network].changed(sampling=sampling, evaluation=evaluation)
 
   def bits_per_dim(cell: studies.Cell) -> dict | None:
     if not cell.method.has_bound:

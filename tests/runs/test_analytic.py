@@ -86,6 +86,10 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
     assert picture.size[0] > 400
   kept = json.loads((runs / "plain/study/Analytic-DDPM_even_3.json").read_text())
   assert f"{kept['bits_per_dim']['mean']:.2f}" in table
+  alone = experiment.load(runs / "plain", overrides=[
+      "sampling.covariance=optimal", f"sampling.moments={moments}", "evaluation.grid=uniform", "evaluation.steps=3",
+      "evaluation.last_row=full_chain", "evaluation.covariance=optimal"])
+  assert kept["bits_per_dim"]["mean"] == pytest.approx(alone.bits_per_dim(alone.dataset("test"), 4).total.mean(), rel=1e-6)
 
   capsys.readouterr()
   assert main.run([*arguments, "--steps", "3"]) == 0
