@@ -78,7 +78,7 @@ def make(
   train_step = step.make_train_step(
     losses.Simple(chain()), network_of, tx, time_sampler, mesh=mesh, accumulate=accumulate, **options
   )
-  return functools.partial(state.place, init, mesh), train_step
+  return init, train_step
 
 
 def run(directory, mesh=None, *, total_steps=TOTAL, accumulate=1, made=None, feed=batches, keep=3, every=EVERY, **options):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.state import TrainState, place
 from ddpm_jax.training.step import Step
 from ddpm_jax.training.writers import Many, Meter, MetricWriter
 
@@ -60,7 +60,7 @@ def fit(
   where an unbroken one does. The host reads the metrics of a step while the next one runs, and never waits otherwise.
 
   Args:
-    init: makes the state before the first step; only its shapes are asked for when there is a checkpoint.
+    init: makes the state before the first step, and is traced; only its shapes are asked for if there is a checkpoint.
     train_step: of make_train_step, for the same mesh.
     batches: batches(s) iterates over the batches from number s on, this process's share of each.
     checkpoints: where they go; None keeps nothing.
@@ -133,7 +133,7 @@ def _start(init: Callable[[], TrainState], checkpoints: Checkpoints | None, mesh
       state, manifest = found
       log.info("Continuing from step %d in %s.", manifest.step, checkpoints.directory)
       return state, manifest.step
-  return jax.device_put(init(), shardings), 0
+  return place(init, mesh), 0
 
 
 def _on_device(batches: Iterator[dict], mesh: Mesh, ahead: int = 2) -> Iterator[tuple[dict, int]]:

@@ -6,6 +6,7 @@ run will write it again.
 
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Protocol
@@ -59,7 +60,8 @@ class JsonLines:
     self.file = path.open("a", buffering=1)  # by line, so that one can watch it and a kill loses none
 
   def write_scalars(self, step, scalars):
-    self.file.write(json.dumps({"step": step, **scalars}) + "\n")
+    finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no NaN
+    self.file.write(json.dumps({"step": step, **finite}) + "\n")
 
   def write_images(self, step, images):
     self.previews.mkdir(exist_ok=True)
@@ -143,31 +145,29 @@ class Meter:
     self.total_steps = total_steps
     self._forget()
 
-  def add(self, metrics: Scalars) -> None:
-    """One step's metrics. Counters (integers) are not averaged."""
-    self.count += 1
+  def add(self, metrics: Mapping[str, np.ndarray]) -> None:
+    """The metrics of one step."""
     for name, value in metrics.items():
-      average = np.issubdtype(np.asarray(value).dtype, np.floating)
-      self.sums[name] = (self.sums.get(name, 0) if average else 0) + np.asarray(value).item()
-      self.averaged[name] = average
+      self.values.setdefault(name, []).append(np.asarray(value))
 
   def clock(self, images: int, waited: float, elapsed: float) -> None:
     """One iteration took `elapsed` seconds for `images` images, `waited` of them for data."""
-    self.images += images
-    self.waited += waited
-    self.elapsed += elapsed
-    self.timed += 1
+    self.times.append((images, waited, elapsed))
 
   def row(self, step: int) -> dict[str, float]:
-    """The averages since the last row."""
-    scalars = {name: s / self.count if self.averaged[name] else s for name, s in self.sums.items()}
-    if self.elapsed:
-      scalars["images_per_second"] = self.images / self.elapsed
-      scalars["data_wait"] = self.waited / self.elapsed
-      scalars["seconds_left"] = (self.total_steps - step) * self.elapsed / self.timed
+    """The means since the last row, over the steps where they are finite; counters (integers) as they stand."""
+    scalars = {}
+    for name, values in self.values.items():
+      finite = [value for value in values if np.isfinite(value)] or [np.nan]
+      scalars[name] = int(values[-1]) if values[-1].dtype.kind == "i" else float(np.mean(finite))
+    if self.times:
+      images, waited, elapsed = np.sum(self.times, axis=0).tolist()
+      scalars["images_per_second"] = images / elapsed
+      scalars["data_wait"] = waited / elapsed
+      scalars["seconds_left"] = (self.total_steps - step) * elapsed / len(self.times)
     self._forget()
     return scalars
 
-  def _forget(self):
-    self.count, self.sums, self.averaged = 0, {}, {}
-    self.images, self.waited, self.elapsed, self.timed = 0, 0.0, 0.0, 0
+  def _forget(self) -> None:
+    self.values: dict[str, list[np.ndarray]] = {}
+    self.times: list[tuple[int, float, float]] = []
