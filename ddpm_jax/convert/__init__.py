@@ -1,0 +1,1 @@
+"""Published weights: reading, recognising and translating them, and writing them back."""

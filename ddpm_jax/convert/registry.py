@@ -67,6 +67,8 @@ class Published:
     with below.unlocked(), below.ignore_type():
       below.data.channels = 3
     config.network.complex = self.complex_head
+    if below.schedule.name == "cosine":
+      config.sampling.cap_pixels = 1.0  # Analytic-DPM's appendix: 2 grey levels on linear schedules, 1 on cosine ones
     return build.on_backbone(config, below)
 
 

@@ -103,7 +103,7 @@ class Style:
     scale_shift: the embedding scales and shifts the second norm instead of being added before it.
     residual_scale: factor on every residual sum.
     qkv_scale: factor on the variance of attention's first projection at the start.
-    attention: implementation of `jax.nn.dot_product_attention`, "xla" or "cudnn".
+    attention: implementation of `jax.nn.dot_product_attention`, "xla", or on a GPU "cudnn", in half precision.
     dtype: of convolutions and attention.
   """
 
@@ -121,6 +121,8 @@ class Style:
     if self.initialization not in _INITIALIZATIONS:
       known = ", ".join(_INITIALIZATIONS)
       raise UserError(f"initialization={self.initialization!r} is unknown; use one of {known}")
+    if self.attention not in ("xla", "cudnn"):
+      raise UserError(f'attention={self.attention!r} is unknown; use "xla" or "cudnn"')
 
   def replace(self, **fields):
     return dataclasses.replace(self, **fields)
@@ -222,6 +224,8 @@ class Attention(nn.Module):
       raise UserError(
         f"{channels} channels do not divide into {self.heads} attention heads; choose a divisor of {channels}"
       )
+    if self.style.attention == "cudnn" and self.style.dtype == jnp.float32:
+      raise UserError('attention="cudnn" computes in half precision: set dtype="bfloat16", or attention="xla"')
     h = self.style.norm(x, "norm").reshape(b, height * width, channels)
     qkv = self.style.qkv(h, "qkv").reshape(b, height * width, 3, self.heads, channels // self.heads)
     q, k, v = (qkv[:, :, i] for i in range(3))

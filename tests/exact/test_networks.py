@@ -187,6 +187,8 @@ def test_check_size_needs_no_tracing():
     (dict(name="unet_ddpm", chanels=3), "no field 'chanels'; did you mean 'channels'"),
     (dict(name="unet_ddpm", dtype="bfloat17"), "dtype 'bfloat17'"),
     (dict(KINDS["ddpm"], initialization="zeros"), "initialization='zeros' is unknown; use one of ho, openai, torch"),
+    (dict(KINDS["ddpm"], attention="flash"), "attention='flash' is unknown"),
+    (dict(KINDS["ddpm"], attention="cudnn"), "computes in half precision"),
     (dict(KINDS["classifier"], pool="max"), "pool='max' is unknown"),
   ],
 )
