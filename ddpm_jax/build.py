@@ -462,6 +462,7 @@ COVARIANCES: dict[str, Any] = {
   "learned_range": covariance.learned_range,
   "learned_diagonal": covariance.learned_diagonal,
   "optimal": covariance.Optimal(),
+  "optimal_average": covariance.Optimal(average=True),  # one variance per image (avg_cov of Extended-Analytic-DPM)
 }
 
 OPTIMAL_HEADS = ("residual", "second_moment")  # NPR-DPM, SN-DPM
@@ -483,9 +484,9 @@ def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
       name = "posterior"  # a learned variance is of the ancestral chain; OpenAI's DDIM ignores it too
   if name not in COVARIANCES:
     raise UserError(f"Covariance {name!r} is unknown; {nearest(name, COVARIANCES)}")
-  if name == "optimal" and config.sampling.moments is None and config.prediction.second not in OPTIMAL_HEADS:
+  if name.startswith("optimal") and config.sampling.moments is None and config.prediction.second not in OPTIMAL_HEADS:
     raise UserError(
-      'covariance = "optimal" needs to know how wrong the network is: measure it with ddpm-jax moments and set '
+      f'covariance = "{name}" needs to know how wrong the network is: measure it with ddpm-jax moments and set '
       "sampling.moments to the file, or train a head with --config npr or sn."
     )
   if name in ("marginal", "learned_range", "learned_diagonal") and eta != 1:

@@ -82,7 +82,8 @@ def default() -> ConfigDict:
     grid="full",
     steps=None,  # of the named grids but "full"
     eta=1.0,  # 0 is DDIM, 1 is DDPM
-    covariance=None,  # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal"; None: by the network
+    # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal", "optimal_average"; None: by the network
+    covariance=None,
     moments=None,  # file of ddpm-jax moments or of Analytic-DPM's authors: for "optimal" without an NPR or SN head
     residual=False,  # take from it how far eps_hat is from eps, instead of how long it is
     costs=None,  # file of ddpm-jax moments --costs: for the grid "dp_vb"

@@ -25,6 +25,8 @@ from ddpm_jax.diffusion.noise import PerImage
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.steps import GaussianSteps, gaussian, transitions
 
+_LOWER = 32  # levels s at once: memory is that of so many batches, where every pixel has a variance of its own
+
 
 def estimate(
     schedule: Schedule,
@@ -103,7 +105,8 @@ def terms(
       return bits(Gaussian(apart, jnp.log(other.var)).kl(Gaussian(0.0, log_var))).mean()
 
     decoder = Gaussian(pred.x0, decoder_log_var(row.t, last_log_var))
-    return None, jnp.append(bits(-decoder.log_prob_of_pixels(x_0)).mean(), jax.vmap(divergence)(others))
+    divergences = jax.lax.map(divergence, others, batch_size=_LOWER)
+    return None, jnp.append(bits(-decoder.log_prob_of_pixels(x_0)).mean(), divergences)
 
   return jax.lax.scan(leaving, None, (steps, lower))[1]
 
