@@ -3,9 +3,9 @@
   ddpm-jax evaluate --workdir runs/digits                           the bound on 128 test images, its terms plotted
   ddpm-jax evaluate --workdir runs/digits --likelihood 0 --distance 360
 
-Results go to WORKDIR/evaluation: bits_per_dim.json and .png, distance.json. The distance is a Fréchet distance in the
-features of a small classifier that is trained on the data set the first time; it stands beside the same distance
-between two halves of the real images.
+Results go to WORKDIR/evaluation: bits_per_dim.json and .png, distance.json, nearest_neighbours.png. The distance is a
+Fréchet distance in the features of a small classifier that is trained on the data set the first time; it stands beside the
+same distance between two halves of the real images.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def distance(trained, count: int, out) -> None:
 
   import numpy as np
 
-  from ddpm_jax.evaluation import quality
+  from ddpm_jax.evaluation import plots, quality
   from ddpm_jax.evaluation.features import Recipe
 
   train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
@@ -121,6 +121,7 @@ def distance(trained, count: int, out) -> None:
   real, _ = train.gather(np.arange(len(train)))
   found = quality.distances(net, samples, real)
   (out / "distance.json").write_text(json.dumps(dataclasses.asdict(found), indent=2))
+  plots.nearest_neighbours(samples[:8], real, out / "nearest_neighbours.png")
   print(
     f"Fréchet distance of {found.count} samples to {found.reference_count} real images: {found.samples:.3f}; "
     f"of as many other real images: {found.real:.3f} (features: {net.name}, test accuracy {net.test_accuracy:.1%})"

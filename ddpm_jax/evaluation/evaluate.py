@@ -137,7 +137,8 @@ def _check_counts(samples: ImageSet, reference: Reference | ImageSet, outputs: d
     meant = "published FIDs are of 50,000" if count == PUBLISHED else f"{count:,} were meant"
     raise UserError(f"There are {len(samples):,} samples, but {meant}, and a FID depends on their number: "
                     f"draw {count:,}, or say that you mean {len(samples):,}.")
-  sides = {"samples": len(samples)} | ({"reference images": len(reference)} if isinstance(reference, ImageSet) else {})
+  known = len(reference) if isinstance(reference, ImageSet) else reference.about["count"]
+  sides = {"samples": len(samples)} | ({} if known is None else {"reference images": known})
   for metric in set(metrics) & {"fid", "sfid"}:
     dims = outputs[NEEDS[metric][0]]
     for side, number in sides.items():

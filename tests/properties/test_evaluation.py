@@ -106,8 +106,7 @@ def test_features_do_not_depend_on_the_number_of_devices(net, tmp_path):
   net.save(tmp_path / "net.npz")
   program = textwrap.dedent(f"""
     import jax, numpy as np
-    from ddpm_jax import data
-from ddpm_jax.data.digits import digits
+    from ddpm_jax.data.digits import digits
     from ddpm_jax.evaluation import features
     from ddpm_jax.evaluation.extract import extract
     net = features.restore({str(tmp_path / "net.npz")!r})
