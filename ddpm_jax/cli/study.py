@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--trajectories", default="even", help="even, optimal, or both with a comma (default %(default)s)")
   parser.add_argument("--samples", type=int, default=1000, help="images per distance; 0: none (default %(default)s)")
   parser.add_argument("--likelihood", type=int, default=128, help="test images per bits/dim; 0: none (default %(default)s)")
-  parser.add_argument("--cap", type=float, default=2.0, help="grey levels of noise that DDPM may have in the last but one "
-                      "step: 2 for linear schedules, 1 for cosine (default %(default)s)")
+  parser.add_argument("--cap", type=float, help="grey levels of noise that DDPM may have in the last but one step (default: "
+                      "2, and 1 on cosine schedules, as in the papers)")
   parser.add_argument("--moments", metavar="FILE", help="default: WORKDIR/evaluation/moments.npz, of ddpm-jax moments")
   parser.add_argument("--costs", metavar="FILE", help="of ddpm-jax moments --costs marginal: for DDPM-large's best grids")
   parser.add_argument("--out", help="default: WORKDIR/study")
@@ -46,11 +46,12 @@ def run(args: argparse.Namespace) -> int:
     raise UserError(f"There are no moments in {moments}: measure them first with ddpm-jax moments --workdir {workdir}.")
   where = {"plain": args.workdir, "npr": args.npr, "sn": args.sn}
   networks = {name: experiment.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
+  cap = args.cap or (1.0 if networks["plain"].config.schedule.name == "cosine" else 2.0)
   results = analytic.study(
     networks, out, Ks=integers(args.steps, "--steps"), moments_path=moments, costs_path=args.costs,
     names=args.methods and args.methods.split(","), trajectories=args.trajectories.split(","),
     distance=distance_of(networks["plain"], workdir / "evaluation", args.samples) if args.samples else None,
-    samples=args.samples, likelihood=args.likelihood, ddpm_cap=args.cap,
+    samples=args.samples, likelihood=args.likelihood, ddpm_cap=cap,
   )
   panels = {}
   if args.samples:
