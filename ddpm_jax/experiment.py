@@ -314,7 +314,10 @@ class Trained:
     return dataclasses.replace(self, config=config)
 
   def accuracy(self, source: data.Source, count: int | None = None) -> dict[str, float]:
-    """Of a noisy classifier: the parts of its loss on the first `count` images (None: all), at levels spread evenly."""
+    """Of a noisy classifier: means of the parts of its loss on the first `count` images (None: all), one level each.
+
+    Levels are spread evenly; parts named ..._q0, the least noisy quarter of levels, to ..._q3 are means over a quarter.
+    """
     loss, T = losses.NoisyClassifier(build.chain(self.config)), build.schedule(self.config).T
     parts_of = jax.jit(lambda network, *inputs: loss(inputs[0], network, *inputs[1:])[1])
     count = min(count or len(source), len(source))
@@ -323,7 +326,12 @@ class Trained:
     for part in _batches(count, self.config.evaluation.batch_size):
       image, label = source.gather(part)
       found.append(parts_of(self.network, self._keys(part), _put(pixels.to_float(image)), n[part], {"label": label}))
-    return {name: float(np.concatenate([parts[name] for parts in found])[:count].mean()) for name in found[0]}
+    means = {}
+    for name in ("cross_entropy", "top1", "top5"):
+      values = np.concatenate([parts[name] for parts in found])[:count]
+      means[name] = float(values.mean())
+      means |= {f"{name}_q{q}": float(values[4 * (n - 1) // T == q].mean()) for q in range(4)}
+    return means
 
   def labels(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> np.ndarray | None:
     """The label of each image, int [N]: `labels` if valid, else all classes in turn; None where nothing asks for them."""
