@@ -7,9 +7,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${VENV:-.venv-test}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --upgrade pip
+"$venv/bin/python" -m pip install -qq --upgrade pip
 # shellcheck disable=SC2086  # a list of packages
-[ -z "${EXTRA_PACKAGES:-}" ] || "$venv/bin/python" -m pip install --quiet $EXTRA_PACKAGES
-"$venv/bin/python" -m pip install --quiet --editable '.[dev]'
+[ -z "${EXTRA_PACKAGES:-}" ] || "$venv/bin/python" -m pip install -qq $EXTRA_PACKAGES
+"$venv/bin/python" -m pip install -qq --editable '.[dev]'
 "$venv/bin/python" -m ruff check .
 exec env JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" "$venv/bin/python" -m pytest -n "${WORKERS:-auto}" "$@"
