@@ -5,6 +5,8 @@
 so that E[x_0 | x_t] and Var[x_0 | x_t] are sums over components. For tests, figures and lessons.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +24,11 @@ class Mixture:
   mean: jax.Array  # [M]
   var: jax.Array  # [M]
 
+  @functools.partial(jax.jit, static_argnames="shape")
   def sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """x_0 of this shape."""
     which, noise = jax.random.split(key)
-    i = jax.random.choice(which, len(self.weight), shape, p=jnp.asarray(self.weight))
+    i = jnp.searchsorted(jnp.cumsum(jnp.asarray(self.weight))[:-1], jax.random.uniform(which, shape))
     return jnp.asarray(self.mean)[i] + jnp.sqrt(jnp.asarray(self.var))[i] * jax.random.normal(noise, shape)
 
   @property

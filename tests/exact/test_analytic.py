@@ -15,10 +15,10 @@ from ddpm_jax.diffusion.likelihood import bits_per_dim
 from ddpm_jax.diffusion.mixture import Mixture
 from ddpm_jax.diffusion.prediction import Prediction
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
-from ddpm_jax.diffusion.transforms import AnalyticMoments, ClipX0
+from ddpm_jax.diffusion.transforms import AnalyticMoments
 
 CHAIN = schedule.linear(100)
-GAUSSIAN = Mixture(np.float32([1]), np.float32([0.2]), np.float32([0.09]))
+GAUSSIAN = Mixture(np.float32([0.5, 0.5]), np.float32([0.2, 0.2]), np.float32([0.09, 0.09]))  # one program for both
 TWO = Mixture(np.float32([0.3, 0.7]), np.float32([-0.6, 0.4]), np.float32([0.02, 0.05]))
 
 
@@ -164,9 +164,9 @@ def test_in_five_steps_only_the_optimal_covariance_makes_samples_of_the_right_va
 def test_a_measured_cost_is_the_gain_in_variance():
   """With the exact denoiser and its optimal covariance the expected divergence is log(optimal / posterior) / 2."""
   chain = schedule.linear(30)
-  x_0 = GAUSSIAN.sample(jax.random.key(3), (500, 8, 8, 1))
+  x_0 = GAUSSIAN.sample(jax.random.key(3), (100, 8, 8, 1))
   *_, (count, table) = step_costs.estimate(chain, GAUSSIAN, Optimal(), [(x_0, None)])
-  assert count == 500
+  assert count == 100
   s, t = np.triu_indices(31, 1)
   s, t = s[s > 0], t[s > 0]
   assert np.isinf(table[np.tril_indices(31)]).all()
@@ -175,21 +175,20 @@ def test_a_measured_cost_is_the_gain_in_variance():
   alpha_bar = chain.alpha_bar[t]
   x0_var = v * (1 - alpha_bar) / (alpha_bar * v + 1 - alpha_bar)
   expected = 0.5 * np.log2(1 + np.float64(rows.c_cov) / rows.var * x0_var)
-  np.testing.assert_allclose(table[s, t], expected, rtol=0.02)  # 32,000 pixels: 0.8 % of chance
+  np.testing.assert_allclose(table[s, t], expected, rtol=0.05)  # 6,400 pixels: 1.8 % of chance
   x_1 = chain.level(1).diffuse(x_0, jax.random.normal(jax.random.key(4), x_0.shape))
   pixels = Gaussian(GAUSSIAN(x_1, chain.level(1)).x0, step_costs.log_posterior_21(chain)).log_prob_of_pixels(x_0)
-  assert table[0, 1] == pytest.approx(-float(pixels.mean()) / np.log(2), rel=0.02)  # the same up to chance
+  assert table[0, 1] == pytest.approx(-float(pixels.mean()) / np.log(2), rel=0.05)  # the same up to chance
 
 
 @pytest.mark.parametrize("covariance", [marginal, Optimal()], ids=["one for all pixels", "per pixel"])
 def test_the_costs_along_a_path_are_its_bound(covariance):
   """The same draws: image i has the same noise at level t in the table and in bits_per_dim."""
-  chain, denoiser = schedule.linear(30), ClipX0(TWO)
-  x_0 = jnp.round(jnp.clip(TWO.sample(jax.random.key(5), (6, 4, 4, 1)), -1, 1) * 127.5 + 127.5) / 127.5 - 1
-  *_, (_, table) = step_costs.estimate(chain, denoiser, covariance, [(x_0, None)], seed=3, chunk=7)
-  for visited in (grid.uniform(30, 4), np.array([30, 11, 4, 0]), trajectory.dp_vb(table, 6)):
-    bound = bits_per_dim(moments.image_keys(3, 0, 6), denoiser, ReverseKernel(fix_last_to_full_chain(covariance, chain)),
-                         steps.gaussian(chain, visited), x_0)
+  chain, x_0 = schedule.linear(30), TWO.sample(jax.random.key(3), (100, 8, 8, 1))
+  *_, (_, table) = step_costs.estimate(chain, TWO, covariance, [(x_0, None)], seed=3)
+  kernel = ReverseKernel(fix_last_to_full_chain(covariance, chain))
+  for visited in (grid.uniform(30, 3), np.array([30, 11, 4, 0]), trajectory.dp_vb(table, 3)):
+    bound = bits_per_dim(moments.image_keys(3, 0, 100), TWO, kernel, steps.gaussian(chain, visited), x_0)
     expected = table[visited[1:], visited[:-1]].sum() + bound.prior.mean()
     np.testing.assert_allclose(bound.total.mean(), expected, rtol=1e-5)
 
