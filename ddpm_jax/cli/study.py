@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
   workdir = pathlib.Path(args.workdir)
   out = pathlib.Path(args.out or workdir / "study")
   moments = pathlib.Path(args.moments or workdir / "evaluation" / "moments.npz")
-  if not moments.exists():
+  if not moments.exists() and not args.moments and args.methods and "Analytic" not in args.methods:
+    moments = None  # nobody asks for them
+  elif not moments.exists():
     raise UserError(f"There are no moments in {moments}: measure them first with ddpm-jax moments --workdir {workdir}.")
   where = {"plain": args.workdir, "npr": args.npr, "sn": args.sn}
   networks = {name: experiment.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
