@@ -22,7 +22,7 @@ from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import moments as measured
 from ddpm_jax.diffusion import step_costs
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import measurements
+from ddpm_jax.evaluation import measurements, storage
 from ddpm_jax.evaluation import study as studies
 from ddpm_jax.experiment import Trained
 
@@ -157,8 +157,14 @@ def study(
     return {**result, "seconds": round(time.monotonic() - began, 1)}
 
   measures = ({"bits_per_dim": bits_per_dim} if likelihood else {}) | ({"distance": drawn} if distance else {})
-  identity = {"weights": {name: [t.step, t.weights] for name, t in networks.items()}, "samples": samples,
-              "likelihood": likelihood, "ddpm_cap": ddpm_cap}
+  gamma = None if moments_path is None else measurements.gamma(moments_path, schedule)
+  identity = {
+    "weights": {name: [trained.step, trained.weights] for name, trained in networks.items()},
+    "moments": None if gamma is None else storage.digest({"gamma": gamma})[:16],
+    "samples": samples,
+    "likelihood": likelihood,
+    "ddpm_cap": ddpm_cap,
+  }
   return studies.run(cells, measures, pathlib.Path(folder), identity, report=report)
 
 
