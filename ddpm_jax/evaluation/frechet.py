@@ -16,10 +16,12 @@ the number that sqrtm approximates. Each singular value is found to rounding of 
 covariances or not; roots of eigenvalues, known to rounding of zero, would lose half of the digits.
 """
 
+import concurrent.futures
 import dataclasses
 
 import numpy as np
 import scipy.linalg
+import threadpoolctl
 
 from ddpm_jax.errors import UserError
 
@@ -87,7 +89,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
   for side in (a, b):
     if side.count is not None and side.count < 2:
       raise UserError(f"A covariance needs at least 2 images and got {side.count}.")
-  overlap = scipy.linalg.svdvals(_root(a.covariance) @ _root(b.covariance), overwrite_a=True).sum()  # (2)
+  # One BLAS thread each: threads meet at a barrier thousands of times in these, which takes minutes on a busy machine.
+  with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(2) as pool:
+    root_a, root_b = pool.map(_root, (a.covariance, b.covariance))
+    overlap = scipy.linalg.svdvals(root_a @ root_b, overwrite_a=True).sum()  # (2)
   shift = a.mean - b.mean
   return float(shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap)
 
