@@ -210,7 +210,8 @@ def full_disk(directory: pathlib.Path) -> dict:
   after = finish(start(directory / "run"))
   return {
     "exit_code": process.returncode,
-    "said_so": err.strip().splitlines()[-1].startswith("A checkpoint could not be written to"),
+    "lines_on_stderr": len(err.splitlines()),  # that it tries again, and that it failed
+    "said_so": err.splitlines()[-1].startswith("A checkpoint could not be written to"),
     "continues_bitwise": after == finish(start(directory / "unbroken")),
   }
 

@@ -10,10 +10,9 @@ without a word (measured, 80 of 80); therefore each array is compared with the d
 """
 
 import contextlib
-import gc
+import functools
 import logging
 import sys
-import time
 from typing import Any
 
 import jax
@@ -29,8 +28,6 @@ from ddpm_jax.training.digest import digests
 from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest
 
 log = logging.getLogger(__name__)
-# Orbax logs pages for a write that fails; Checkpoints says it in a sentence.
-logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 
 
 # ---------------------------------------------------------------------------------------------------------- a run's
@@ -115,6 +112,7 @@ class Checkpoints:
     for name, x in arrays.items():
       items.setdefault(_item(name), {})[name] = x
     args = {item: ocp.args.PyTreeSave(part) for item, part in items.items()}
+    _hush_orbax()
     with self._failing():
       if self._manager is None:
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
@@ -285,29 +283,22 @@ def _read(
 
 def _item_of(path: epath.Path, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
   """One directory of a checkpoint, as Orbax reads it."""
+  _hush_orbax()
   try:
-    with _hushed(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
       return reader.restore(path / str(step), ocp.args.Composite(**{item: args}))[item]
   except Exception as error:  # Orbax, TensorStore and json raise whatever they like at damaged files
     raise CheckpointError(f"{item}/ cannot be read ({_first_line(error)})") from error
 
 
-@contextlib.contextmanager
-def _hushed():
-  """When one read fails, Orbax leaves the others to themselves; their late complaints would bury ours."""
-  hook, log_of_loop = sys.unraisablehook, logging.getLogger("asyncio")
-  level = log_of_loop.level
-  sys.unraisablehook = lambda _: None
-  log_of_loop.setLevel(logging.CRITICAL)
-  try:
-    yield
-  except Exception:
-    time.sleep(0.2)  # for those that are still to come
-    gc.collect()
-    raise
-  finally:
-    sys.unraisablehook = hook
-    log_of_loop.setLevel(level)
+@functools.cache
+def _hush_orbax() -> None:
+  """When one read or write fails, Orbax logs pages and leaves the others to complain for themselves, later and from
+  other threads. We say it in a sentence, which would drown in that."""
+  logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+  logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
+  before = sys.unraisablehook
+  sys.unraisablehook = lambda lost: None if "Event loop is closed" in str(lost.exc_value) else before(lost)
 
 
 def _item(name: str) -> str:
