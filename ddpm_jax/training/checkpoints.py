@@ -295,10 +295,16 @@ def _item_of(path: epath.Path, step: int, item: str, args: ocp.args.CheckpointAr
 def _hush_orbax() -> None:
   """When one read or write fails, Orbax logs pages and leaves the others to complain for themselves, later and from
   other threads. We say it in a sentence, which would drown in that."""
+  before = sys.unraisablehook
+
+  def hook(lost):
+    code = getattr(lost.object, "cr_code", None)  # of an abandoned coroutine
+    if not (code and "/orbax/" in code.co_filename or "Event loop is closed" in str(lost.exc_value)):
+      before(lost)
+
+  sys.unraisablehook = hook
   logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
   logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
-  before = sys.unraisablehook
-  sys.unraisablehook = lambda lost: None if "Event loop is closed" in str(lost.exc_value) else before(lost)
 
 
 def _item(name: str) -> str:
@@ -323,6 +329,8 @@ def _together(what: str) -> None:
 
 def _first_line(error: Exception) -> str:
   """What an error says, in a line: TensorStore names the file first, the reason last, and then its whole specification."""
+  while error.__cause__ and not isinstance(error, CheckpointError):
+    error = error.__cause__
   line = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" [")[0].rstrip(".")
   return line if len(line) <= 250 else f"{line[:100]} … {line[-140:]}"
 
