@@ -1,5 +1,6 @@
 """What is set before JAX touches a device: virtual CPU devices, and the cache of compiled programs."""
 
+import contextlib
 import os
 import pathlib
 
@@ -14,7 +15,8 @@ def prepare() -> None:
   import jax
 
   if "JAX_NUM_CPU_DEVICES" not in os.environ:
-    jax.config.update("jax_num_cpu_devices", _power_of_two(len(os.sched_getaffinity(0))))
+    with contextlib.suppress(RuntimeError):  # raised where JAX runs already, as in a notebook: its devices stay
+      jax.config.update("jax_num_cpu_devices", _power_of_two(len(os.sched_getaffinity(0))))
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ddpm_jax" / "compiled"))
