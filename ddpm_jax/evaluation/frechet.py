@@ -6,26 +6,25 @@ Two Gaussians N(m_1, C_1), N(m_2, C_2) have the squared 2-Wasserstein distance (
 
 The published codes compute the last trace with scipy's `sqrtm(C_1 @ C_2)`, the root of a matrix that is not
 symmetric. With fewer images than features that product is singular: sqrtm then warns, returns complex numbers
-or NaN, and 1e-6 has to be added to the diagonals. The trace needs no such root. Let A_i be the symmetric root
-of C_i. The product C_1 C_2 = A_1 (A_1 A_2 A_2) has the nonzero eigenvalues of (A_1 A_2 A_2) A_1 =
-(A_1 A_2)(A_1 A_2)^T, and those are the squared singular values of A_1 A_2. Hence
+or NaN, and 1e-6 has to be added to the diagonals. The trace needs no such root. Let C_i = A_i A_i^T, with
+A_i = eigenvectors times roots of eigenvalues. The product C_1 C_2 = A_1 (A_1^T A_2 A_2^T) has the nonzero
+eigenvalues of (A_1^T A_2 A_2^T) A_1 = (A_1^T A_2)(A_1^T A_2)^T, the squared singular values of A_1^T A_2. Hence
 
-    tr (C_1 C_2)^{1/2} = sum of the singular values of A_1 A_2,                                         (2)
+    tr (C_1 C_2)^{1/2} = sum of the singular values of A_1^T A_2,                                       (2)
 
 the number that sqrtm approximates. Each singular value is found to rounding of the largest one, singular
 covariances or not; roots of eigenvalues, known to rounding of zero, would lose half of the digits.
 """
 
-import concurrent.futures
 import dataclasses
 
 import numpy as np
 import scipy.linalg
-import threadpoolctl
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import parallel
 
-CHUNK = 8192  # rows turned to float64 at a time: 128 MB at 2,048 features
+CHUNK = 4096  # rows turned to float64 at a time: 64 MB at 2,048 features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +50,19 @@ class Moments:
     """
     if np.ndim(features) != 2:
       raise UserError(f"Features have shape {np.shape(features)}; their moments need [N, d].")
-    dims = features.shape[1]
-    total = cls(0, np.zeros(dims), np.zeros((dims, dims)))
-    for start in range(0, len(features), CHUNK):
+
+    def part(start: int) -> Moments:
       chunk = np.asarray(features[start:start + CHUNK], np.float64)
       if not np.isfinite(chunk).all():
         bad = start + int(np.argmin(np.isfinite(chunk).all(axis=1)))
         raise UserError(f"The features of image {bad} are not finite; check that image, or the network.")
       mean = chunk.mean(axis=0)
       centred = chunk - mean
-      total += cls(len(chunk), mean, centred.T @ centred / max(len(chunk) - 1, 1))
-    return total
+      return cls(len(chunk), mean, centred.T @ centred / max(len(chunk) - 1, 1))
+
+    dims = features.shape[1]
+    empty = cls(0, np.zeros(dims), np.zeros((dims, dims)))
+    return sum(parallel.each(part, range(0, len(features), CHUNK)), empty)
 
   def __add__(self, other: "Moments") -> "Moments":
     """Moments of the union (Chan, Golub & LeVeque 1979): no sum of squares, hence no cancellation."""
@@ -89,10 +90,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
   for side in (a, b):
     if side.count is not None and side.count < 2:
       raise UserError(f"A covariance needs at least 2 images and got {side.count}.")
-  # One BLAS thread each: threads meet at a barrier thousands of times in these, which takes minutes on a busy machine.
-  with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(2) as pool:
-    root_a, root_b = pool.map(_root, (a.covariance, b.covariance))
-    overlap = scipy.linalg.svdvals(root_a @ root_b, overwrite_a=True).sum()  # (2)
+  factor_a, factor_b = parallel.each(_factor, (a.covariance, b.covariance))
+  (overlap,) = parallel.each(lambda product: scipy.linalg.svdvals(product).sum(), [factor_a.T @ factor_b])  # (2)
   shift = a.mean - b.mean
   return float(shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap)
 
@@ -102,12 +101,12 @@ def fid(features_a: np.ndarray, features_b: np.ndarray) -> float:
   return frechet_distance(Moments.of(features_a), Moments.of(features_b))
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-  """Symmetric root of a positive semi-definite matrix.
+def _factor(covariance: np.ndarray) -> np.ndarray:
+  """A [d, rank] with A A^T = covariance [d, d], which is positive semi-definite.
 
   Eigenvalues below d * rounding * largest (numpy's rule for the rank) are zeros that rounding has moved. The
   root of such a 1e-16 would be 1e-8, and d of them would show in (2).
   """
   values, vectors = scipy.linalg.eigh(covariance, driver="evd")
-  values[values < len(values) * np.finfo(np.float64).eps * values[-1]] = 0.0
-  return (vectors * np.sqrt(values)) @ vectors.T
+  kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+  return vectors[:, kept] * np.sqrt(values[kept])

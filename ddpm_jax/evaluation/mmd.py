@@ -1,12 +1,11 @@
 """KID: the unbiased squared maximum mean discrepancy of two feature sets, cubic kernel (Bińkowski 2018)."""
 
-import concurrent.futures
 from typing import NamedTuple
 
 import numpy as np
-import threadpoolctl
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import parallel
 
 
 class Kid(NamedTuple):
@@ -39,9 +38,7 @@ def kid(features_a: np.ndarray, features_b: np.ndarray, *, subsets: int = 100, s
   def value(pair):
     return squared_mmd(features_a[pair[0]].astype(np.float64), features_b[pair[1]].astype(np.float64))
 
-  # Subsets side by side with a thread each, rather than a matrix product in several threads that wait for each other.
-  with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor() as pool:
-    values = list(pool.map(value, pairs))
+  values = list(parallel.each(value, pairs))
   return Kid(float(np.mean(values)), float(np.std(values)))
 
 

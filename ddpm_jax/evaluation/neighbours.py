@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from ddpm_jax.evaluation.precision_recall import squared_distances
+from ddpm_jax.evaluation.precision_recall import tiles
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
   """Indices [Q, k] of the `keys` [N, d] nearest to each of `queries` [Q, d], the nearest first (Euclidean)."""
-  found = [np.zeros((0, k), int)]
-  for _, distances in squared_distances(queries, keys, "float32"):
+  def first(_, distances):
     some = np.argpartition(distances, k - 1, axis=1)[:, :k]
     order = np.take_along_axis(distances, some, axis=1).argsort(axis=1, kind="stable")
-    found.append(np.take_along_axis(some, order, axis=1))
-  return np.concatenate(found)
+    return np.take_along_axis(some, order, axis=1)
+
+  return np.concatenate(list(tiles(first, queries, keys, "float32")))
 
 
 def nearest_pixels(samples: np.ndarray, real: np.ndarray, k: int) -> np.ndarray:

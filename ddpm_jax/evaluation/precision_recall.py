@@ -4,23 +4,26 @@ The manifold of a set is a union of balls: around each of its points, with the d
 in the set as radius. Precision is the fraction of samples inside the manifold of the reference, recall the fraction
 of the reference inside that of the samples (ADM: 10,000 reference images against 50,000 samples, k = 3, pool_3).
 
-All distances are squared, d(u, v) = max(|u|^2 - 2 u.v + |v|^2, 0), and compared with <=. They are computed a tile of
-rows at a time: at 50,000 columns a tile is 200 MB, and nothing larger is held than the features.
+All distances are squared, d(u, v) = max(|u|^2 - 2 u.v + |v|^2, 0), and compared with <=. They are computed in tiles of
+some rows: at 50,000 columns a tile is 100 MB, and nothing larger is held than the features.
 
 `arithmetic`: ADM computes these distances in float16, and in float32 only if one of a tile overflows. Inception's
 features have |u|^2 of some hundreds, where float16 has steps of 0.25 to 0.5, so that distances are tied that should
 not be. float32 is the right number and the default; "float16" rounds as ADM does, for comparison with its tables.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import parallel
 
-ROWS = 1024  # of a tile
+ROWS = 512  # of a tile
 FOLD = 64  # columns that share a minimum in the search for the nearest
+
+Result = TypeVar("Result")
 
 
 class PrecisionRecall(NamedTuple):
@@ -42,32 +45,32 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, *, k: int = 3,
                     "both need the same feature extractor.")
   reference_radii = radii(reference, k, arithmetic=arithmetic)
   sample_radii = radii(samples, k, arithmetic=arithmetic)
-  sample_is_inside = np.zeros(len(samples), bool)
-  reference_is_inside = np.zeros(len(reference), bool)
-  for rows, distances in squared_distances(reference, samples, arithmetic):
-    sample_is_inside |= (distances <= reference_radii[rows, None]).any(axis=0)
-    reference_is_inside[rows] = (distances <= sample_radii).any(axis=1)
-  return PrecisionRecall(float(sample_is_inside.mean()), float(reference_is_inside.mean()))
+
+  def inside(rows: slice, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples are inside the balls of these reference images, and which of those inside that of a sample."""
+    return (distances <= reference_radii[rows, None]).any(axis=0), (distances <= sample_radii).any(axis=1)
+
+  samples_inside, reference_inside = zip(*tiles(inside, reference, samples, arithmetic), strict=True)
+  return PrecisionRecall(float(np.any(samples_inside, axis=0).mean()), float(np.concatenate(reference_inside).mean()))
 
 
 def radii(features: np.ndarray, k: int, *, arithmetic: str = "float32") -> np.ndarray:
   """Squared distance of each of `features` [N, d] to its k-th nearest neighbour in the set, float32 [N]."""
   if not 1 <= k < len(features):
     raise UserError(f"A set of {len(features)} images has no {k}-th nearest neighbours; give more images.")
-  found = np.empty(len(features), np.float32)
-  for rows, distances in squared_distances(features, features, arithmetic):
-    found[rows] = _smallest(distances, k)  # the 0-th is the point itself
-  return found
+  # the 0-th smallest is the point itself
+  return np.concatenate(list(tiles(lambda _, distances: _smallest(distances, k), features, features, arithmetic)))
 
 
-def squared_distances(u: np.ndarray, v: np.ndarray, arithmetic: str) -> Iterator[tuple[slice, np.ndarray]]:
-  """(rows, squared distances [rows, M]) of u [N, d] to all of v [M, d], a tile of rows at a time."""
+def tiles(work: Callable[[slice, np.ndarray], Result], u: np.ndarray, v: np.ndarray, arithmetic: str) -> Iterator[Result]:
+  """work(rows, squared distances [rows, M]) of u [N, d] to all of v [M, d], for all tiles of rows, in their order."""
   if arithmetic not in ("float32", "float16"):
     raise UserError(f"Distances are computed in float32 or float16, not in {arithmetic!r}.")
   v = np.asarray(v, np.float32)
   v_norm = _norm(v)
   v_half = _rounded(v) if arithmetic == "float16" else None
-  for start in range(0, len(u), ROWS):
+
+  def tile_at(start: int) -> Result:
     rows = slice(start, min(start + ROWS, len(u)))
     tile = np.asarray(u[rows], np.float32)
     distances = None if v_half is None else _half_distances(_rounded(tile), v_half)
@@ -77,7 +80,9 @@ def squared_distances(u: np.ndarray, v: np.ndarray, arithmetic: str) -> Iterator
       distances += _norm(tile)[:, None]
       distances += v_norm
       np.maximum(distances, 0, out=distances)
-    yield rows, distances
+    return work(rows, distances)
+
+  return parallel.each(tile_at, range(0, len(u), ROWS))
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
