@@ -19,7 +19,6 @@ covariances or not; roots of eigenvalues, known to rounding of zero, would lose 
 import dataclasses
 
 import numpy as np
-import scipy.linalg
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import parallel
@@ -91,7 +90,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     if side.count is not None and side.count < 2:
       raise UserError(f"A covariance needs at least 2 images and got {side.count}.")
   factor_a, factor_b = parallel.each(_factor, (a.covariance, b.covariance))
-  (overlap,) = parallel.each(lambda product: scipy.linalg.svdvals(product).sum(), [factor_a.T @ factor_b])  # (2)
+  (overlap,) = parallel.each(lambda product: np.linalg.svdvals(product).sum(), [factor_a.T @ factor_b])  # (2)
   shift = a.mean - b.mean
   return float(shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap)
 
@@ -107,6 +106,6 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
   Eigenvalues below d * rounding * largest (numpy's rule for the rank) are zeros that rounding has moved. The
   root of such a 1e-16 would be 1e-8, and d of them would show in (2).
   """
-  values, vectors = scipy.linalg.eigh(covariance, driver="evd")
+  values, vectors = np.linalg.eigh(covariance)  # SciPy's would not let the other one run beside it
   kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
   return vectors[:, kept] * np.sqrt(values[kept])
