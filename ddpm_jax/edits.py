@@ -42,7 +42,7 @@ def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], s
   flow = dict(cond=cond, order=ORDERS[solver])
   chain = build.guided(config, trained.network, trained.guide), build.schedule(config), build.grid(config, config.sampling)
   again = editing.decode(*chain, editing.encode(*chain, x_0, **flow), **flow)
-  return _to_uint8(trained, again), np.asarray(editing.reconstruction_error(x_0, again))
+  return trained.to_pixels(again, indices), np.asarray(editing.reconstruction_error(x_0, again))
 
 
 def image_to_image(
@@ -52,7 +52,7 @@ def image_to_image(
   x_0, cond = trained.images(source, np.asarray(indices))
   keys, sampler = image_keys(np.asarray(seeds, np.uint32)), build.sampler(trained.config, trained.guide, strength)
   denoiser = build.guided(trained.config, trained.network, trained.guide)
-  return _to_uint8(trained, editing.image_to_image(keys, denoiser, sampler, x_0, cond))
+  return trained.to_pixels(editing.image_to_image(keys, denoiser, sampler, x_0, cond), seeds)
 
 
 def inpaint(
@@ -81,7 +81,7 @@ def inpaint(
   sampler = editing.Inpaint(steps, x_0, jnp.asarray(known)[None, :, :, None], kernel)
   denoiser = build.guided(config, trained.network, trained.guide)
   x_T = PerImage(keys).initial(trained.image_shape)
-  return _to_uint8(trained, sample(keys, denoiser, sampler, x_T, cond, progress=True)[0])
+  return trained.to_pixels(sample(keys, denoiser, sampler, x_T, cond, progress=True)[0], seeds)
 
 
 def interpolate(trained: Trained, first: int, last: int, frames: int, label: int | None = None) -> np.ndarray:
@@ -97,8 +97,5 @@ def interpolate(trained: Trained, first: int, last: int, frames: int, label: int
   denoiser = build.guided(trained.config, trained.network, trained.guide)
   cond = None if labels is None else {"label": jnp.asarray(labels, jnp.int32)}
   sampler = build.sampler(trained.config, trained.guide)
-  return _to_uint8(trained, sample(keys[jnp.zeros(frames, jnp.int32)], denoiser, sampler, between, cond)[0])
-
-
-def _to_uint8(trained: Trained, x: jax.Array) -> np.ndarray:
-  return pixels.to_uint8(np.asarray(x), trained.config.sampling.rounding)
+  drawn = sample(keys[jnp.zeros(frames, jnp.int32)], denoiser, sampler, between, cond)[0]
+  return trained.to_pixels(drawn, np.linspace(first, last, frames))

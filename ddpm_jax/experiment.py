@@ -164,7 +164,11 @@ def _preview(run: Plan) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
     grids = {}
     for name, params in weights.items():
       trained = Trained(config, build.network(config, run.module, params), int(now.step), name)
-      images = trained.sample(range(count), low_res=low_res)
+      try:
+        images = trained.sample(range(count), low_res=low_res)
+      except NotFinite as error:  # training may still recover, and its checkpoint is worth more than a picture
+        log.warning("No preview of %s: %s", name, error)
+        continue
       grids[name] = pixels.grid(images, scale=_zoom(config.data.image_size))
     return grids
 
@@ -214,6 +218,10 @@ def load(workdir: str | pathlib.Path, *, ema: str | None = None, step: int | Non
   return Trained(config, build.network(config, module, weights.params), weights.step, weights.source)
 
 
+class NotFinite(UserError):
+  """A network drew or scored something that is no number."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
   """A network with its weights and the config that they were trained with."""
@@ -257,6 +265,9 @@ class Trained:
 
     One compilation for every N; the last batch is filled up and cut. low_res [N,h,w,C], from 0 to 255, are the images that
     a super-resolution network enlarges.
+
+    Raises:
+      NotFinite: instead of turning what is no number into pixels.
     """
     config = self.config.sampling
     if build.is_classifier(self.config):
@@ -270,13 +281,39 @@ class Trained:
       cond = self._cond(keys, *(None if a is None else a[part] for a in (labels, low_res)))
       x_T = PerImage(keys).initial(self.image_shape)
       x, kept = sample(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=progress)
-      images.append(pixels.to_uint8(np.asarray(x), config.rounding))
+      images.append(self.to_pixels(x, np.asarray(seeds)[part]))
       saved.append(kept)
     images = np.concatenate(images)[: len(seeds)]
     if save is None:
       return images
     join = lambda *parts: np.concatenate([np.asarray(p) for p in parts], 1)[:, : len(seeds)]
     return images, jax.tree.map(join, *saved)
+
+  def to_pixels(self, x: jax.Array, seeds: Sequence[int]) -> np.ndarray:
+    """What was drawn from `seeds` [B], x [B,H,W,C] in [-1, 1], as uint8.
+
+    Raises:
+      NotFinite: if there is anything else in x; a cast to 8 bits would make some grey of it.
+    """
+    x = np.asarray(x)
+    self._check_finite(x, seeds, "samples", "seeds")
+    return pixels.to_uint8(x, self.config.sampling.rounding)
+
+  def _check_finite(self, values: np.ndarray, numbers: Sequence[int], what: str, named: str) -> None:
+    """Raises NotFinite, with the remedy, unless all values [B,...] are numbers; `numbers` [B] name their entries."""
+    numbers = np.asarray(numbers)
+    bad = np.unique(numbers[~np.isfinite(values).reshape(len(values), -1).all(1)])
+    if not len(bad):
+      return
+    value = values[~np.isfinite(values)].flat[0]
+    which = ", ".join(map(str, bad[:5])) + ", ..." * (len(bad) > 5)
+    sound = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.network.params))
+    remedy = (
+      "the weights are finite, so lower sampling.guidance.scale, or take more steps or sampling.clip=x0"
+      if sound
+      else "the weights are not finite either, so take another checkpoint (--step) or average (--ema)"
+    )
+    raise NotFinite(f"{len(bad)} of {len(np.unique(numbers))} {what} are not finite ({value}; {named} {which}): {remedy}.")
 
   def bits_per_dim(self, source: data.Source, count: int | None = None, *, progress: bool = False) -> BitsPerDim:
     """The bound on the first `count` images (None: all), as config.evaluation asks for; leaves as NumPy arrays."""
@@ -288,6 +325,7 @@ class Trained:
       keys = self._keys(part)
       x_0, cond = self.images(source, part)
       bounds.append(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress))
+      self._check_finite(np.asarray(bounds[-1].total), part, "bounds", "test images")
     return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *bounds)
 
   def ode_bits_per_dim(self, source: data.Source, count: int | None = None) -> ode_likelihood.OdeBits:

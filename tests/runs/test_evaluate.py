@@ -1,5 +1,6 @@
 """ddpm-jax compare and report, end to end on a run with random weights."""
 
+import dataclasses
 import html.parser
 import json
 import pathlib
@@ -8,10 +9,11 @@ import shutil
 import subprocess
 
 import jax
+import numpy as np
 import pytest
 
 from configs.digits import get_config
-from ddpm_jax import build
+from ddpm_jax import build, experiment
 from ddpm_jax.cli import main
 from ddpm_jax.data.digits import digits
 from ddpm_jax.evaluation import report
@@ -84,6 +86,25 @@ def test_refusals_are_one_sentence_and_exit_code_2(workdir, capsys):
     compare(workdir, *arguments, code=2)
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and match in error[0]
+
+
+def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
+  """Neither in samples nor in bits/dim."""
+  trained = experiment.load(workdir)
+  x = np.zeros((4, 8, 8, 1), np.float32)
+  x[1, 2, 3], x[3] = np.inf, np.nan
+  with pytest.raises(experiment.NotFinite, match=r"2 of 4 samples .* \(inf; seeds 6, 8\): the weights are finite, so lower"):
+    trained.to_pixels(x, [5, 6, 7, 8])
+  nan = dataclasses.replace(trained, network=trained.network.replace(
+    params=jax.tree.map(lambda leaf: leaf * np.nan, trained.network.params)))
+  with pytest.raises(experiment.NotFinite, match=r"3 of 3 samples .* \(nan; seeds 4, 5, 6\): the weights are not finite"):
+    nan.sample([4, 5, 6])
+  with pytest.raises(experiment.NotFinite, match="2 of 2 bounds are not finite .*test images 0, 1"):
+    nan.bits_per_dim(nan.dataset("test"), 2)
+  checkpoints.save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0.9", step=4)
+  assert main.run(["sample", "--seeds", "0-2", "--workdir", str(workdir / "nan")]) == 2
+  assert "3 of 3 samples are not finite (nan; seeds 0, 1, 2)" in capsys.readouterr().err.splitlines()[-1]
+  assert not list((workdir / "nan").rglob("*.png"))
 
 
 # ---------------------------------------------------------------- the page
