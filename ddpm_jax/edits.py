@@ -6,12 +6,10 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import build, data
-from ddpm_jax.data import images as pixels
 from ddpm_jax.diffusion import editing
 from ddpm_jax.diffusion.interpolation import slerp
 from ddpm_jax.diffusion.noise import PerImage, image_keys

@@ -101,7 +101,7 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
     nan.sample([4, 5, 6])
   with pytest.raises(experiment.NotFinite, match="2 of 2 bounds are not finite .*test images 0, 1"):
     nan.bits_per_dim(nan.dataset("test"), 2)
-  checkpoints.save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0.9", step=4)
+  checkpoints.save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0", step=4)
   assert main.run(["sample", "--seeds", "0-2", "--workdir", str(workdir / "nan")]) == 2
   assert "3 of 3 samples are not finite (nan; seeds 0, 1, 2)" in capsys.readouterr().err.splitlines()[-1]
   assert not list((workdir / "nan").rglob("*.png"))
