@@ -448,12 +448,28 @@ def _form(section: ConfigDict) -> str:
 def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
   """(rows, kernel) of the bits/dim that `config.evaluation` asks for."""
   levels, section = schedule(config), config.evaluation
-  which = covariance_of(config, section.covariance or config.sampling.covariance, eta=1.0)
+  which = covariance_of(config, bound_covariance(config), eta=1.0)
   if section.last_row == "full_chain":
     which = covariance.fix_last_to_full_chain(which, levels)
   elif section.last_row != "chain":
     raise UserError(f'evaluation.last_row must be "chain" or "full_chain", not {section.last_row!r}.')
   return tables.gaussian(levels, grid(config, section)), ReverseKernel(which)
+
+
+def bound_covariance(config: ConfigDict) -> str:
+  """The name of the covariance whose bits/dim `config.evaluation` asks for."""
+  return config.evaluation.covariance or config.sampling.covariance or _OF_SECOND_HEAD[config.prediction.second]
+
+
+def covariances(config: ConfigDict) -> list[str]:
+  """Names of all that a network of this config can tell."""
+  second = config.prediction.second
+  names = {"posterior", "marginal", _OF_SECOND_HEAD[second]}
+  if second in OPTIMAL_HEADS:
+    names.add("optimal_average")
+  elif config.sampling.moments is not None:
+    names.add("optimal")
+  return [name for name in COVARIANCES if name in names]
 
 
 COVARIANCES: dict[str, Any] = {

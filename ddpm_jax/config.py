@@ -106,7 +106,7 @@ def default() -> ConfigDict:
   config.evaluation = ConfigDict(dict(
     grid="full",  # of the chain whose bits/dim is measured
     steps=None,
-    covariance=None,  # None: the one that samples
+    covariance=None,  # None: the one that samples. --config.sampling.covariance sets this to None too, unless both are given
     last_row="chain",  # decoder variance: that of the chain (OpenAI), or of the "full_chain" (Analytic-DPM)
     batch_size=64,
   ))  # fmt: skip
@@ -148,7 +148,8 @@ def from_dict(values: dict) -> ConfigDict:
 def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:
   """`config` with assignments such as "sampling.eta=0.5" or "network.channel_mult=(1,2,2)", in place.
 
-  Values are Python literals; what is no literal is a string.
+  Values are Python literals; what is no literal is a string. Whoever asks for another sampling.covariance means it for
+  bits/dim too: evaluation.covariance, which a run may have of its own, becomes None unless it is assigned as well.
 
   Raises:
     UserError: for a field that does not exist, or a value of another type than the one it replaces.
@@ -176,6 +177,9 @@ def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:
       raise UserError(f"--config.{path}={text} should be {_name(old)} like {old!r}, not {_name(value)}.")
     with node.unlocked(), node.ignore_type():
       node[field] = value
+  assigned = {assignment.partition("=")[0] for assignment in assignments}
+  if "sampling.covariance" in assigned and "evaluation.covariance" not in assigned:
+    config.evaluation.covariance = None
   return config
 
 

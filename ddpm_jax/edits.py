@@ -11,7 +11,7 @@ import numpy as np
 
 from ddpm_jax import build, data
 from ddpm_jax.diffusion import editing
-from ddpm_jax.diffusion.interpolation import slerp
+from ddpm_jax.diffusion.interpolation import latent_interpolation, slerp
 from ddpm_jax.diffusion.noise import PerImage, image_keys
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
@@ -80,6 +80,23 @@ def inpaint(
   denoiser = build.guided(config, trained.network, trained.guide)
   x_T = PerImage(keys).initial(trained.image_shape)
   return trained.to_pixels(sample(keys, denoiser, sampler, x_T, cond, progress=True)[0], seeds)
+
+
+def between(
+  trained: Trained, source: data.Source, pairs: np.ndarray, frames: int = 11, strength: float = 0.5
+) -> np.ndarray:
+  """Images [P,frames,H,W,C] from the first to the second of each pair of `source`, [P,2] (DDPM section 4.4, figure 8).
+
+  Both are taken that part of the way up to noise, mixed there, and drawn again with the same noise in all frames of a pair.
+  """
+  places = np.arange(len(pairs)).repeat(frames)
+  x_0, cond = trained.images(source, pairs[places, 0])
+  y_0, _ = trained.images(source, pairs[places, 1])
+  sampler = build.sampler(trained.config, trained.guide, strength)
+  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  weight = jnp.tile(jnp.linspace(0, 1, frames), len(pairs))
+  drawn = latent_interpolation(image_keys(places.astype(np.uint32)), denoiser, sampler, x_0, y_0, weight, cond)
+  return trained.to_pixels(drawn, places).reshape(len(pairs), frames, *trained.image_shape)
 
 
 def interpolate(trained: Trained, first: int, last: int, frames: int, label: int | None = None) -> np.ndarray:

@@ -206,7 +206,7 @@ def load(workdir: str | pathlib.Path, *, ema: str | None = None, step: int | Non
     A Trained.
   """
   directory = pathlib.Path(workdir)
-  if not directory.exists() and str(workdir) in registry.PUBLISHED:
+  if str(workdir) in registry.PUBLISHED and not (directory / "checkpoints").is_dir():
     directory = fetch.workdir(str(workdir))
   if (directory / "checkpoints").is_dir():
     directory /= "checkpoints"
@@ -412,8 +412,9 @@ class Trained:
 
 
 def _put(array: np.ndarray) -> jax.Array:
-  """[B,...], cut over the devices as far as they divide the batch."""
-  return layout.put_batch(array, layout.make_mesh())
+  """[B,...], cut over the devices where they divide the batch, else a copy on each."""
+  mesh = layout.make_mesh()
+  return jax.device_put(array, layout.replicated(mesh)) if len(array) % mesh.size else layout.put_batch(array, mesh)
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:

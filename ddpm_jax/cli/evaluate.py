@@ -1,24 +1,63 @@
-"""Measures what was trained in --workdir: bits/dim on held-out images, and the distance of samples to real images.
+"""Measures a network (--workdir), or any images (--samples).
 
-  ddpm-jax evaluate --workdir runs/digits                           the bound on 128 test images, its terms plotted
-  ddpm-jax evaluate --workdir runs/digits --likelihood 0 --distance 360
+  ddpm-jax evaluate --workdir runs/digits                           bits/dim of 128 test images, where they go, and figures 5
+  ddpm-jax evaluate --workdir runs/mnist --covariance all           with every covariance that the network can tell
+  ddpm-jax evaluate --workdir runs/mnist --figures                  samples, figures 6 and 8 of DDPM, nearest neighbours
+  ddpm-jax evaluate --workdir runs/mnist --distance 1000            of samples, in features of the data's own classifier
 
-Results go to WORKDIR/evaluation: bits_per_dim.json and .png, distance.json, nearest_neighbours.png. The distance is a
-Fréchet distance in the features of a small classifier that is trained on the data set the first time; it stands beside the
-same distance between two halves of the real images.
+  ddpm-jax evaluate --workdir runs/cifar10 --reference cifar10@train                    FID ... of 50,000 samples
+  ddpm-jax evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz   as OpenAI's evaluator
+  ddpm-jax evaluate --samples cifar10@test --num_samples 10000 --reference cifar10@train --features cifar10
+  ddpm-jax evaluate --samples cifar10@train --make_reference cifar10_train.npz          moments, in OpenAI's layout
+  ddpm-jax evaluate --samples samples.npz --captions captions.txt                       CLIP score, a line per image
+
+A SET is an .npz file (arr_0, uint8 NHWC), a folder, a zip, or a data set as NAME@SPLIT. Samples of a network are drawn on
+the way, by seeds 0, 1, ..., its classes in turn. Features are kept: an interrupted command goes on where it stopped when it
+is given again. What is measured of a network is kept in WORKDIR/evaluation; ddpm-jax report makes a page of it.
 """
 
 import argparse
 
+INCEPTIONS = {
+  "inception_tf": "Inception of TensorFlow 2015 (DDPM, Improved DDPM, ADM)",
+  "inception_torch": "pytorch-fid's (Analytic-DPM)",
+}
+OF_NETWORKS = ("likelihood", "covariance", "ode", "distance", "figures", "ema", "step", "overrides")
+AGAINST = ("reference", "make_reference", "captions")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+  source = parser.add_mutually_exclusive_group(required=True)
   where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
-  parser.add_argument("--workdir", "--weights", required=True, help=where)
-  parser.add_argument("--likelihood", type=int, default=128, metavar="N", help="bits/dim of N test images; 0: not")
-  parser.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim by the ODE, for networks of vp_sde; 0: not")
-  parser.add_argument("--distance", type=int, default=0, metavar="N", help="distance of N samples to real images")
-  parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
-  parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
+  source.add_argument("--workdir", "--weights", help=where)
+  source.add_argument("--samples", metavar="SET", help="the images to measure, if no network draws them")
+
+  network = parser.add_argument_group("of a network")
+  network.add_argument("--likelihood", type=int, metavar="N", help="bits/dim of N test images (default: 128, or none where "
+                       "something else is asked for)")
+  network.add_argument("--covariance", metavar="NAMES", help="whose bits/dim: such as posterior,optimal, or all (default: "
+                       "config.evaluation.covariance)")
+  network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim by the ODE, for networks of vp_sde")
+  network.add_argument("--distance", type=int, default=0, metavar="N", help="of N samples to real images")
+  network.add_argument("--figures", action="store_true", help="the figures of the DDPM paper")
+  network.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
+  network.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
+
+  group = parser.add_argument_group("of samples against a reference: FID, sFID, Inception score, precision and recall, KID")
+  what = group.add_mutually_exclusive_group()
+  what.add_argument("--reference", metavar="SET", help="images, or an .npz of moments (mu, sigma)")
+  what.add_argument("--make_reference", metavar="FILE", help="write the moments of the samples to FILE instead")
+  what.add_argument("--captions", metavar="FILE", help="a line of text for each sample: measure the CLIP score instead")
+  group.add_argument("--num_samples", type=int, metavar="N", help="that many, if you do not mean the published 50,000")
+  kinds = "; ".join(f"{name}: {meaning}" for name, meaning in INCEPTIONS.items())
+  group.add_argument("--features", default="inception_tf", help=f"{kinds}; the name of a data set: those of a small "
+                     "classifier, trained on it the first time; or a file of such a classifier (default %(default)s)")
+  group.add_argument("--inception", metavar="FILE", help="Inception's weights (default: from the cache, fetched once)")
+  group.add_argument("--clip", metavar="FILE", help="CLIP's weights, a ViT of OpenAI's (default: ViT-B/32, fetched once)")
+  group.add_argument("--metrics", help="of fid,sfid,inception_score,precision_recall,kid (default: all that can be had)")
+  group.add_argument("--batch_size", type=int, default=64, help="images per device (default %(default)s)")
+  group.add_argument("--keep", metavar="DIR", help="where features are kept (default: features/ in the cache)")
+  group.add_argument("--out", metavar="FILE", help="the JSON (default: WORKDIR/evaluation/metrics.json, or ./metrics.json)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,6 +67,18 @@ def run(args: argparse.Namespace) -> int:
   import pathlib
 
   from ddpm_jax import build, experiment
+  from ddpm_jax.errors import UserError
+  from ddpm_jax.evaluation import image_sets
+
+  compared = any(getattr(args, name) for name in AGAINST)
+  if args.samples:
+    if odd := next((name for name in OF_NETWORKS if getattr(args, name)), None):
+      flag = f"config.{args.overrides[0]}" if odd == "overrides" else odd
+      raise UserError(f"--{flag} is about a network and means nothing for --samples: leave it out, or give a --workdir.")
+    if not compared:
+      raise UserError("--samples have to be compared with something: give --reference, --make_reference or --captions.")
+    against(args, image_sets.open_set(*_set(args.samples)), args.out or "metrics.json")
+    return 0
 
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
@@ -36,93 +87,161 @@ def run(args: argparse.Namespace) -> int:
   if build.is_classifier(trained.config):
     accuracy(trained, out)
     return 0
-  if args.likelihood:
-    likelihood(trained, args.likelihood, out)
+  count = args.likelihood
+  if count is None and (args.covariance or not (compared or args.ode or args.distance or args.figures)):
+    count = 128
+  if count:
+    likelihood(trained, out, count, args.covariance)
   if args.ode:
-    ode(trained, args.ode, out)
+    ode(trained, out, args.ode)
   if args.distance:
-    distance(trained, args.distance, out)
+    distance(trained, out, args.distance)
+  if args.figures:
+    figures(trained, out)
+  if compared:
+    samples = image_sets.of_run(trained, _count(args))
+    against(args, samples, args.out or out / "metrics.json")
   return 0
 
 
-def accuracy(trained, out) -> None:
-  import json
+# ---------------------------------------------------------------- of a network
 
-  source = trained.dataset(trained.config.data.test_split)
-  found = trained.accuracy(source)
-  result = found | {"images": len(source), "split": source.info.split, "weights": trained.weights, "step": trained.step}
-  (out / "accuracy.json").write_text(json.dumps(result, indent=2))
-  print(f"Noisy classifier on {len(source)} {source.info.split} images, by quarter of the noise level (0: least noise):")
+
+def accuracy(trained, out) -> None:
+  from ddpm_jax import scores
+
+  found = scores.accuracy(trained, out)
+  print(f"Noisy classifier on {found['images']} {found['split']} images, by quarter of the noise level (0: least noise):")
   print("            all      0      1      2      3")
   for name in ("top1", "top5"):
     print(f"  {name}  " + "".join(f"{found[name + part]:7.1%}" for part in ("", "_q0", "_q1", "_q2", "_q3")))
 
 
-def likelihood(trained, count: int, out) -> None:
-  import json
+def likelihood(trained, out, count: int, covariances: str | None) -> None:
+  from ddpm_jax import scores
 
-  import numpy as np
+  for found in scores.bits_per_dim(trained, out, count, covariances and covariances.split(",")):
+    error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
+    print(
+      f"bits/dim on {found['images']} {found['split']} images, {found['steps']} steps, {found['covariance']} covariance: "
+      f"{found['bits_per_dim']:.3f}{error} (prior {found['prior']:.3f}, steps {found['between']:.3f}, decoder "
+      f"{found['decoder']:.3f}); 8 bits cost 8, {found['grey_levels']} grey levels coded uniformly "
+      f"{found['uniform_over_grey_levels']:.3f}"
+    )
 
-  from ddpm_jax import build
-  from ddpm_jax.evaluation import plots
 
-  source = trained.dataset(trained.config.data.test_split)
-  bound = trained.bits_per_dim(source, count, progress=True)
-  total = np.asarray(bound.total)
-  levels = len(np.unique(source.gather(np.arange(min(len(source), 1000)))[0]))
-  result = {
-    "images": len(total),
-    "split": source.info.split,
-    "bits_per_dim": float(total.mean()),
-    "standard_error": float(total.std(ddof=1) / np.sqrt(len(total))) if len(total) > 1 else None,
-    "prior": float(bound.prior.mean()),
-    "decoder": float(bound.terms[:, -1].mean()),
-    "between": float(bound.terms[:, :-1].sum(1).mean()),
-    "grey_levels": levels,
-    "uniform_over_grey_levels": float(np.log2(levels)),
-    "terms": np.asarray(bound.terms.mean(0), float).tolist(),
-    "weights": trained.weights,
-    "step": trained.step,
-  }
-  (out / "bits_per_dim.json").write_text(json.dumps(result, indent=2))
-  plots.bound_terms(bound, build.bound(trained.config)[0].t.n, out / "bits_per_dim.png")
-  plots.rate_distortion_curve(bound, out / "rate_distortion.png")
+def ode(trained, out, count: int) -> None:
+  from ddpm_jax import scores
+
+  found = scores.ode_bits_per_dim(trained, out, count)
+  print(f"bits/dim of the ODE on {found['images']} {found['split']} images: {found['bits_per_dim']:.3f}, "
+        f"in {found['steps']:.0f} steps on average")
+
+
+def distance(trained, out, count: int) -> None:
+  from ddpm_jax import scores
+
+  found = scores.distance(trained, out, count)
   print(
-    f"bits/dim on {len(total)} {source.info.split} images: {result['bits_per_dim']:.3f} "
-    f"(prior {result['prior']:.3f}, steps {result['between']:.3f}, decoder {result['decoder']:.3f}); "
-    f"8 bits cost 8, {levels} grey levels coded uniformly {np.log2(levels):.3f}"
+    f"Fréchet distance of {found.count} samples to {found.reference_count} real images: {found.samples:.3f}; of as many "
+    f"other real images: {found.real:.3f} (features: {found.features['name']}, test accuracy "
+    f"{found.features['test_accuracy']:.1%})"
   )
 
 
-def ode(trained, count: int, out) -> None:
-  import json
+def figures(trained, out) -> None:
+  from ddpm_jax import scores
 
-  source = trained.dataset(trained.config.data.test_split)
-  found = trained.ode_bits_per_dim(source, count)
-  bits, steps = float(found.bits.mean()), float(found.steps.mean())
-  error = float(found.bits.std(ddof=1) / len(found.bits) ** 0.5) if len(found.bits) > 1 else None
-  result = {"images": len(found.bits), "bits_per_dim": bits, "standard_error": error, "steps": steps, "step": trained.step}
-  (out / "ode_bits_per_dim.json").write_text(json.dumps(result, indent=2))
-  print(f"bits/dim of the ODE on {len(found.bits)} {source.info.split} images: {bits:.3f}, in {steps:.0f} steps on average")
+  print(f"Wrote {', '.join(scores.figures(trained, out))} to {out}")
 
 
-def distance(trained, count: int, out) -> None:
-  import dataclasses
-  import json
+# ---------------------------------------------------------------- of samples against a reference
 
-  import numpy as np
 
-  from ddpm_jax.evaluation import plots, quality
-  from ddpm_jax.evaluation.features import Recipe
+def against(args: argparse.Namespace, samples, out) -> None:
+  """Prints and writes what --reference, --make_reference or --captions ask for."""
+  from ddpm_jax import fetch, scores
+  from ddpm_jax.evaluation import evaluate, references
 
-  train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
-  net = quality.classifier_of(train, test, out / "classifier.npz", Recipe())
-  samples = trained.sample(range(count), progress=True)
-  real, _ = train.gather(np.arange(len(train)))
-  found = quality.distances(net, samples, real)
-  (out / "distance.json").write_text(json.dumps(dataclasses.asdict(found), indent=2))
-  plots.nearest_neighbours(samples[:8], real, out / "nearest_neighbours.png")
-  print(
-    f"Fréchet distance of {found.count} samples to {found.reference_count} real images: {found.samples:.3f}; "
-    f"of as many other real images: {found.real:.3f} (features: {net.name}, test accuracy {net.test_accuracy:.1%})"
-  )
+  print(f"samples: {samples.name}\n  {len(samples):,} images, {samples.preprocessing}, {samples.sha256[:16]}…")
+  options = dict(batch_size=args.batch_size, folder=args.keep or fetch.cache_folder() / "features", progress=True)
+  if args.captions:
+    result = _clip_score(samples, args.captions, args.clip, options)
+    print(f"  CLIP score {result['clip_score']['mean']:.4f} of {len(samples):,} images with their captions")
+  else:
+    extractor = _extractor(args.features, args.inception)
+    print(f"features: {extractor.name}, {extractor.digest[:16]}…" + _accuracy_of(extractor))
+    if args.make_reference:
+      references.write(args.make_reference, references.make(samples, extractor, **options))
+      print(f"Wrote {args.make_reference}: moments of {len(samples):,} images")
+      return
+    reference = _reference(args.reference)
+    metrics = args.metrics and args.metrics.split(",")
+    result = evaluate.evaluate(samples, reference, extractor, metrics=metrics, count=_count(args), **options)
+    _show(result)
+  scores.write_json(out, result)
+  print(f"Wrote {out}")
+
+
+def _show(result: dict) -> None:
+  about = result["reference"]
+  number = "an unknown number of" if about["count"] is None else f"{about['count']:,}"
+  print(f"reference: {about['name']}\n  {number} images, {about['preprocessing']}, {about['sha256'][:16]}…")
+  for name, value in result["metrics"].items():
+    parts = value if isinstance(value, dict) else {"": value}
+    shown = (f"{part:.6g}" if isinstance(part, float) else str(part) for part in parts.values())
+    print(f"  {name:17} " + ", ".join(f"{key} {part}".strip() for key, part in zip(parts, shown, strict=True)))
+
+
+def _clip_score(samples, captions: str, weights: str | None, options: dict) -> dict:
+  """The JSON of a CLIP score."""
+  from ddpm_jax.errors import UserError
+  from ddpm_jax.evaluation import clip, clip_tokens
+
+  try:
+    with open(captions, encoding="utf-8") as file:
+      texts = file.read().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"{captions} cannot be read as lines of text ({error}).") from None
+  net = clip.load(weights)
+  score = clip.clip_score(net, clip_tokens.load(), samples.source, texts, source=samples.sha256, **options)
+  return {"clip_score": score._asdict(), "features": net.describe(), "samples": samples.describe(), "captions": captions}
+
+
+def _count(args: argparse.Namespace) -> int:
+  """How many samples are meant."""
+  from ddpm_jax.evaluation.evaluate import PUBLISHED
+
+  return PUBLISHED if args.num_samples is None else args.num_samples
+
+
+def _set(text: str) -> tuple[str, str]:
+  """("cifar10", "test") of "cifar10@test"; without @ the split is train."""
+  name, _, split = text.partition("@")
+  return name, split or "train"
+
+
+def _reference(text: str):
+  """Moments if the file holds some, else images."""
+  from ddpm_jax.evaluation import image_sets, references, storage
+
+  if text.endswith(".npz") and "mu" in storage.read_npz(text):
+    return references.read(text)
+  return image_sets.open_set(*_set(text))
+
+
+def _extractor(name: str, weights: str | None):
+  from ddpm_jax.config import nearest
+  from ddpm_jax.errors import UserError
+  from ddpm_jax.evaluation import features, inception_weights, quality
+
+  if name in INCEPTIONS:
+    return inception_weights.load(name.removeprefix("inception_"), weights)
+  if name.startswith("inception"):
+    raise UserError(f"There are no features {name!r}; {nearest(name, INCEPTIONS)}")
+  return features.restore(name) if name.endswith(".npz") else quality.classifier_for(name)
+
+
+def _accuracy_of(extractor) -> str:
+  accuracy = extractor.describe().get("test_accuracy")
+  return "" if accuracy is None else f", test accuracy {accuracy:.1%}"

@@ -154,5 +154,13 @@ def of_run(trained: Any, count: int) -> ImageSet:
     lambda seeds: trained.sample(seeds, None if labels is None else labels[seeds]), count, trained.image_shape,
     name=f"samples of {trained.config.data.name}, step {trained.step}, {trained.weights}",
     sha256=storage.text_digest([networks, trained.config.to_dict()]),
-    preprocessing=f"drawn on [-1, 1], to uint8 by {trained.config.sampling.rounding!r}",
+    preprocessing=f"drawn on [-1, 1], to uint8 by {trained.config.sampling.rounding!r}" + _balance(labels),
   )
+
+
+def _balance(labels: np.ndarray | None) -> str:
+  if labels is None:
+    return ""
+  counts = np.unique_counts(labels).counts
+  each = " or ".join(f"{count:,}" for count in sorted({*counts.tolist()}))
+  return f", {each} of each of {len(counts)} classes"

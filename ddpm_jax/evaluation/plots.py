@@ -11,37 +11,50 @@ import numpy as np
 
 from ddpm_jax.data import images as pixels
 from ddpm_jax.data.atomic import writing
-from ddpm_jax.diffusion.likelihood import BitsPerDim, rate_distortion
+from ddpm_jax.diffusion import likelihood
+from ddpm_jax.diffusion.likelihood import BitsPerDim
 from ddpm_jax.evaluation import neighbours
 
 
-def bound_terms(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLike) -> None:
+def bound_terms(bounds: Mapping[str, BitsPerDim], levels: np.ndarray, path: str | os.PathLike) -> None:
   """Where the bits go: each step's term over the level it leaves, and what is paid down to it (IDDPM figure 2).
 
   Args:
-    bound: leaves [B, K].
+    bounds: leaves [B, K], by the name of their covariance.
     levels: [K], the level each step leaves; `steps.t.n`.
   """
-  terms = np.asarray(bound.terms.mean(0), float)
-  paid = float(bound.prior.mean()) + np.cumsum(terms)
   figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-  left.semilogy(levels, np.maximum(terms, 1e-8))
+  for name, bound in bounds.items():
+    terms = np.asarray(bound.terms.mean(0), float)
+    paid = float(bound.prior.mean()) + np.cumsum(terms)
+    left.semilogy(levels, np.maximum(terms, 1e-8), lw=1.2)
+    right.plot(levels, paid, lw=1.2, label=f"{name}: {paid[-1]:.3f}")
   left.set(xlabel="level n", ylabel="bits/dim of the step", title="Terms of the bound")
-  right.plot(levels, paid)
-  right.set(xlabel="level n", ylabel="bits/dim paid so far", title=f"Total {paid[-1]:.3f} bits/dim")
+  right.set(xlabel="level n", ylabel="bits/dim paid so far", title="Their sum")
+  right.legend(title="covariance", fontsize=8, title_fontsize=8)
   for axes in (left, right):
     axes.invert_xaxis()  # as sampling goes: noise on the left
     axes.grid(alpha=0.3)
   _save(figure, path)
 
 
-def rate_distortion_curve(bound: BitsPerDim, path: str | os.PathLike) -> None:
-  """Distortion over rate (DDPM figure 5, right)."""
-  curve = rate_distortion(bound)
-  figure, axes = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
-  axes.plot(curve.rate, curve.rmse)
-  axes.set(xlabel="rate (bits/dim)", ylabel="distortion (RMSE, 0..255)", title="Progressive lossy compression")
-  axes.grid(alpha=0.3)
+def rate_distortion(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLike) -> None:
+  """Distortion and rate over levels, and the one over the other (DDPM figure 5)."""
+  curve = likelihood.rate_distortion(bound)
+  rate, distortion = "rate (bits/dim)", "distortion (RMSE, 0..255)"
+  figure, panels = plt.subplots(1, 3, figsize=(9.6, 3.0), layout="constrained")
+  panels[0].plot(levels, curve.rmse)
+  panels[0].set(xlabel="level n", ylabel=distortion)
+  panels[1].plot(levels, curve.rate)
+  panels[1].set(xlabel="level n", ylabel=rate)
+  panels[2].plot(curve.rate, curve.rmse)
+  panels[2].set(xlabel=rate, ylabel=distortion)
+  for axes in panels:
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+  for axes in panels[:2]:
+    axes.invert_xaxis()
+  figure.suptitle("Progressive lossy compression", fontsize=11)
   _save(figure, path)
 
 
@@ -70,12 +83,23 @@ def training_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike
 def nearest_neighbours(samples: np.ndarray, real: np.ndarray, path: str | os.PathLike, k: int = 8) -> None:
   """Each of `samples` at the left of the `k` images of `real` most like it, pixel by pixel; both uint8 [., H, W, C]."""
   near = neighbours.nearest_pixels(samples, real, k)
-  picture = pixels.grid(np.concatenate([samples[:, None], near], 1).reshape(-1, *samples.shape[1:]), k + 1)
-  figure, axes = plt.subplots(figsize=(4.2, 0.4 + 4.2 * len(picture) / picture.shape[1]), layout="constrained")
-  axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-  axes.axvline(samples.shape[2], color="tab:red", linewidth=1)
-  axes.set_title("samples | nearest real images")
-  axes.axis("off")
+  columns = ["sample", *(str(n + 1) for n in range(k))]
+  image_table(np.concatenate([samples[:, None], near], 1), columns, path, "Samples and the real images nearest to them")
+
+
+def image_table(images: np.ndarray, columns: Sequence[str], path: str | os.PathLike, title: str) -> None:
+  """Rows of pictures uint8 [rows, columns, H, W, C] under the names of the columns."""
+  rows, count, height, width, _ = images.shape
+  scale = max(1, 256 // width)
+  picture = pixels.grid(images.reshape(-1, *images.shape[2:]), count, scale=scale)
+  figure, axes = plt.subplots(figsize=(0.7 * count, 0.7 * rows * height / width + 0.7), layout="constrained")
+  axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+  axes.set_xticks(scale * ((width + 1) * np.arange(count) + width / 2), columns, fontsize=8)
+  axes.set_yticks([])
+  axes.tick_params(length=0, labeltop=True, labelbottom=False)
+  axes.set_title(title, fontsize=10)
+  for spine in axes.spines.values():
+    spine.set_visible(False)
   _save(figure, path)
 
 

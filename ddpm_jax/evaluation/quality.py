@@ -9,9 +9,10 @@ import os
 
 import numpy as np
 
+from ddpm_jax import data, fetch
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import features, frechet
+from ddpm_jax.evaluation import features, frechet, image_sets, storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,14 @@ def classifier_of(train: Source, test: Source, path: str | os.PathLike, recipe: 
   net = features.train_classifier(*both[0], *both[1], recipe=recipe, progress=True)
   net.save(path)
   return net
+
+
+def classifier_for(name: str) -> features.FeatureNet:
+  """The feature network of the labelled data set of that name, kept in the cache."""
+  train, test = (data.load(name, split) for split in ("train", "test"))
+  recipe = features.Recipe()
+  key = storage.text_digest([image_sets.of_source(train).sha256, dataclasses.asdict(recipe)])
+  return classifier_of(train, test, fetch.cache_folder() / "classifiers" / f"{key[:16]}.npz", recipe)
 
 
 def _features(net: features.FeatureNet, images: np.ndarray, batch: int = 500) -> np.ndarray:

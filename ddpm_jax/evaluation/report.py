@@ -1,8 +1,8 @@
 """One self-contained HTML page about a run: what it draws, how it was trained, what was measured, and how to repeat it.
 
-The page holds whatever the run's directory holds when it is written: samples/, evaluation/, metrics.jsonl, and the config
-in the checkpoint. Pictures are inside the page, which needs no network, no script and no other file, and follows the
-width and the colours of the reader's screen.
+The page holds whatever the run's directory holds when it is written: samples/, edits/, evaluation/, study/,
+metrics.jsonl, and the config in the checkpoint. Pictures are inside the page, which needs no network, no script and no
+other file, and follows the width and the colours of the reader's screen.
 """
 
 import base64
@@ -33,7 +33,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; font-size: 
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; opacity: .8; overflow-wrap: anywhere; }
 img { display: block; height: auto; }
 img.pixels { image-rendering: pixelated; width: min(100%, 32rem); }
-img.plot { height: 19rem; width: auto; background: white; }
+img.plot { max-width: max(100%, 36rem); background: white; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: normal; opacity: .8; overflow-wrap: anywhere; }
@@ -68,8 +68,9 @@ def page(workdir: pathlib.Path) -> str:
   sections = [
     ("In short", _headlines(workdir / "evaluation")),
     ("Samples", _samples(workdir)),
+    ("Edits", "".join(picture(file, name_of(file), "pixels") for file in sorted((workdir / "edits").glob("*.png")))),
     ("Training", _training(workdir)),
-    ("Measurements", _measurements(workdir / "evaluation")),
+    ("Measurements", _measurements(workdir)),
     ("Commands", _commands(workdir)),
     ("Environment", table(_environment().items())),
     ("Config", f"<details><summary>all fields</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>"),
@@ -86,6 +87,18 @@ HEADLINES = {  # (file, number in it): what it is
   ("metrics", "metrics.inception_score.mean"): "Inception score",
   ("distance", "samples"): "Fréchet distance of samples, own features",
   ("distance", "real"): "the same of real images",
+  ("accuracy", "top1"): "accuracy on noisy held-out images",
+}
+
+CAPTIONS = {  # of the figures that ddpm-jax writes
+  "bits_per_dim": "Where the bits go, step by step",
+  "covariances": "Where the bits go, by covariance",
+  "rate_distortion": "Rate and distortion over the levels (DDPM figure 5)",
+  "progressive": "On the way to samples (DDPM figure 6)",
+  "interpolation": "Between test images (DDPM figure 8)",
+  "nearest_neighbours": "Nearest neighbours among training images, pixel by pixel",
+  "moments": "What the network knows of its error (Analytic-DPM)",
+  "study": "Methods by numbers of steps",
 }
 
 
@@ -103,10 +116,16 @@ def _samples(workdir: pathlib.Path) -> str:
   """Every picture below samples/, by the folder that says how it was drawn; without any, the last previews."""
   root = workdir / "samples"
   found = [file for file in sorted(root.rglob("*")) if file.suffix in PICTURES and file.parent.name != "png"]
-  if not found and (previews := sorted((workdir / "previews").glob("*.png"))):
+  whole = workdir / "evaluation" / "samples.png"
+  if not found and not whole.exists() and (previews := sorted((workdir / "previews").glob("*.png"))):
     last = previews[-1].name.partition("_")[0]
     root, found = workdir / "previews", [file for file in previews if file.name.startswith(last)]
-  return "".join(picture(file, file.relative_to(root).as_posix().replace("_", " "), "pixels") for file in found)
+  kinds = {"beside": "plot"}  # it has letters
+  shown = [picture(whole, "seeds 0 to 63", "pixels")] if whole.exists() else []
+  for file in found:
+    caption = f"{file.relative_to(root).parent.as_posix()} {name_of(file)}".removeprefix(". ").replace("_", " ")
+    shown.append(picture(file, caption, kinds.get(file.stem, "pixels")))
+  return "".join(shown)
 
 
 def _training(workdir: pathlib.Path) -> str:
@@ -119,22 +138,33 @@ def _training(workdir: pathlib.Path) -> str:
   return picture(workdir / "evaluation" / "training.png", f"{len(rows)} rows of metrics.jsonl", "plot")
 
 
-def _measurements(folder: pathlib.Path) -> str:
-  """A table of every JSON file, and every figure beside it."""
-  parts = []
+def _measurements(workdir: pathlib.Path) -> str:
+  """Every figure, and a table of every JSON file; what lies deeper than its metrics can be unfolded."""
+  folder = workdir / "evaluation"
+  figures = [file for file in sorted(folder.glob("*.png")) if file.stem not in ("training", "samples")]
+  if (study := workdir / "study" / "study.png").exists():
+    figures.append(study)
+  parts = [picture(file, CAPTIONS.get(file.stem, name_of(file)), "plot") for file in figures]
   for file in sorted(folder.glob("*.json")):
     numbers = {key: value for key, value in flat(json.loads(file.read_text())) if not isinstance(value, list)}
-    parts.append(f"<h3>{html.escape(file.stem.replace('_', ' '))}</h3>{table(numbers.items())}")
-  figures = [file for file in sorted(folder.glob("*.png")) if file.name != "training.png"]
-  parts += [picture(file, file.stem.replace("_", " "), "plot") for file in figures]
+    deep = {key for key in numbers if "." in key and not key.startswith("metrics.")}
+    parts.append(f"<h3>{html.escape(name_of(file))}</h3>{table([row for row in numbers.items() if row[0] not in deep])}")
+    if deep:
+      how = table([row for row in numbers.items() if row[0] in deep])
+      parts.append(f"<details><summary>of what, and how</summary>{how}</details>")
   return "".join(parts)
 
 
 def _commands(workdir: pathlib.Path) -> str:
   """What repeats or continues this."""
-  verbs = ("sample", "evaluate", "report")
+  verbs = ("sample", "evaluate", "evaluate --figures", "report")
   lines = "\n".join(f"ddpm-jax {verb} --workdir {workdir}" for verb in verbs)
   return f"<pre>{html.escape(lines)}</pre>"
+
+
+def name_of(file: pathlib.Path) -> str:
+  """For people."""
+  return file.stem.replace("_", " ")
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""ddpm-jax compare and report, end to end on a run with random weights."""
+"""ddpm-jax evaluate and report, end to end on a run with random weights."""
 
 import dataclasses
 import html.parser
@@ -11,10 +11,12 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.digits import get_config
-from ddpm_jax import build, experiment
+from ddpm_jax import build, config, edits, experiment
 from ddpm_jax.cli import main
+from ddpm_jax.data import images as pixels
 from ddpm_jax.data.digits import digits
 from ddpm_jax.evaluation import report
 from ddpm_jax.evaluation.features import Recipe, train_classifier
@@ -35,45 +37,45 @@ def cache(tmp_path_factory):
 def workdir(tmp_path_factory):
   """A checkpoint of untrained weights, and classifier features."""
   folder = tmp_path_factory.mktemp("run")
-  config = get_config("smoke")
-  with config.unlocked():
-    config.data.update(image_size=8, channels=1, num_classes=10)
-  params = build.initial_params(build.model(config, 1, 10), jax.random.key(0), 8, 1)
-  checkpoints.save_weights(str(folder / "checkpoints"), params, config.to_dict(), rate="0.999", step=4)
+  smoke = get_config("smoke")
+  with smoke.unlocked():
+    smoke.data.update(image_size=8, channels=1, num_classes=10)
+  params = build.initial_params(build.model(smoke, 1, 10), jax.random.key(0), 8, 1)
+  checkpoints.save_weights(str(folder / "checkpoints"), params, smoke.to_dict(), rate="0.999", step=4)
   train, test = digits("train"), digits("test")
   recipe = Recipe(steps=20, num_features=16)
   train_classifier(train.images, train.labels, test.images, test.labels, recipe=recipe).save(folder / "classifier.npz")
   return folder
 
 
-def compare(workdir, *arguments, metrics="fid,inception_score,precision_recall", code=0):
-  """The JSON of `ddpm-jax compare`."""
+def measure(workdir, *arguments, metrics="fid,inception_score,precision_recall", code=0):
+  """The JSON of `ddpm-jax evaluate` against a reference."""
   out = workdir / "result.json"
   options = ["--features", str(workdir / "classifier.npz"), "--metrics", metrics, "--out", str(out)]
-  assert main.run(["compare", *options, *map(str, arguments)]) == code
+  assert main.run(["evaluate", *options, *map(str, arguments)]) == code
   return json.loads(out.read_text()) if code == 0 else None
 
 
 def test_samples_drawn_on_the_way_measure_as_the_same_samples_in_a_file(workdir, capsys):
-  drawn = compare(workdir, "--workdir", workdir, "--num_samples", 100, "--reference", "digits@train")
+  drawn = measure(workdir, "--workdir", workdir, "--num_samples", 100, "--reference", "digits@train")
   shown = capsys.readouterr().out
   assert "100 images, drawn on [-1, 1]" in shown and "1,437 images, pixels as stored" in shown and "fid " in shown
   assert drawn["samples"]["count"] == 100 and drawn["reference"]["count"] == 1437
   main.run(["sample", "--workdir", str(workdir), "--seeds", "0-99", "--formats", "npz", "--out", str(workdir / "out")])
-  stored = compare(workdir, "--samples", workdir / "out/samples.npz", "--num_samples", 100, "--reference", "digits@train")
+  stored = measure(workdir, "--samples", workdir / "out/samples.npz", "--num_samples", 100, "--reference", "digits@train")
   assert stored["metrics"] == drawn["metrics"]
   assert stored["samples"]["sha256"] != drawn["samples"]["sha256"]  # of pixels; of network, settings and seeds
 
 
 def test_a_reference_is_made_and_used(workdir, capsys):
   reference = workdir / "reference.npz"
-  main.run(["compare", "--features", str(workdir / "classifier.npz"), "--samples", "digits@train",
+  main.run(["evaluate", "--features", str(workdir / "classifier.npz"), "--samples", "digits@train",
             "--make_reference", str(reference)])
   assert "moments of 1,437 images" in capsys.readouterr().out
   test = ["--samples", "digits@test", "--num_samples", 360, "--reference"]
-  by_file, by_images = (compare(workdir, *test, real, metrics="fid") for real in (reference, "digits@train"))
+  by_file, by_images = (measure(workdir, *test, real, metrics="fid") for real in (reference, "digits@train"))
   assert by_file["metrics"]["fid"] == pytest.approx(by_images["metrics"]["fid"], rel=1e-9)
-  itself = compare(workdir, "--samples", "digits@train", "--num_samples", 1437, "--reference", reference, metrics="fid")
+  itself = measure(workdir, "--samples", "digits@train", "--num_samples", 1437, "--reference", reference, metrics="fid")
   assert abs(itself["metrics"]["fid"]) < 1e-6
 
 
@@ -82,10 +84,56 @@ def test_refusals_are_one_sentence_and_exit_code_2(workdir, capsys):
     (["--samples", "digits@test", "--reference", "digits@train"], "360 samples, but published FIDs are of 50,000"),
     (["--samples", "digits@test", "--reference", "absent.npz"], "no file absent.npz"),
     (["--samples", "digits@test", "--config.sampling.eta=0", "--reference", "x"], "means nothing for --samples"),
+    (["--samples", "digits@test", "--likelihood", 8], "--likelihood is about a network"),
+    (["--samples", "digits@test"], "have to be compared with something"),
+    (["--samples", "digits@test", "--features", "inception_tg", "--reference", "x"], "did you mean 'inception_tf'?"),
   ):
-    compare(workdir, *arguments, code=2)
+    measure(workdir, *arguments, code=2)
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and match in error[0]
+
+
+def test_bits_per_dim_with_every_covariance(workdir, capsys):
+  """The analytic one by the moments that ddpm-jax moments leaves beside the results."""
+  assert main.run(["moments", "--workdir", str(workdir), "--images", "16", "--levels", "5"]) == 0
+  folder, likelihood = workdir / "evaluation", ["evaluate", "--workdir", str(workdir), "--likelihood", "4"]
+  capsys.readouterr()
+  assert main.run([*likelihood, "--covariance", "all"]) == 0
+  shown = capsys.readouterr().out
+  found = {}
+  for name in ("posterior", "marginal", "optimal"):
+    found[name] = json.loads((folder / f"bits_per_dim_{name}.json").read_text())
+    assert found[name]["covariance"] == name and found[name]["steps"] == 20 and f"20 steps, {name} covariance: " in shown
+    assert found[name]["bits_per_dim"] == pytest.approx(found[name]["prior"] + sum(found[name]["terms"]), rel=1e-5)
+  assert len({result["bits_per_dim"] for result in found.values()}) == 3 and (folder / "covariances.png").exists()
+
+  capsys.readouterr()
+  assert main.run([*likelihood, "--covariance", "learned_range"]) == 2
+  assert "learned_range" in capsys.readouterr().err
+  assert main.run([*likelihood, "--covariance", "optimum"]) == 2
+  assert "did you mean 'optimal'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("assignments, covariance", [
+  ([], "marginal"),  # the config digits says so
+  (["sampling.covariance=posterior"], "posterior"),
+  (["sampling.covariance=posterior", "evaluation.covariance=marginal"], "marginal"),
+  (["evaluation.covariance=None"], "posterior"),
+])  # fmt: skip
+def test_the_covariance_that_was_asked_for_last_is_measured(assignments, covariance):
+  assert build.bound_covariance(config.override(get_config(), assignments)) == covariance
+
+
+def test_figures_of_the_paper(workdir):
+  assert main.run(["evaluate", "--workdir", str(workdir), "--figures"]) == 0
+  for name in ("samples", "progressive", "interpolation", "nearest_neighbours"):
+    with Image.open(workdir / "evaluation" / f"{name}.png") as picture:
+      assert picture.size[0] >= 500
+  trained = experiment.load(workdir)
+  source, pairs = trained.dataset("test"), np.array([[0, 1], [2, 3], [4, 5]])
+  near = edits.between(trained, source, pairs, frames=2, strength=0.05)  # of one of 20 levels: almost the images themselves
+  error = np.abs(near.astype(float) - source.gather(pairs.ravel())[0].reshape(near.shape))
+  assert error.mean() < 8, "grey levels"
 
 
 def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
@@ -97,13 +145,12 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
     trained.to_pixels(x, [5, 6, 7, 8])
   nan = dataclasses.replace(trained, network=trained.network.replace(
     params=jax.tree.map(lambda leaf: leaf * np.nan, trained.network.params)))
-  with pytest.raises(experiment.NotFinite, match=r"3 of 3 samples .* \(nan; seeds 4, 5, 6\): the weights are not finite"):
-    nan.sample([4, 5, 6])
   with pytest.raises(experiment.NotFinite, match="2 of 2 bounds are not finite .*test images 0, 1"):
     nan.bits_per_dim(nan.dataset("test"), 2)
   checkpoints.save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0", step=4)
   assert main.run(["sample", "--seeds", "0-2", "--workdir", str(workdir / "nan")]) == 2
-  assert "3 of 3 samples are not finite (nan; seeds 0, 1, 2)" in capsys.readouterr().err.splitlines()[-1]
+  complaint = capsys.readouterr().err.splitlines()[-1]
+  assert "3 of 3 samples are not finite (nan; seeds 0, 1, 2): the weights are not finite either" in complaint
   assert not list((workdir / "nan").rglob("*.png"))
 
 
@@ -111,13 +158,17 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
 
 
 @pytest.fixture(scope="module")
-def page(workdir):
+def page(workdir, tmp_path_factory):
   """The report about the run, with samples, curves and measurements."""
-  main.run(["sample", "--workdir", str(workdir), "--seeds", "0-15", "--formats", "grid,gif"])
+  checkpoint, workdir = workdir / "checkpoints", tmp_path_factory.mktemp("page")
+  shutil.copytree(checkpoint, workdir / "checkpoints")
+  grid = pixels.grid(digits("test").images[:16])
+  pixels.save_png(workdir / "samples/50steps/grid.png", grid)
+  pixels.save_gif(workdir / "samples/50steps/denoising.gif", [grid, 255 - grid])
   rows = [{"step": step, "loss": 1 / step, "grad_norm": 1.0, "images_per_second": 100.0} for step in (1, 2, 3)]
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (workdir / "evaluation").mkdir(exist_ok=True)
-  (workdir / "evaluation/distance.json").write_text(json.dumps({"samples": 12.5, "real": 8.25, "note": "<b>&"}))
+  (workdir / "evaluation/distance.json").write_text(json.dumps({"samples": 12.5, "features": {"name": "<b>&"}}))
   assert main.run(["report", "--workdir", str(workdir)]) == 0
   return workdir / "report.html"
 
