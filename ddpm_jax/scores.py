@@ -19,7 +19,6 @@ from ddpm_jax.data import images as pixels
 from ddpm_jax.data.atomic import writing
 from ddpm_jax.diffusion.likelihood import BitsPerDim
 from ddpm_jax.evaluation import plots, quality
-from ddpm_jax.evaluation.features import Recipe
 from ddpm_jax.experiment import Trained
 
 NEAR = 50_000  # training images among which neighbours are looked for
@@ -133,7 +132,7 @@ def accuracy(trained: Trained, folder: str | os.PathLike) -> dict[str, Any]:
 def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality.Distances:
   """Of `count` samples to real images, in features of the data's own classifier: distance.json, nearest_neighbours.png."""
   folder, train = pathlib.Path(folder), trained.dataset(trained.config.data.train_split)
-  net = quality.classifier_of(train, held_out(trained), folder / "classifier.npz", Recipe())
+  net = quality.classifier_of(train, held_out(trained), folder / "classifier.npz")
   samples = trained.sample(range(count), progress=True)
   real, _ = train.gather(np.arange(len(train)))
   found = quality.distances(net, samples, real)

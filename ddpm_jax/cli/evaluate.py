@@ -23,6 +23,7 @@ INCEPTIONS = {
   "inception_torch": "pytorch-fid's (Analytic-DPM)",
 }
 OF_NETWORKS = ("likelihood", "covariance", "ode", "distance", "figures", "ema", "step", "overrides")
+LEAST = {"likelihood": 0, "ode": 0, "distance": 0, "num_samples": 1, "batch_size": 1}
 AGAINST = ("reference", "make_reference", "captions")
 
 
@@ -70,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import image_sets
 
+  for name, least in LEAST.items():
+    if (value := getattr(args, name)) is not None and value < least:
+      raise UserError(f"--{name} {value} is too few: give at least {least}.")
   compared = any(getattr(args, name) for name in AGAINST)
-  if args.samples:
+  if args.samples is not None:
     if odd := next((name for name in OF_NETWORKS if getattr(args, name)), None):
       flag = f"config.{args.overrides[0]}" if odd == "overrides" else odd
       raise UserError(f"--{flag} is about a network and means nothing for --samples: leave it out, or give a --workdir.")
@@ -176,7 +180,7 @@ def against(args: argparse.Namespace, samples, out) -> None:
       print(f"Wrote {args.make_reference}: moments of {len(samples):,} images")
       return
     reference = _reference(args.reference)
-    metrics = args.metrics and args.metrics.split(",")
+    metrics = None if args.metrics is None else args.metrics.split(",")
     result = evaluate.evaluate(samples, reference, extractor, metrics=metrics, count=_count(args), **options)
     _show(result)
   scores.write_json(out, result)

@@ -73,10 +73,9 @@ def distance_of(trained, folder, count: int):
   import numpy as np
 
   from ddpm_jax.evaluation import quality
-  from ddpm_jax.evaluation.features import Recipe
 
   train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
-  net = quality.classifier_of(train, test, folder / "classifier.npz", Recipe())
+  net = quality.classifier_of(train, test, folder / "classifier.npz")
   real, _ = train.gather(np.arange(len(train)))
 
   def distance(images):

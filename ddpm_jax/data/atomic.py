@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from ddpm_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
@@ -18,12 +20,18 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   ...     _ = temporary.write_text("whole")
   ...   [file.name for file in pathlib.Path(folder, "new").iterdir()]
   ['note.txt']
+
+  Raises:
+    UserError: if nothing can be written there.
   """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
     os.replace(temporary, path)
+  except OSError as error:
+    raise UserError(f"{path} cannot be written ({error.strerror or error}): make room or choose another place.") from error
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink()

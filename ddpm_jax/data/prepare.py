@@ -245,7 +245,7 @@ def _make(manifest: _Manifest, shard: _Shard, corrupt: str, stop: threading.Even
         "skipped": skipped,
         "plan": shard.plan,
       }
-  except (OSError, RuntimeError) as error:
+  except RuntimeError as error:  # of array_record
     raise UserError(f"{shard.file} cannot be written ({error}): make room, and run again to continue.") from error
   manifest.enter(shard, entry)
 

@@ -25,7 +25,7 @@ from ddpm_jax.evaluation import storage
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How a classifier is trained; `Recipe()` suits 8x8 to 32x32 images.
+  """How a classifier is trained; `Recipe()` suits digits.
 
   Attributes:
     seed: of the initial weights, the order of the images and the shifts.
@@ -34,6 +34,7 @@ class Recipe:
     learning_rate: peak of a one-cycle cosine schedule for AdamW.
     weight_decay: of AdamW.
     max_shift: images are moved by up to so many pixels in both directions, zeros filling in.
+    flip: half of the images are mirrored.
     num_features: width of the last hidden layer, the dimension of the feature space.
   """
 
@@ -43,7 +44,13 @@ class Recipe:
   learning_rate: float = 3e-3
   weight_decay: float = 1e-2
   max_shift: int = 1
+  flip: bool = False
   num_features: int = 64
+
+  @classmethod
+  def suiting(cls, channels: int) -> "Recipe":
+    """The one for grey digits, or for photographs."""
+    return cls() if channels == 1 else cls(steps=2000, max_shift=2, flip=True)
 
 
 class Classifier(nn.Module):
@@ -182,6 +189,9 @@ def _train_step(module, optimizer, recipe, state, data, key, n):
   index = jax.random.randint(pick_key, (recipe.batch_size,), 0, len(images))
   shifts = jax.random.randint(shift_key, (recipe.batch_size, 2), 0, 2 * recipe.max_shift + 1)
   batch = jax.vmap(functools.partial(_shift, max_shift=recipe.max_shift))(images[index], shifts)
+  if recipe.flip:
+    mirrored = jax.random.bernoulli(jax.random.fold_in(shift_key, 1), shape=(recipe.batch_size, 1, 1, 1))
+    batch = jnp.where(mirrored, batch[:, :, ::-1], batch)
 
   def loss_of(params):
     _, logits = module.apply({"params": params}, batch)

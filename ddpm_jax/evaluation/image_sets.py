@@ -85,6 +85,9 @@ def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
   images = arrays["arr_0"]
   check_pixels(name, images)
   labels = arrays.get("arr_1", np.full(len(images), NO_LABEL))
+  if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    raise UserError(f"{name} has {len(images)} images, but labels (arr_1) of shape {labels.shape}, {labels.dtype}: give "
+                    "each image an integer, or leave them out.")
   info = Info(name, "", images.shape[1], images.shape[3], int(labels.max()) + 1 if "arr_1" in arrays else None)
   return ImageSet(name, Arrays(info, images, labels), pixel_digest(images), "uint8 pixels of the file")
 

@@ -50,12 +50,15 @@ def distances(net: features.FeatureNet, samples: np.ndarray, real: np.ndarray) -
   )
 
 
-def classifier_of(train: Source, test: Source, path: str | os.PathLike, recipe: features.Recipe) -> features.FeatureNet:
-  """The feature network of a labelled data set: read from `path`, or trained and kept there."""
+def classifier_of(
+  train: Source, test: Source, path: str | os.PathLike, recipe: features.Recipe | None = None
+) -> features.FeatureNet:
+  """The feature network of a labelled data set: read from `path`, or trained and kept there (None: by the usual recipe)."""
   if os.path.exists(path):
     return features.restore(path)
   if train.info.num_classes is None:
     raise UserError(f"{train.info.name} has no labels, so that no classifier can be trained on it: measure FID instead.")
+  recipe = recipe or features.Recipe.suiting(train.info.channels)
   both = [source.gather(np.arange(len(source))) for source in (train, test)]
   net = features.train_classifier(*both[0], *both[1], recipe=recipe, progress=True)
   net.save(path)
@@ -65,7 +68,7 @@ def classifier_of(train: Source, test: Source, path: str | os.PathLike, recipe: 
 def classifier_for(name: str) -> features.FeatureNet:
   """The feature network of the labelled data set of that name, kept in the cache."""
   train, test = (data.load(name, split) for split in ("train", "test"))
-  recipe = features.Recipe()
+  recipe = features.Recipe.suiting(train.info.channels)
   key = storage.text_digest([image_sets.of_source(train).sha256, dataclasses.asdict(recipe)])
   return classifier_of(train, test, fetch.cache_folder() / "classifiers" / f"{key[:16]}.npz", recipe)
 

@@ -89,6 +89,7 @@ def _moments(path, count, mean, covariance) -> Moments:
   if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
     raise UserError(f"{path} has a mean of shape {mean.shape} and a covariance of shape {covariance.shape}; "
                     "[d] and [d, d] are needed.")
-  if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-    raise UserError(f"{path} has moments that are not finite; fetch it or make it again.")
+  numbers = all(np.issubdtype(array.dtype, np.floating) for array in (mean, covariance))
+  if not (numbers and np.isfinite(mean).all() and np.isfinite(covariance).all()):
+    raise UserError(f"{path} has moments that are no finite numbers; fetch it or make it again.")
   return Moments(count, mean.astype(np.float64), covariance.astype(np.float64))

@@ -63,6 +63,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """
   if not os.path.isfile(path):
     raise UserError(f"There is no file {path}.")
+  if not zipfile.is_zipfile(path):
+    raise UserError(f"{path} is no .npz, or was cut short; fetch it or make it again.")
   try:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}

@@ -79,18 +79,73 @@ def test_a_reference_is_made_and_used(workdir, capsys):
   assert abs(itself["metrics"]["fid"]) < 1e-6
 
 
-def test_refusals_are_one_sentence_and_exit_code_2(workdir, capsys):
-  for arguments, match in (
-    (["--samples", "digits@test", "--reference", "digits@train"], "360 samples, but published FIDs are of 50,000"),
-    (["--samples", "digits@test", "--reference", "absent.npz"], "no file absent.npz"),
-    (["--samples", "digits@test", "--config.sampling.eta=0", "--reference", "x"], "means nothing for --samples"),
-    (["--samples", "digits@test", "--likelihood", 8], "--likelihood is about a network"),
-    (["--samples", "digits@test"], "have to be compared with something"),
-    (["--samples", "digits@test", "--features", "inception_tg", "--reference", "x"], "did you mean 'inception_tf'?"),
-  ):
-    measure(workdir, *arguments, code=2)
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and match in error[0]
+IMAGES = digits("test").images[:40]
+BAD_FILES = {
+  "floats": {"arr_0": IMAGES / 255},
+  "nan": {"arr_0": np.where(np.arange(40).reshape(-1, 1, 1, 1) == 3, np.nan, IMAGES / 127.5 - 1)},
+  "few": {"arr_0": IMAGES[:10]},
+  "large": {"arr_0": IMAGES.repeat(2, 1).repeat(2, 2)},
+  "rgb": {"arr_0": IMAGES.repeat(3, 3)},
+  "oblong": {"arr_0": IMAGES[:, :4]},
+  "labels": {"arr_0": IMAGES, "arr_1": np.zeros(3, int)},
+  "good": {"arr_0": IMAGES},
+  "other_features": {"mu": np.zeros(20), "sigma": np.eye(20)},
+  "nan_moments": {"mu": np.full(16, np.nan), "sigma": np.eye(16)},
+  "moments_of_large": {"mu": np.zeros(16), "sigma": np.eye(16), "arr_0": IMAGES.repeat(2, 1).repeat(2, 2)},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+  """The files above, and some that are no .npz."""
+  folder = tmp_path_factory.mktemp("files")
+  for name, arrays in BAD_FILES.items():
+    np.savez(folder / f"{name}.npz", **arrays)
+  whole = (folder / "good.npz").read_bytes()
+  (folder / "cut.npz").write_bytes(whole[:700])
+  (folder / "flipped.npz").write_bytes(whole[:400] + bytes([whole[400] ^ 1]) + whole[401:])
+  for number, image in enumerate(IMAGES[:20]):
+    pixels.save_png(folder / "mixed" / f"{number:02}.png", image if number else image.repeat(2, 0).repeat(2, 1))
+  return folder
+
+
+TRAIN, OF_40 = ["--reference", "digits@train"], ["--num_samples", "40"]
+REFUSED = [  # "./" stands for the folder of files
+  (["./floats.npz", *TRAIN], "are float64 from 0 to 1; they have to be uint8"),
+  (["./nan.npz", *TRAIN], "Image 3 of .*nan.npz has pixels that are not finite"),
+  (["./few.npz", *TRAIN, "--num_samples", "10"], "10 samples are too few for fid of 16 features"),
+  (["./few.npz", *TRAIN, *OF_40], "There are 10 samples, but 40 were meant"),
+  (["./good.npz", *TRAIN], "40 samples, but published FIDs are of 50,000"),
+  (["./good.npz", "--reference", "./few.npz", *OF_40], "10 reference images are too few for fid"),
+  (["./large.npz", *TRAIN, *OF_40], "are 16x16x1, but the feature network .* was trained on 8x8x1"),
+  (["./good.npz", "--reference", "./large.npz", *OF_40], "samples are 8x8x1, the reference .* is 16x16x1"),
+  (["./good.npz", "--reference", "./moments_of_large.npz", *OF_40], "samples are 8x8x1, the reference .* is 16x16x1"),
+  (["./good.npz", "--reference", "./rgb.npz", *OF_40], "samples are 8x8x1, the reference .* is 8x8x3"),
+  (["./oblong.npz", *TRAIN, *OF_40], "are 4x8; networks here take square ones"),
+  (["./mixed", *TRAIN, "--num_samples", "20"], "not all square and of one size"),
+  (["./labels.npz", *TRAIN, *OF_40], r"40 images, but labels \(arr_1\) of shape \(3,\)"),
+  (["./cut.npz", *TRAIN, *OF_40], "cut.npz is no .npz, or was cut short"),
+  (["./good.npz", "--reference", "./flipped.npz", *OF_40], "flipped.npz is not a readable .npz"),
+  (["./good.npz", "--reference", "./absent.npz", *OF_40], "no file .*absent.npz"),
+  (["./good.npz", "--reference", "./other_features.npz", *OF_40], "has 20 features, but .* gives 16"),
+  (["./good.npz", "--reference", "./nan_moments.npz", *OF_40], "moments that are no finite numbers"),
+  (["./good.npz", *TRAIN, *OF_40, "--out", "/proc/none/metrics.json"], "/proc/none/metrics.json cannot be written"),
+  (["./good.npz", *TRAIN, "--num_samples", "0"], "--num_samples 0 is too few"),
+  (["./good.npz", *TRAIN, *OF_40, "--features", "inception_tg"], "did you mean 'inception_tf'"),
+  (["./good.npz"], "have to be compared with something"),
+  (["./good.npz", *TRAIN, "--likelihood", "8"], "--likelihood is about a network"),
+  (["./good.npz", *TRAIN, "--config.sampling.eta=0"], "--config.sampling.eta=0 is about a network"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, match", REFUSED)
+def test_bad_input_is_one_sentence_and_exit_code_2(workdir, files, capsys, arguments, match):
+  arguments = [text.replace("./", f"{files}/") for text in ["--samples", *arguments]]
+  if "--features" not in arguments:
+    arguments += ["--features", str(workdir / "classifier.npz")]
+  assert main.run(["evaluate", *arguments, "--metrics", "fid"]) == 2
+  errors = [line for line in capsys.readouterr().err.splitlines() if line and "img/s" not in line]  # bars
+  assert len(errors) == 1 and errors[0].startswith("ddpm-jax: ") and re.search(match, errors[0]), errors
 
 
 def test_bits_per_dim_with_every_covariance(workdir, capsys):
