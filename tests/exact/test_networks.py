@@ -1,6 +1,7 @@
 """What must hold exactly of the networks: sizes of every published one, precision, remat, dropout, refusals."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,31 @@ def test_bfloat16_is_close_to_float32(kind):
   assert full.dtype == half.dtype == jnp.float32
   # bfloat16 has 8 bits: 4e-3 a rounding, and a few dozen of them in a row
   assert 0 < np.abs(half - full).max() <= 2e-2 * np.abs(full).max()
+
+
+def test_cudnn_attention_is_asked_for_when_the_network_is_traced(monkeypatch):
+  """Ahead of time for a GPU that is not here: every attention, and none else, is a call of cuDNN's fused kernel.
+
+  It cannot be run here. JAX asks for the library's version already while tracing, which is the one thing replaced.
+  """
+  params = random_params(**KINDS["adm"])
+  attends = sum("attn" in name for name in params)
+  library = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+  monkeypatch.setattr(library, "check_cudnn_version", lambda: 91_000)
+  for attention, calls in [("cudnn", attends), ("xla", 0)]:
+    network = models.make(**KINDS["adm"], attention=attention, dtype="bfloat16")
+    loss = lambda params, network=network: network.apply({"params": params}, X, TIME).sum()
+    lowered = jax.jit(jax.grad(loss)).trace(params).lower(lowering_platforms=("cuda",)).as_text()
+    called = re.findall(r"custom_call @__cudnn\$(\w+)\(", lowered)
+    assert sorted(called) == ["fmhaSoftmax"] * calls + ["fmhaSoftmaxBackward"] * calls
+
+
+def test_cudnn_attention_is_never_replaced_in_silence():
+  if jax.default_backend() == "gpu":
+    pytest.skip("this machine may have cuDNN")
+  network = models.make(**KINDS["adm"], attention="cudnn", dtype="bfloat16")
+  with pytest.raises(RuntimeError, match="cuDNN is not detected"):
+    shapes(network, X, TIME)
 
 
 def test_remat_changes_no_gradient():
