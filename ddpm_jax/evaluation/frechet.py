@@ -50,18 +50,31 @@ class Moments:
     if np.ndim(features) != 2:
       raise UserError(f"Features have shape {np.shape(features)}; their moments need [N, d].")
 
-    def part(start: int) -> Moments:
-      chunk = np.asarray(features[start:start + CHUNK], np.float64)
-      if not np.isfinite(chunk).all():
-        bad = start + int(np.argmin(np.isfinite(chunk).all(axis=1)))
-        raise UserError(f"The features of image {bad} are not finite; check that image, or the network.")
-      mean = chunk.mean(axis=0)
-      centred = chunk - mean
-      return cls(len(chunk), mean, centred.T @ centred / max(len(chunk) - 1, 1))
+    count, dims = features.shape
+    starts = range(0, count, CHUNK)
 
-    dims = features.shape[1]
-    empty = cls(0, np.zeros(dims), np.zeros((dims, dims)))
-    return sum(parallel.each(part, range(0, len(features), CHUNK)), empty)
+    def rows(start: int) -> np.ndarray:
+      return np.array(features[start:start + CHUNK], np.float64)
+
+    def total(start: int) -> np.ndarray:
+      chunk = rows(start)
+      if not (finite := np.isfinite(chunk).all(axis=1)).all():
+        raise UserError(f"The features of image {start + int(np.argmin(finite))} are not finite; check that image, or the "
+                        "network.")
+      return chunk.sum(axis=0)
+
+    mean = sum(parallel.each(total, starts), np.zeros(dims)) / max(count, 1)
+
+    def scatter(start: int) -> np.ndarray:
+      centred = rows(start)
+      centred -= mean  # in place: fresh memory costs as much time as arithmetic
+      return centred.T @ centred
+
+    covariance = np.zeros((dims, dims))
+    for piece in parallel.each(scatter, starts):
+      covariance += piece
+    covariance /= max(count - 1, 1)
+    return cls(count, mean, covariance)
 
   def __add__(self, other: "Moments") -> "Moments":
     """Moments of the union (Chan, Golub & LeVeque 1979): no sum of squares, hence no cancellation."""

@@ -92,7 +92,7 @@ def image_table(images: np.ndarray, columns: Sequence[str], path: str | os.PathL
   rows, count, height, width, _ = images.shape
   scale = max(1, 256 // width)
   picture = pixels.grid(images.reshape(-1, *images.shape[2:]), count, scale=scale)
-  figure, axes = plt.subplots(figsize=(0.7 * count, 0.7 * rows * height / width + 0.7), layout="constrained")
+  figure, axes = plt.subplots(figsize=(0.7 * count, 0.7 * rows * height / width + 0.45), layout="constrained")
   axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
   axes.set_xticks(scale * ((width + 1) * np.arange(count) + width / 2), columns, fontsize=8)
   axes.set_yticks([])
