@@ -22,6 +22,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import plots
 from ddpm_jax.training import checkpoints
 
+TABLES = ("interpolation", "nearest_neighbours", "progressive")  # of pictures: shown whole on a phone too
 PICTURES = {".png": "image/png", ".gif": "image/gif"}
 PACKAGES = ("ddpm_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -34,6 +35,7 @@ figure { margin: 1rem 0; } figcaption { font-size: .9rem; opacity: .8; overflow-
 img { display: block; height: auto; }
 img.pixels { image-rendering: pixelated; width: min(100%, 32rem); }
 img.plot { max-width: max(100%, 36rem); background: white; }
+img.table { max-width: 100%; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: normal; opacity: .8; overflow-wrap: anywhere; }
@@ -144,7 +146,8 @@ def _measurements(workdir: pathlib.Path) -> str:
   figures = [file for file in sorted(folder.glob("*.png")) if file.stem not in ("training", "samples")]
   if (study := workdir / "study" / "study.png").exists():
     figures.append(study)
-  parts = [picture(file, CAPTIONS.get(file.stem, name_of(file)), "plot") for file in figures]
+  kind = lambda file: "table" if file.stem in TABLES else "plot"
+  parts = [picture(file, CAPTIONS.get(file.stem, name_of(file)), kind(file)) for file in figures]
   for file in sorted(folder.glob("*.json")):
     numbers = {key: value for key, value in flat(json.loads(file.read_text())) if not isinstance(value, list)}
     deep = {key for key in numbers if "." in key and not key.startswith("metrics.")}
@@ -176,7 +179,7 @@ def _environment() -> dict[str, str]:
 
 
 def picture(file: pathlib.Path, caption: str, kind: str) -> str:
-  """A figure with the picture inside; `kind` is "pixels" (enlarged without smoothing) or "plot"."""
+  """A figure with the picture inside; `kind` is a class of STYLE, "pixels": enlarged without smoothing."""
   data = base64.b64encode(file.read_bytes()).decode()
   caption = html.escape(caption)
   return (f'<figure><div class="wide"><img class="{kind}" alt="{caption}" src="data:{PICTURES[file.suffix]};base64,{data}">'
@@ -192,8 +195,9 @@ def table(rows: Sequence[tuple[str, Any]]) -> str:
 def show(value: Any) -> str:
   """A value for reading: numbers to four digits, hashes cut.
 
-  >>> show(3.14159), show(50000), show("0123456789abcdef" * 4), show(True)
-  ('3.142', '50,000', '0123456789abcdef…', 'True')
+  Examples:
+    >>> show(3.14159), show(50000), show("0123456789abcdef" * 4), show(True)
+    ('3.142', '50,000', '0123456789abcdef…', 'True')
   """
   if isinstance(value, bool) or value is None:
     return str(value)
@@ -208,8 +212,9 @@ def show(value: Any) -> str:
 def flat(node: Any, path: tuple[str, ...] = ()) -> Sequence[tuple[str, Any]]:
   """(dotted name, value) of everything in nested dicts.
 
-  >>> flat({"a": 1, "b": {"c": 2}})
-  [('a', 1), ('b.c', 2)]
+  Examples:
+    >>> flat({"a": 1, "b": {"c": 2}})
+    [('a', 1), ('b.c', 2)]
   """
   if not isinstance(node, Mapping):
     return [(".".join(path), node)]
