@@ -63,7 +63,7 @@ def entries(network: nn.Module, shapes: Mapping, dialect: str, *, attention_orde
   Args:
     network: tells how many heads an attention has.
     shapes: the "params" collection, or `jax.eval_shape` of it.
-    attention_order: of OpenAI's qkv tensors: "legacy" ([head 0: q k v] [head 1: q k v] …) or "new" (q, k, v, each with
+    attention_order: of OpenAI's qkv tensors: "legacy" (q k v of head 0, q k v of head 1, …) or "new" (q, k, v, each with
       all heads). Shapes cannot tell them apart; only the 64x64 ADM model is "new".
 
   Raises:

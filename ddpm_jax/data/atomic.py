@@ -14,12 +14,13 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
   The suffix is kept, so that writers which choose a format by it see the right one. Missing folders are made.
 
-  >>> import tempfile
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   with writing(f"{folder}/new/note.txt") as temporary:
-  ...     _ = temporary.write_text("whole")
-  ...   [file.name for file in pathlib.Path(folder, "new").iterdir()]
-  ['note.txt']
+  Examples:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   with writing(f"{folder}/new/note.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    ...   [file.name for file in pathlib.Path(folder, "new").iterdir()]
+    ['note.txt']
 
   Raises:
     UserError: if nothing can be written there.

@@ -11,8 +11,9 @@ SPLITS = {"train": 1437, "test": 360}  # images: the last and the first of a fix
 def levels_to_pixels(levels: np.ndarray) -> np.ndarray:
   """Grey levels 0..16 as uint8, spread evenly over 0..255: round(255 v / 16).
 
-  >>> levels_to_pixels(np.arange(17)).tolist()
-  [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
+  Examples:
+    >>> levels_to_pixels(np.arange(17)).tolist()
+    [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
   """
   return np.round(np.asarray(levels) * (255 / 16)).astype(np.uint8)
 
@@ -20,8 +21,9 @@ def levels_to_pixels(levels: np.ndarray) -> np.ndarray:
 def pixels_to_levels(pixels: np.ndarray) -> np.ndarray:
   """The inverse of `levels_to_pixels`; any other uint8 goes to the nearest level.
 
-  >>> bool((pixels_to_levels(levels_to_pixels(np.arange(17))) == np.arange(17)).all())
-  True
+  Examples:
+    >>> bool((pixels_to_levels(levels_to_pixels(np.arange(17))) == np.arange(17)).all())
+    True
   """
   return np.round(np.asarray(pixels) * (16 / 255)).astype(np.uint8)
 

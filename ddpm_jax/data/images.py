@@ -16,8 +16,9 @@ from ddpm_jax.errors import UserError
 def to_float(pixels):
   """uint8 [..., H, W, C] as float32 in [-1, 1]: x / 127.5 - 1, as every implementation of the family has it.
 
-  >>> to_float(np.array([0, 51, 255], np.uint8)).tolist()
-  [-1.0, -0.6000000238418579, 1.0]
+  Examples:
+    >>> to_float(np.array([0, 51, 255], np.uint8)).tolist()
+    [-1.0, -0.6000000238418579, 1.0]
   """
   return pixels.astype(np.float32) / 127.5 - 1
 
@@ -31,8 +32,9 @@ def to_uint8(x, rounding: str = "truncate"):
       is, some of to_float's own values come back one level lower;
       "round": to the nearest, half up (DDIM and Analytic-DPM, whose PNGs are torchvision's); inverts to_float.
 
-  >>> to_uint8(np.array([-1., 0., .999, 2.])).tolist(), to_uint8(np.array([-1., 0., .999, 2.]), "round").tolist()
-  ([0, 127, 254, 255], [0, 128, 255, 255])
+  Examples:
+    >>> to_uint8(np.array([-1., 0., .999, 2.])).tolist(), to_uint8(np.array([-1., 0., .999, 2.]), "round").tolist()
+    ([0, 127, 254, 255], [0, 128, 255, 255])
   """
   x = x.astype(np.float32)
   if rounding == "truncate":

@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import re
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ def load(
   """Opens a data set. Small ones are decoded once and kept in memory; nothing is ever downloaded or written.
 
   Args:
-    name: "digits" (embedded); a TFDS data set prepared as array_record under `data_dir`, as "mnist",
+    name: "digits" (embedded) or another of SOURCES; a TFDS data set prepared as array_record under `data_dir`, as "mnist",
       "celeb_a_hq/256" or "mnist:3.0.1"; or a path to a folder or .zip of images: one that begins with
       "/", "./", "../" or "~" or ends in ".zip".
     split: "train", "test", ...; also a part of one: "train[:90%]", "test[1000:2000]". For folders see
@@ -53,8 +54,8 @@ def load(
     UserError: for whatever is wrong with the data or the arguments.
   """
   check_options(image_size, channels, crop, corrupt)
-  if name == "digits":
-    return _digits(split, image_size, channels, crop)
+  if name in SOURCES:
+    return SOURCES[name](split, image_size, channels, crop)
 
   if (path := _path(name)) is not None:
     base, part = _parse(split)
@@ -113,6 +114,10 @@ def _digits(split: str, image_size: int | None, channels: int | None, crop: str)
   return Arrays(info, images, source.labels[part])
 
 
+# What is made by a program, by name: (split, image_size, channels, crop) -> Source. Add your own here.
+SOURCES: dict[str, Callable[[str, int | None, int | None, str], Source]] = {"digits": _digits}
+
+
 def _path(name: str) -> pathlib.Path | None:
   """The folder or zip that a name stands for; None if it is the name of a data set."""
   if not (name.startswith(("./", "../", "~")) or name.endswith(".zip") or os.path.isabs(name)):
@@ -130,7 +135,7 @@ def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
   root = data_root(data_dir)
   if (folder := find(root, name)) is not None:
     return folder
-  there = ["digits", *available(root)]
+  there = [*SOURCES, *available(root)]
   near = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
   near += [other for other in there if other.startswith(f"{name}/")]
   remedies = [f"Did you mean {near[0]!r}?"] if near else []

@@ -79,7 +79,8 @@ def train_batches(
     dequantize: uniform noise within a pixel's level, x = (pixel + u) / 128 - 1 (DDIM's option).
     low_res_size: adds "low_res", for networks that enlarge images.
     raw: uint8 images, a quarter of the bytes to send to an accelerator; `images.to_float` is for there.
-    process, processes: which slice of each batch to make.
+    process: which slice of each batch to make ...
+    processes: ... of so many.
   """
   if raw and dequantize:
     raise UserError("Raw batches are uint8 and cannot be dequantized: leave out one of the two options.")

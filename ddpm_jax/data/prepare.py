@@ -82,8 +82,11 @@ def prepare(
       for a folder or zip of images of one's own.
     path: the files as they were handed out, see `originals`.
     data_dir: default as in `load`.
-    image_size, channels, crop: as in `load`; for new names only.
-    labels, corrupt: as in `load`.
+    image_size: as in `load`, as the next two; for new names only.
+    channels: 1 or 3.
+    crop: how images are fitted.
+    labels: as in `load`.
+    corrupt: as in `load`.
     threads: shards in the making at once; default: one a core, at most 16.
 
   Raises:

@@ -20,7 +20,9 @@ def latent_interpolation(
   Args:
     keys: [B], one per pair.
     sampler: begins at the level at which to mix (500 of 1000 in the paper).
-    x_0, y_0: [B,H,W,C]; weight: [B].
+    x_0: [B,H,W,C], where the way begins.
+    y_0: [B,H,W,C], where it ends.
+    weight: [B], how far along it.
 
   Returns:
     The images between them, [B,H,W,C].

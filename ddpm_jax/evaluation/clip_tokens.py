@@ -79,8 +79,9 @@ def load(path: str | os.PathLike | None = None) -> Tokenizer:
 def split(text: str) -> Iterator[str]:
   """Words: English endings such as 's, runs of letters, single digits, runs of anything else but spaces.
 
-  >>> list(split("it's 2 cats, naïve!"))
-  ['it', "'s", '2', 'cats', ',', 'naïve', '!']
+  Examples:
+    >>> list(split("it's 2 cats, naïve!"))
+    ['it', "'s", '2', 'cats', ',', 'naïve', '!']
   """
   position = 0
   while position < len(text):

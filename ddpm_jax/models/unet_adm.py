@@ -23,7 +23,7 @@ class UNetADM(UNet):
     scale_shift: the embedding scales and shifts each block's second norm.
     resblock_updown: resample inside residual blocks; otherwise by convolution, or
     conv_resample: False to pool and repeat pixels without weights.
-    low_res: concatenate cond["low_res"] [B, h, w, C], resized bilinearly to x, after x: a super-resolution network.
+    low_res: concatenate cond["low_res"], [B, h, w, C], resized bilinearly to x, after x: a super-resolution network.
     initialization: "openai": torch's defaults, with exact zeros in the last layer of every branch.
   """
 

@@ -117,8 +117,9 @@ class Console:
 def line(step: int, total_steps: int, scalars: Scalars) -> str:
   """The console's line.
 
-  >>> line(400, 20000, {"loss": 0.03125, "images_per_second": 8124.3, "data_wait": 0.012, "seconds_left": 3731.0})
-  'step   400/20000  loss 0.03125  8120 images/s  data wait 1%  1:02:11 left'
+  Examples:
+    >>> line(400, 20000, {"loss": 0.03125, "images_per_second": 8124.3, "data_wait": 0.012, "seconds_left": 3731.0})
+    'step   400/20000  loss 0.03125  8120 images/s  data wait 1%  1:02:11 left'
   """
   parts = [f"step {step:{len(str(total_steps))}}/{total_steps}", f"loss {scalars['loss']:.4g}"]
   if scalars.get("skipped"):

@@ -1,0 +1,40 @@
+"""What mkdocs does beside Markdown: the line of a piece of code, and figures that live elsewhere in the repository.
+
+In the pages, `diffusion/steps.py` followed by `a piece of code` names one line. Its number is looked up, so that it never
+goes stale; a piece that is not in the file, or is there twice, stops the build (and tests/properties/test_docs.py).
+"""
+
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parent.parent
+CODE = re.compile(r"`((?:[a-z_]+/)*[a-z_]+\.py)` `([^`\n]+)`")
+FIGURES = "benchmarks/figures"  # pages of docs/methods link there
+
+
+def line_of(file: str, piece: str) -> int:
+  """The number, from 1, of the one line of ddpm_jax/`file` that contains `piece`.
+
+  Raises:
+    ValueError: if there is no such line, or more than one.
+  """
+  path = ROOT / "ddpm_jax" / file
+  lines = path.read_text().splitlines() if path.is_file() else []
+  found = [number for number, line in enumerate(lines, 1) if piece in line]
+  if len(found) != 1:
+    raise ValueError(f"ddpm_jax/{file} has {len(found)} lines with {piece!r}; name one line.")
+  return found[0]
+
+
+def on_page_markdown(markdown, **_):
+  markdown = CODE.sub(lambda found: f"`{found[1]}:{line_of(found[1], found[2])}` `{found[2]}`", markdown)
+  return markdown.replace(f"../../{FIGURES}/", "../figures/")
+
+
+def on_files(files, config):
+  from mkdocs.structure.files import File
+
+  for path in sorted((ROOT / FIGURES).glob("*.png")):
+    where = f"figures/{path.name}", str(path.parent.parent), config["site_dir"], config["use_directory_urls"]
+    files.append(File(*where))
+  return files
