@@ -169,8 +169,8 @@ def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:
       raise UserError(f"{where} has no field {field!r}; {nearest(field, list(node))}")
     value = _literal(text)
     old = node.get(field)
-    if isinstance(old, str) and value is None and text != "None":
-      value = text  # sampling.clip=none
+    if isinstance(old, str) and text != "None" and not isinstance(value, (str, bool)):
+      value = text  # sampling.clip=none, sampling.grid=250, sampling.grid=10,15,20
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
       value = float(value)
     if old is not None and value is not None and type(old) is not type(value):

@@ -1,0 +1,108 @@
+"""What the documentation says is so: links lead somewhere, lines of code exist, commands parse, examples run."""
+
+import contextlib
+import importlib
+import io
+import pathlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ddpm_jax import config
+from ddpm_jax.cli import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+WITH_COMMANDS = [*PAGES, *sorted((ROOT / "configs").glob("[a-z]*.py")), *sorted((ROOT / "ddpm_jax" / "cli").glob("[a-z]*.py"))]
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def name_of(path: pathlib.Path) -> str:
+  return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_pictures_of_a_page_exist(page):
+  inside = [link for link in LINK.findall(page.read_text()) if not re.match(r"[a-z]+:", link)]
+  assert [link for link in inside if not (page.parent / link).exists()] == []
+
+
+def test_lines_of_code_that_pages_name_exist_once():
+  hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+  named = [found for page in PAGES for found in hooks["CODE"].findall(page.read_text())]
+  assert len(named) > 40
+  for file, piece in named:
+    hooks["line_of"](file, piece)
+
+
+def test_every_module_is_in_the_reference():
+  text = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+  named = set(re.findall(r"^::: (\S+)$", text, re.M))
+  files = (path for path in (ROOT / "ddpm_jax").rglob("*.py") if path.stem[0] != "_" and path.parent.name != "cli")
+  modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+  assert modules - named == set(), "add them to docs/reference"
+  assert named - modules - {"ddpm_jax.models"} == set()
+
+
+def test_the_table_of_published_weights_is_that_of_the_registry():
+  published = runpy.run_path(str(ROOT / "docs" / "published.py"))
+  assert published["PAGE"].read_text() == published["page"](), "run python docs/published.py"
+
+
+BLOCK = re.compile(r"^```bash\n(?P<fenced>.*?)^```|(?P<indented>(?:^ {4}.*\n)+)", re.M | re.S)
+
+
+def commands(path: pathlib.Path) -> list[str]:
+  """The ddpm-jax lines of a page's blocks or a module's docstring, without the words that explain them at the right."""
+  text = path.read_text()
+  if path.suffix == ".md":
+    text = "".join(found[0] for found in BLOCK.finditer(text))
+  else:
+    text = text.split('"""')[1].replace("\\\\", "\\")
+  lines = (line.strip() for line in re.sub(r"\\\n\s*", " ", text).splitlines())
+  return [re.sub(r"\s{3,}[^-\s].*", "", line) for line in lines if line.startswith("ddpm-jax ")]
+
+
+def test_every_command_that_is_written_down_parses(monkeypatch):
+  asked = []
+  for name in main.COMMANDS:
+    monkeypatch.setattr(importlib.import_module(f"ddpm_jax.cli.{name}"), "run", asked.append)
+  written = [(path, command) for path in WITH_COMMANDS for command in commands(path)]
+  assert len(written) > 80
+  for path, command in written:
+    errors = io.StringIO()
+    try:
+      with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        assert main.run(shlex.split(command, comments=True)[1:]) == 0
+    except SystemExit as end:
+      assert end.code == 0, f"{name_of(path)}: {command}\n{errors.getvalue().splitlines()[-1]}"
+      continue
+    args = asked.pop()
+    changed = config.load(args.config) if getattr(args, "config", None) else config.default()
+    config.override(changed, args.overrides)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_an_example_is_short_and_runs(path, tmp_path, monkeypatch, capsys):
+  assert len(path.read_text().splitlines()) <= 30
+  monkeypatch.chdir(tmp_path)
+  promotion = jax.config.jax_numpy_rank_promotion
+  jax.config.update("jax_numpy_rank_promotion", "allow")  # as for whoever copies it
+  try:
+    runpy.run_path(str(path))
+  finally:
+    jax.config.update("jax_numpy_rank_promotion", promotion)
+  assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("call", ["import ddpm_jax", "from ddpm_jax.cli import main; main.run(['--help'])"])
+def test_importing_and_helping_load_nothing_heavy(call):
+  heavy = "{'jax', 'flax', 'numpy', 'ml_collections', 'matplotlib', 'grain', 'orbax'}"
+  program = f"import sys\ntry: {call}\nexcept SystemExit: pass\nassert not {heavy} & set(sys.modules), sys.modules.keys()"
+  subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, capture_output=True)
