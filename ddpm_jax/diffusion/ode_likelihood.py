@@ -89,7 +89,8 @@ def _bits_per_dim(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps):
     def drift(x):
       return sde.ode(x, t, denoiser(x, sde.level(t), cond).eps)
 
-    dx, moved = jax.jvp(drift, (state[:, :dim].reshape(x.shape),), (sign,))
+    dx, pull = jax.vjp(drift, state[:, :dim].reshape(x.shape))
+    (moved,) = pull(sign)
     return jnp.concatenate([dx.reshape(len(x), dim), (sign * moved).reshape(len(x), dim).sum(1, keepdims=True)], 1)
 
   begin = jnp.concatenate([x.reshape(len(x), dim), jnp.zeros((len(x), 1))], 1)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.models.convolution import convolve
 
 # ---------------------------------------------------------------- embeddings of time
 
@@ -140,8 +141,8 @@ class Style:
   def conv(self, x, features, name, *, strides=1, padding=(1, 1), last=False, dtype=None):
     """3x3 convolution; `padding` is the same for both axes."""
     inits = self._inits(9 * x.shape[-1], last)
-    conv = nn.Conv(features, (3, 3), strides, [padding] * 2, dtype=dtype or self.dtype, name=name, **inits)
-    return conv(x)
+    how = dict(dtype=dtype or self.dtype, conv_general_dilated=convolve)
+    return nn.Conv(features, (3, 3), strides, [padding] * 2, name=name, **how, **inits)(x)
 
   def dense(self, x, features, name, *, last=False, dtype=None):
     """The same matrix at every position, torch's 1x1 convolution."""

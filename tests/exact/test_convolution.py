@@ -1,0 +1,78 @@
+"""The convolution of every layer beside lax's: values, derivatives, and what XLA makes of them inside a loop."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ddpm_jax.models.convolution import convolve
+
+AXES = ("NHWC", "HWIO", "NHWC")
+CASES = {  # image [B,H,W,C], D, stride, padding
+  "square": ((2, 8, 8, 5), 6, 1, (1, 1)),
+  "odd": ((2, 7, 9, 4), 3, 1, (1, 1)),
+  "ho_half": ((2, 8, 6, 4), 4, 2, (0, 1)),
+  "openai_half": ((2, 7, 8, 4), 4, 2, (1, 1)),
+}
+
+
+def ours(stride, padding):
+  return lambda x, kernel: convolve(x, kernel, (stride, stride), [padding] * 2, dimension_numbers=AXES)
+
+
+def laxs(stride, padding):
+  return lambda x, kernel: lax.conv_general_dilated(x, kernel, (stride,) * 2, [padding] * 2, dimension_numbers=AXES)
+
+
+def draw(shape, seed):
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_derivatives_are_those_of_lax(case):
+  shape, features, *how = CASES[case]
+  x, kernel = draw(shape, 0), draw((3, 3, shape[-1], features), 1)
+  moved = draw(shape, 2), draw(kernel.shape, 3)
+
+  def everything(convolution):
+    y, pull = jax.vjp(convolution, x, kernel)
+    return y, *pull(jnp.cos(y)), jax.jvp(convolution, (x, kernel), moved)[1]
+
+  for mine, theirs in zip(*(jax.jit(everything, static_argnums=0)(f(*how)) for f in (ours, laxs)), strict=True):
+    # sums of at most 9 * 6 * 72 products in another order
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_gradients_of_one_image_at_a_time():
+  shape, features, *how = CASES["odd"]
+  x, kernel = draw(shape, 0), draw((3, 3, shape[-1], features), 1)
+  gradient = lambda f: jax.vmap(jax.grad(lambda x, kernel: jnp.sum(f(x[None], kernel) ** 2), 1), (0, None))(x, kernel)
+  np.testing.assert_allclose(gradient(ours(*how)), gradient(laxs(*how)), rtol=1e-5, atol=1e-4)  # entries up to 100
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's CPU backend")
+@pytest.mark.parametrize("case", CASES)
+def test_inside_a_loop_both_gradients_have_the_axes_that_are_fast(case):
+  shape, features, *how = CASES[case]
+
+  def loop(x, kernel):
+    def body(carry, _):
+      x, kernel = carry
+      dx, dkernel = jax.grad(lambda x, kernel: jnp.sum(ours(*how)(x, kernel) ** 2), (0, 1))(x, kernel)
+      return (x - dx, kernel - dkernel), None
+
+    return lax.scan(body, (x, kernel), length=3)[0]
+
+  program = jax.jit(loop).lower(draw(shape, 0), draw((3, 3, shape[-1], features), 1)).compile().as_text()
+  axes = re.findall(r"convolution\(.*dim_labels=(\S+?)[,\s]", program)
+  assert len(axes) == 3 and set(axes) == {"b01f_01io->b01f"}  # the value and two gradients
+
+
+def test_other_platforms_get_laxs_own():
+  f, shapes = ours(1, (1, 1)), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 8, 8, 64), (3, 3, 64, 64))]
+  gradient = jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1))
+  program = jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+  assert program.count("stablehlo.convolution") == 3 and "dot_general" not in program
