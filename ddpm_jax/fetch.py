@@ -29,11 +29,13 @@ class File:
     name: in the cache.
     url: where it is published.
     checksum: "sha256:..." or "md5:...", hexadecimal; None if it is not known, then the one found is logged.
+    by_hand: the URL is a page that gives the file to a person, not to a program.
   """
 
   name: str
   url: str
   checksum: str | None = None
+  by_hand: bool = False
 
 
 def cache_folder() -> pathlib.Path:
@@ -55,6 +57,8 @@ def fetch(file: File, *, progress: bool = True, timeout: float = 30.0) -> pathli
     UserError: if it can neither be found nor downloaded, or has the wrong checksum.
   """
   path = cache_folder() / file.name
+  if not path.exists() and file.by_hand:
+    raise UserError(f"{path.name} has to be fetched by hand: download {file.url} and put it at {path}.")
   if not path.exists():
     _download(file, path, progress, timeout)
   if file.checksum is not None and (found := checksum(path, file.checksum)) != file.checksum:

@@ -210,6 +210,8 @@ def _answered(found, overrides):
   schedule = [assignment for assignment in overrides if assignment.startswith("schedule.")]
   data = [assignment for assignment in overrides if assignment.startswith("data.")]
   configs.override(config, data + schedule)
+  if found.dialect == "ncsnpp":
+    config.prediction.update(time_scale=999 / config.schedule.get("T", 1000), time_shift=0)  # 999 t of the time t = n / T
   if found.image_size:
     config.data.image_size = found.image_size
   config.network = found.at(config.data.image_size)

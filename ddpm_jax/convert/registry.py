@@ -9,7 +9,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build
+from ddpm_jax import build, fetch
 from ddpm_jax import config as configs
 from ddpm_jax.convert import files
 from ddpm_jax.errors import UserError
@@ -54,9 +54,12 @@ class Published:
   fingerprint: tuple[float, ...] | None = None
 
   @property
-  def by_hand(self) -> bool:
-    """Whether a person has to fetch it: the URL is a page."""
-    return self.url.startswith(_DRIVE) or self.url.startswith("https://www.dropbox.com")
+  def download(self) -> fetch.File:
+    """What to fetch; of a TensorFlow checkpoint, whose name is a prefix, the index, beside which its data belong."""
+    file = self.file or f"{self.name}.pt"
+    name = f"files/{file}.index" if ".ckpt-" in file else f"files/{file}"
+    page = self.url.startswith((_DRIVE, "https://www.dropbox.com"))
+    return fetch.File(name, self.url, self.md5 and f"md5:{self.md5}", by_hand=page)
 
   def config(self) -> ConfigDict:
     """Its config, wholly filled in."""

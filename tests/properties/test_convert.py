@@ -5,13 +5,13 @@ import hashlib
 import json
 import pathlib
 import pickle
-import struct
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from containers import write_bundle
 from networks import PUBLISHED, forward, inputs, jit, ours, shapes
 from reference import nhwc
 
@@ -173,27 +173,6 @@ ANSWERS = ["data.image_size=16", "schedule.name=linear", "schedule.T=1000"]
 
 def flags(answers):
   return [f"--config.{answer}" for answer in answers]
-
-
-def write_bundle(prefix, variables):
-  """A TensorFlow checkpoint in one block, as bundle.py describes it."""
-  varint = lambda n: bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
-  field = lambda number, value: varint(number << 3) + varint(value)
-  nested = lambda number, message: varint(number << 3 | 2) + varint(len(message)) + message
-  entry = lambda key, value: varint(0) + varint(len(key)) + varint(len(value)) + key + value
-  block, data = entry(b"", field(1, 1)), b""
-  for name, tensor in sorted(variables.items()):
-    shape = b"".join(nested(2, field(1, n)) for n in tensor.shape)
-    proto = field(1, 1) + nested(2, shape) + field(4, len(data)) + field(5, tensor.nbytes)
-    block += entry(name.encode(), proto)
-    data += tensor.tobytes()
-  restarts = struct.pack("<II", 0, 1)
-  index = entry(b"~", varint(0) + varint(len(block) + 8)) + restarts
-  at = len(block) + 8 + 5
-  handles = varint(at) + varint(0) + varint(at) + varint(len(index))
-  footer = handles.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
-  pathlib.Path(f"{prefix}.index").write_bytes(block + restarts + bytes(5) + index + bytes(5) + footer)
-  pathlib.Path(f"{prefix}.data-00000-of-00001").write_bytes(data)
 
 
 def families(golden):
@@ -535,6 +514,8 @@ def test_configs_of_published_files_are_the_networks_whose_sizes_are_known():
 def test_weights_by_name_say_which_file_to_fetch_and_where_to_put_it(monkeypatch, tmp_path, tensors):
   with pytest.raises(UserError, match="by hand: download https://drive.google.com/.* put it at .*celeba64-ddim.pt"):
     fetch.workdir("celeba64-ddim")
+  with pytest.raises(UserError, match="by hand: download https://www.dropbox.com/.* put it at .*model.ckpt-790000.index"):
+    fetch.workdir("cifar10-ddpm-tf")
   with pytest.raises(UserError, match="no published model and no config; nearest: cifar10-ddpm"):
     fetch.workdir("cifar10-dpm")
 
@@ -557,11 +538,11 @@ def test_weights_by_name_say_which_file_to_fetch_and_where_to_put_it(monkeypatch
 
   other = dataclasses.replace(small, name="other", md5="0" * 32)
   monkeypatch.setitem(registry.PUBLISHED, "other", other)
-  with pytest.raises(UserError, match="is not other: its MD5 is"):
+  with pytest.raises(UserError, match="has the checksum md5:.*, but md5:000.* was published"):
     fetch.workdir("other")
   gone = dataclasses.replace(small, name="gone", file="gone.ckpt", url=(tmp_path / "gone").as_uri())
   monkeypatch.setitem(registry.PUBLISHED, "gone", gone)
-  with pytest.raises(UserError, match="cannot be downloaded .* put it at .*gone.ckpt"):
+  with pytest.raises(UserError, match="could not be downloaded .* save that file as .*gone.ckpt"):
     fetch.workdir("gone")
 
 
