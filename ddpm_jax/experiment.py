@@ -43,15 +43,19 @@ class Plan:
   """Everything of a training run that can be made and checked before it starts."""
 
   config: ConfigDict  # with what the data told filled in
-  source: data.Source
+  source: data.Source | None  # None: planned without data
   module: Any
   mesh: jax.sharding.Mesh
   init: Callable[[], state.TrainState]
   step: step.Step
 
 
-def plan(config: ConfigDict) -> Plan:
+def plan(config: ConfigDict, *, info: data.Info | None = None, devices: list[jax.Device] | None = None) -> Plan:
   """Builds a run from its config.
+
+  Args:
+    info: what the data are like, for who plans without having them; None: they are opened.
+    devices: of the mesh; None: all.
 
   Raises:
     UserError: for whatever in the config cannot work.
@@ -62,13 +66,13 @@ def plan(config: ConfigDict) -> Plan:
   if config.train.backbone is not None:
     backbone = load(config.train.backbone)
     config = build.on_backbone(config, backbone.config)
-  source = dataset(config, config.data.train_split)
-  info = source.info
+  source = dataset(config, config.data.train_split) if info is None else None
+  info = info or source.info
   with config.data.ignore_type():
     config.data.update(image_size=info.image_size, channels=info.channels, num_classes=info.num_classes)
   module = build.model(config, info.channels, info.num_classes)
   module.check_size(info.image_size, info.image_size)
-  mesh = layout.make_mesh(**config.mesh)
+  mesh = layout.make_mesh(**config.mesh, devices=devices)
   recipe = dict(config.optimizer)
   rate = optimizer.schedule(
     recipe.pop("learning_rate"),
@@ -282,11 +286,11 @@ class Trained:
       x_T = PerImage(keys).initial(self.image_shape)
       x, kept = sample(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=progress)
       images.append(self.to_pixels(x, np.asarray(seeds)[part]))
-      saved.append(kept)
+      saved.append(layout.to_host(kept))
     images = np.concatenate(images)[: len(seeds)]
     if save is None:
       return images
-    join = lambda *parts: np.concatenate([np.asarray(p) for p in parts], 1)[:, : len(seeds)]
+    join = lambda *parts: np.concatenate(parts, 1)[:, : len(seeds)]
     return images, jax.tree.map(join, *saved)
 
   def to_pixels(self, x: jax.Array, seeds: Sequence[int]) -> np.ndarray:
@@ -295,7 +299,7 @@ class Trained:
     Raises:
       NotFinite: if there is anything else in x; a cast to 8 bits would make some grey of it.
     """
-    x = np.asarray(x)
+    x = layout.to_host(x)
     self._check_finite(x, seeds, "samples", "seeds")
     return pixels.to_uint8(x, self.config.sampling.rounding)
 
@@ -324,9 +328,9 @@ class Trained:
     for part in _batches(count, self.config.evaluation.batch_size):
       keys = self._keys(part)
       x_0, cond = self.images(source, part)
-      bounds.append(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress))
+      bounds.append(layout.to_host(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress)))
       self._check_finite(np.asarray(bounds[-1].total), part, "bounds", "test images")
-    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *bounds)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *bounds)
 
   def ode_bits_per_dim(self, source: data.Source, count: int | None = None) -> ode_likelihood.OdeBits:
     """Bits/dim of the first `count` images under the ODE of a network of the schedule vp_sde; leaves as NumPy arrays."""
@@ -334,8 +338,8 @@ class Trained:
     parts = []
     for part in _batches(count, self.config.evaluation.batch_size):
       x_0, cond = self.images(source, part)
-      parts.append(ode_likelihood.bits_per_dim(self._keys(part), self.network, sde, x_0, cond))
-    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *parts)
+      parts.append(layout.to_host(ode_likelihood.bits_per_dim(self._keys(part), self.network, sde, x_0, cond)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *parts)
 
   def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]:
     """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, cut over the devices."""
@@ -359,11 +363,12 @@ class Trained:
     loss, T = losses.NoisyClassifier(build.chain(self.config)), build.schedule(self.config).T
     parts_of = jax.jit(lambda network, *inputs: loss(inputs[0], network, *inputs[1:])[1])
     count = min(count or len(source), len(source))
-    n = 1 + np.random.default_rng(0).permutation(count) * T // count
+    n = (1 + np.random.default_rng(0).permutation(count) * T // count).astype(np.int32)
     found = []
     for part in _batches(count, self.config.evaluation.batch_size):
       image, label = source.gather(part)
-      found.append(parts_of(self.network, self._keys(part), _put(pixels.to_float(image)), n[part], {"label": label}))
+      inputs = (_put(pixels.to_float(image)), _put(n[part]), {"label": _put(label)})
+      found.append(layout.to_host(parts_of(self.network, self._keys(part), *inputs)))
     means = {}
     for name in ("cross_entropy", "top1", "top5"):
       values = np.concatenate([parts[name] for parts in found])[:count]
@@ -414,7 +419,8 @@ class Trained:
 def _put(array: np.ndarray) -> jax.Array:
   """[B,...], cut over the devices where they divide the batch, else a copy on each."""
   mesh = layout.make_mesh()
-  return jax.device_put(array, layout.replicated(mesh)) if len(array) % mesh.size else layout.put_batch(array, mesh)
+  sharding = layout.replicated(mesh) if len(array) % mesh.size else layout.over_batch(mesh)
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])  # every process has it all
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:

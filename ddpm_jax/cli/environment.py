@@ -1,12 +1,31 @@
-"""What is set before JAX touches a device: virtual CPU devices, and the cache of compiled programs."""
+"""What is set before JAX touches a device: virtual CPU devices, the cache of compiled programs, other processes."""
 
+import argparse
 import contextlib
 import os
 import pathlib
 
+from ddpm_jax.scale import distributed
 
-def prepare() -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Flags of the commands that several processes can share."""
+  several = parser.add_argument_group(
+    "several processes",
+    "Found by themselves on a TPU slice, under srun, and from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+    "JAX_PROCESS_ID (Kubernetes); launch/ has scripts for each. Elsewhere start the same command with:",
+  )
+  several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+  several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+  several.add_argument("--process", type=int, metavar="K", help="which one this is, 0 to N - 1")
+  several.add_argument("--wait", type=float, default=300.0, metavar="S", help="seconds to wait for all (%(default)g)")
+
+
+def prepare(args: argparse.Namespace | None = None) -> None:
   """Called once by every command that computes.
+
+  Args:
+    args: with the flags above, of a command that several processes can share.
 
   On a CPU, XLA spreads one program badly over cores; as many virtual devices, each with its share of the batch, use
   them all. Compiled programs are kept between runs in $XDG_CACHE_HOME/ddpm_jax (set JAX_COMPILATION_CACHE_DIR for
@@ -21,6 +40,10 @@ def prepare() -> None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ddpm_jax" / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  if args is not None:
+    flags = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
+    if (group := distributed.find(**flags)) is not None:
+      distributed.join(group, args.wait)
 
 
 def _power_of_two(cores: int) -> int:

@@ -10,6 +10,7 @@ import sys
 
 from ddpm_jax import __version__
 from ddpm_jax.errors import UserError
+from ddpm_jax.scale import distributed
 
 COMMANDS = {
   "train": "train a network, or continue where the last run stopped",
@@ -20,6 +21,7 @@ COMMANDS = {
   "moments": "measure what Analytic-DPM needs to know of a network, and the costs of its steps",
   "study": "the tables of Analytic-DPM and its extension: methods by numbers of steps",
   "convert": "published weights of the six codebases and of diffusers to checkpoints, and back",
+  "plan": "memory, time and cost of a run on devices that one need not have",
   "data": "list, show and prepare data sets",
 }
 
@@ -33,7 +35,11 @@ Any field of the config can be changed by --config.SECTION.FIELD=VALUE; --dry_ru
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Runs `argv`. Exit codes: 0 done, 2 the user can mend it (one sentence on stderr), 42 stopped by SIGTERM, saved."""
+  """Runs `argv`.
+
+  Exit codes: 0 done, 2 the user can mend it (one sentence on stderr), 3 another process was lost, 42 stopped by SIGTERM
+  with everything saved.
+  """
   sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -64,7 +70,8 @@ def run(argv: list[str]) -> int:
   for noisy in ("absl", "orbax", "jax"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
   try:
-    return args.run(args) or 0
+    with distributed.together():
+      return args.run(args) or 0
   except UserError as error:
     print(f"ddpm-jax: {error}", file=sys.stderr)
     return 2

@@ -14,6 +14,8 @@ Image i comes from seed i alone, whatever the batch size or the machine. Change 
 
 import argparse
 
+from ddpm_jax.cli import environment
+
 FORMATS = {
   "grid": "grid.png, all images in one picture",
   "png": "png/000000.png ..., one file per image, named by its seed",
@@ -40,12 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
   parser.add_argument("--dry_run", action="store_true", help="print config and table of steps, draw nothing")
+  environment.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-  from ddpm_jax.cli import environment
-
-  environment.prepare()
+  environment.prepare(args)
   import pathlib
 
   from ddpm_jax import build, experiment
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.data import images as pixels
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import plots
+  from ddpm_jax.scale import distributed
 
   formats = args.formats.split(",")
   for name in formats:
@@ -79,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     upsampler = experiment.load(args.upsampler)
     labels_of_upsampler = trained.labels(seeds, labels) if upsampler.config.train.class_conditional else None
     images = upsampler.sample(seeds, labels_of_upsampler, low_res=images, progress=True)
-  out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples" / f"step{trained.step}_{how.replace(' ', '_')}")
+  named = f"step{trained.step}_{how.replace(' ', '_')}"
+  out = distributed.output(args.out or pathlib.Path(args.workdir) / "samples" / named)
   out.mkdir(parents=True, exist_ok=True)
   scale = max(1, 64 // images.shape[1])
   for name in formats:

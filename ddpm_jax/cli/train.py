@@ -9,17 +9,18 @@ and the averaged weights. SIGTERM saves and exits with code 42; the same command
 
 import argparse
 
+from ddpm_jax.cli import environment
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, metavar="NAME[:VARIANT]", help="a config of configs/, or a .py file")
   parser.add_argument("--workdir", help="where everything goes; needed unless --dry_run")
   parser.add_argument("--dry_run", action="store_true", help="print the config and the network's size, train nothing")
+  environment.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-  from ddpm_jax.cli import environment
-
-  environment.prepare()
+  environment.prepare(args)
   import jax
 
   from ddpm_jax import config as configs

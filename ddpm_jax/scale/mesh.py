@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.errors import UserError
@@ -63,6 +64,16 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Host arrays to the devices. With several processes each gives its own [B / processes, ...] part, in process order."""
   sharding = over_batch(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def to_host(tree: Any) -> Any:
+  """NumPy arrays with everything that is in `tree`, in each process, wherever its parts are."""
+
+  def whole(x):
+    scattered = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return np.asarray(process_allgather(x, tiled=True) if scattered else x)
+
+  return jax.tree.map(whole, tree)
 
 
 def accumulation(batch_size: int, mesh: Mesh, per_device: int | None = None) -> int:

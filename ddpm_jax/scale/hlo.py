@@ -1,0 +1,161 @@
+"""What a compiled program moves, read from its text: bytes to and from memory, and collectives between chips.
+
+XLA's own cost analysis counts the body of a loop once; here every instruction counts as often as it runs.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+# How many bytes cross a chip's links for each byte of an array, at best, on many chips (rings)
+COLLECTIVES = {
+  "all-gather": 1,  # of the result
+  "reduce-scatter": 1,  # of the operand
+  "all-reduce": 2,  # one of each
+  "all-to-all": 1,
+  "ragged-all-to-all": 1,
+  "collective-permute": 1,
+  "collective-broadcast": 1,
+}
+
+# Instructions that only rename what others have made, or whose bodies are counted instead
+_FREE = {
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
+  "partition-id", "replica-id", "iota", "opt-barrier", "copy-done", "async-start", "async-done", "async-update",
+}  # fmt: skip
+
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-0-9]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]+[a-z0-9]*|pred)\[([0-9,]*)\](\{[^}]*\})?")
+_CALLED = re.compile(r"(?:body|calls|to_apply|branch_computations|called_computations)=\{?([^,}\s]+(?:, %[^,}\s]+)*)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """Of one chip, in one run of a program.
+
+  Attributes:
+    moved: bytes read from and written to memory by the instructions, each operand and result once.
+    collectives: kind -> (how many, bytes of their arrays).
+  """
+
+  moved: int
+  collectives: dict[str, tuple[int, int]]
+
+  @property
+  def sent(self) -> int:
+    """Bytes that have to cross the chip's links, at least."""
+    return sum(COLLECTIVES[kind] * size for kind, (_, size) in self.collectives.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  kind: str
+  result: str  # its type
+  operands: list[str]
+  calls: list[str]
+  trips: int | None  # of a loop, if its text tells
+  condition: str  # of a loop, the computation that ends it
+  constant: int | None
+
+
+def traffic(text: str) -> Traffic:
+  """Reads the text of an optimized module, `compiled.as_text()`."""
+  computations, entry = _parse(text)
+  total, found = 0, collections.defaultdict(lambda: [0, 0])
+
+  def visit(name: str, times: int, fused: bool) -> None:
+    nonlocal total
+    instructions = computations.get(name, {})
+    for instruction in instructions.values():
+      operands = [instructions[o].result for o in instruction.operands if o in instructions]
+      kind = instruction.kind.removesuffix("-start")
+      if kind in COLLECTIVES:
+        counted = found[kind]
+        counted[0] += times
+        counted[1] += times * _moved_between_chips(kind, instruction, operands)
+      if not fused and instruction.kind not in _FREE and not instruction.kind.endswith("-done"):
+        total += times * (sum(map(_in_memory, operands)) + _in_memory(instruction.result))
+      turns = _turns(instruction, computations) if kind == "while" else 1
+      for called in instruction.calls:
+        visit(called, times * turns, fused or kind not in ("while", "call", "conditional"))
+
+  visit(entry, 1, False)
+  return Traffic(total, {kind: (count, size) for kind, (count, size) in sorted(found.items())})
+
+
+def _turns(loop: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> int:
+  """How often a loop turns; a TPU's compiler leaves only its condition, number of the turn < constant, to tell."""
+  if loop.trips is not None:
+    return loop.trips
+  condition = computations.get(loop.condition, {}).values()
+  return max((i.constant for i in condition if i.constant is not None), default=1)
+
+
+def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
+  """(computation -> its instructions by name, name of the entry)."""
+  computations: dict[str, dict[str, _Instruction]] = {}
+  current, entry = {}, ""
+  for line in text.splitlines():
+    if header := _COMPUTATION.match(line):
+      current = computations.setdefault(header[2], {})
+      entry = header[2] if header[1] else entry
+    elif match := _INSTRUCTION.match(line):
+      name, result, kind, rest = match.groups()
+      inside, attributes = _split(rest)
+      names = [part.strip().lstrip("%") for group in _CALLED.findall(attributes) for part in group.split(",")]
+      trips = _TRIPS.search(attributes)
+      current[name] = _Instruction(
+        kind,
+        result,
+        re.findall(r"%([\w.\-]+)", inside),
+        names,
+        int(trips[1]) if trips else None,
+        condition[1] if (condition := _CONDITION.search(attributes)) else "",
+        int(inside) if kind == "constant" and inside.isdigit() else None,
+      )
+  return computations, entry
+
+
+def _split(rest: str) -> tuple[str, str]:
+  """What stands between the parentheses of an instruction, and what follows."""
+  depth = 1
+  for i, character in enumerate(rest):
+    depth += (character == "(") - (character == ")")
+    if not depth:
+      return rest[:i], rest[i + 1 :]
+  return rest, ""
+
+
+def _moved_between_chips(kind: str, instruction: _Instruction, operands: list[str]) -> int:
+  result, given = _size(instruction.result), sum(map(_size, operands))
+  if kind == "reduce-scatter":
+    return given
+  if instruction.kind.endswith("-start") and kind in ("all-gather", "collective-permute") and result > given:
+    return result - given  # the type of these repeats the operands
+  return result
+
+
+def _in_memory(kind: str) -> int:
+  """Bytes of an array type that are in main memory; S(1) is on a TPU's chip."""
+  return sum(size for size, layout in _arrays(kind) if "S(" not in layout)
+
+
+def _size(kind: str) -> int:
+  return sum(size for size, _ in _arrays(kind))
+
+
+def _arrays(kind: str) -> list[tuple[int, str]]:
+  """(bytes, layout) of each array of a type.
+
+  >>> _arrays("(bf16[4,8]{1,0:T(8,128)S(1)}, f32[])")
+  [(64, '{1,0:T(8,128)S(1)}'), (4, '')]
+  """
+  found = []
+  for name, shape, layout in _ARRAY.findall(kind):
+    bits = 8 if name == "pred" else int(re.search(r"\d+", name)[0])
+    found.append((math.prod(map(int, filter(None, shape.split(",")))) * bits // 8, layout))
+  return found

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# N processes of one command on this machine, as a rehearsal for many machines: each with its share of the CPU's cores.
+#
+#   launch/local.sh 2 ddpm-jax train --config digits --workdir runs/digits
+#
+# The first of them speaks. Ctrl-C and SIGTERM reach all; the exit code is the first one that is not 0.
+set -euo pipefail
+
+if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
+  echo "usage: launch/local.sh N COMMAND ..." >&2
+  exit 2
+fi
+processes=$1
+shift
+
+cores=$(nproc)
+export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-$((cores > processes ? cores / processes : 1))}
+export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:$((20000 + RANDOM % 10000))}
+export JAX_NUM_PROCESSES=$processes
+
+started=()
+trap 'kill -TERM "${started[@]}" 2>/dev/null || true' TERM INT
+for ((process = 0; process < processes; process++)); do
+  JAX_PROCESS_ID=$process "$@" &
+  started+=($!)
+done
+
+code=0
+for child in "${started[@]}"; do
+  result=0
+  wait "$child" || result=$?
+  while ((result > 128)) && kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
+    result=0
+    wait "$child" || result=$?
+  done
+  if ((code == 0)); then code=$result; fi
+done
+exit "$code"
