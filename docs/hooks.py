@@ -9,6 +9,8 @@ import re
 
 ROOT = pathlib.Path(__file__).parent.parent
 CODE = re.compile(r"`((?:[a-z_]+/)*[a-z_]+\.py)` `([^`\n]+)`")
+EVERY = re.compile(r"^::: ([\w.]+)\.\*$", re.M)
+REFERENCE = ROOT / "docs" / "reference"
 FIGURES = "benchmarks/figures"  # pages of docs/methods link there
 
 
@@ -26,7 +28,15 @@ def line_of(file: str, piece: str) -> int:
   return found[0]
 
 
+def modules_of(package: str) -> list[str]:
+  """Modules of a package that no page of the reference names by itself, for `::: ddpm_jax.models.*`."""
+  named = set(re.findall(r"^::: ([\w.]+)$", "".join(page.read_text() for page in REFERENCE.glob("*.md")), re.M))
+  files = sorted((ROOT / package.replace(".", "/")).glob("[a-z]*.py"))
+  return [module for module in (f"{package}.{file.stem}" for file in files) if module not in named]
+
+
 def on_page_markdown(markdown, **_):
+  markdown = EVERY.sub(lambda found: "\n\n".join(f"::: {module}" for module in modules_of(found[1])), markdown)
   markdown = CODE.sub(lambda found: f"`{found[1]}:{line_of(found[1], found[2])}` `{found[2]}`", markdown)
   return markdown.replace(f"../../{FIGURES}/", "../figures/")
 

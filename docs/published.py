@@ -1,7 +1,6 @@
 """Writes the tables of published.md anew: python docs/published.py"""
 
 import pathlib
-import re
 
 import configs
 from ddpm_jax.convert.registry import PUBLISHED
@@ -18,12 +17,12 @@ def page() -> str:
     rows.append(f"| `{entry.name}` | {entry.data} | {config} | {entry.expected or '-'} |")
   names = sorted(path.stem for path in pathlib.Path(configs.__file__).parent.glob("[a-z]*.py"))
   sections = [
-    f"### {name}\n\n::: configs.{name}\n    options:\n      members: false\n      show_source: false\n      show_root_heading: false\n"
-    f"      show_root_toc_entry: false\n"
+    f"### {name}\n\n::: configs.{name}\n    options:\n      members: false\n      show_source: false\n"
+    "      show_root_heading: false\n      show_root_toc_entry: false\n"
     for name in names if not name.startswith(OURS)
   ]
-  text = re.sub(r"(registry.py`\.\n\n).*?(\n\n## Configs)", lambda m: m[1] + "\n".join(rows) + m[2], PAGE.read_text(), flags=re.S)
-  return re.sub(r"(## Configs\n\n).*", lambda m: m[1] + "\n".join(sections), text, flags=re.S)
+  before, after = PAGE.read_text().split("| name |")[0], "\n\n## Configs\n\n"
+  return before + "\n".join(rows) + after + "\n".join(sections)
 
 
 if __name__ == "__main__":
