@@ -23,7 +23,6 @@ import numpy as np
 from ddpm_jax import experiment
 from ddpm_jax.data import images as pixels
 from ddpm_jax.evaluation import frechet, quality
-from ddpm_jax.evaluation.features import Recipe
 from ddpm_jax.evaluation.precision_recall import precision_recall
 
 MEASURES = {"agreement": "class agreement", "precision": "precision", "recall": "recall", "distance": "Fréchet distance"}
@@ -55,7 +54,7 @@ def main() -> None:
   train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
   folder = pathlib.Path(args.workdir) / "evaluation"
   folder.mkdir(exist_ok=True)
-  net = quality.classifier_of(train, test, folder / "classifier.npz", Recipe())
+  net = quality.classifier_of(train, test, folder / "classifier.npz")
   real, truth = test.gather(np.arange(min(args.samples, len(test))))
 
   rows = {"real test images": measure(net, real, truth, train.gather(np.arange(len(real)))[0])}

@@ -12,5 +12,7 @@ def get_config(variant: str = ""):
   """The run; "smoke" is the same in a minute, on the embedded digits."""
   config = mnist.get_config(variant)
   config.train.update(class_conditional=True, label_dropout=0.1)
+  if variant != "smoke":
+    config.train.total_steps = 3000
   config.sampling.guidance.update(kind="classifier_free", scale=2.0)
   return config

@@ -23,5 +23,5 @@ def on_mnist(second: str, variant: str = ""):
   config.optimizer.update(learning_rate=1e-3, decay="cosine")
   config.ema.rates = (0.999,)
   if variant != "smoke":
-    config.train.update(total_steps=4000, checkpoint_every=1000)
+    config.train.update(total_steps=2000, checkpoint_every=1000)
   return config

@@ -16,6 +16,8 @@ def get_config(variant: str = ""):
   smoke = variant.endswith("smoke")
   config = mnist.get_config("smoke" if smoke else "")
   size = 4 if smoke else 14
+  if not smoke:
+    config.train.total_steps = 1000
   if variant.startswith("base"):
     config.data.image_size = size
     config.network.update(block_size=1, attention_resolutions=(size // 2,))
