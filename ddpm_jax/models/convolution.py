@@ -1,9 +1,10 @@
-"""The 3x3 convolution of every layer: XLA's own, with gradients that its CPU backend runs fast inside loops too.
+"""The 3x3 convolution of every layer: XLA's own; on CPUs Winograd's where that is faster, and gradients fit for loops.
 
-That backend has a fast routine for [B,H,W,C] * [3,3,C,D] -> [B,H,W,D] alone. Outside loops the compiler permutes the axes
-of other convolutions, such as the gradients are that `lax` derives, until they look like that; inside loops (a sampler's
-scan with a guide's gradient, microbatches) it does not and runs them by nested loops, 5 to 80 times slower. So here the
-derivative is stated in permuted axes whose transposes, the gradients, have the fast order.
+XLA's CPU backend has a fast routine for [B,H,W,C] * [3,3,C,D] -> [B,H,W,D] alone. Outside loops the compiler permutes the
+axes of other convolutions, such as the gradients are that `lax` derives, until they look like that; inside loops (a
+sampler's scan with a guide's gradient, microbatches) it does not and runs them by nested loops, 5 to 80 times slower. So
+here the derivative is stated in permuted axes whose transposes, the gradients, have the fast order. It is lax's, however the
+value is computed: every transformation of JAX applies.
 """
 
 import functools
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+from ddpm_jax.models import winograd
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: list[tuple[int, int]], **options):
@@ -23,6 +26,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _convolve(strides, padding, x, kernel):
+  if strides == (1, 1) and padding == ((1, 1), (1, 1)) and winograd.worthwhile(x, kernel):
+    return winograd.convolve(x, kernel)
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from ddpm_jax.models import winograd
 from ddpm_jax.models.convolution import convolve
 
 AXES = ("NHWC", "HWIO", "NHWC")
@@ -16,6 +17,7 @@ CASES = {  # image [B,H,W,C], D, stride, padding
   "odd": ((2, 7, 9, 4), 3, 1, (1, 1)),
   "ho_half": ((2, 8, 6, 4), 4, 2, (0, 1)),
   "openai_half": ((2, 7, 8, 4), 4, 2, (1, 1)),
+  "winograd": ((46, 9, 10, 64), 72, 1, (1, 1)),
 }
 
 
@@ -37,12 +39,12 @@ def test_value_and_derivatives_are_those_of_lax(case):
   x, kernel = draw(shape, 0), draw((3, 3, shape[-1], features), 1)
   moved = draw(shape, 2), draw(kernel.shape, 3)
 
-  def everything(convolution):
+  def everything(convolution, x, kernel):
     y, pull = jax.vjp(convolution, x, kernel)
     return y, *pull(jnp.cos(y)), jax.jvp(convolution, (x, kernel), moved)[1]
 
-  for mine, theirs in zip(*(jax.jit(everything, static_argnums=0)(f(*how)) for f in (ours, laxs)), strict=True):
-    # sums of at most 9 * 6 * 72 products in another order
+  for mine, theirs in zip(*(jax.jit(everything, static_argnums=0)(f(*how), x, kernel) for f in (ours, laxs)), strict=True):
+    # sums of some hundred products in another order; Winograd's take differences of inputs first
     np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
@@ -54,7 +56,7 @@ def test_gradients_of_one_image_at_a_time():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's CPU backend")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "winograd"])
 def test_inside_a_loop_both_gradients_have_the_axes_that_are_fast(case):
   shape, features, *how = CASES[case]
 
@@ -71,8 +73,30 @@ def test_inside_a_loop_both_gradients_have_the_axes_that_are_fast(case):
   assert len(axes) == 3 and set(axes) == {"b01f_01io->b01f"}  # the value and two gradients
 
 
+def test_winograd_in_parts_of_the_batch(monkeypatch):
+  x, kernel = draw((6, 8, 11, 4), 0), draw((3, 3, 4, 5), 1)
+  monkeypatch.setattr(winograd, "_PART", 2 * 8 * 11 * 4 // 4)  # two images at a time
+  program = jax.jit(winograd.convolve)
+  assert "while" in program.lower(x, kernel).as_text()
+  expected = laxs(1, (1, 1))(x, kernel)
+  np.testing.assert_allclose(program(x, kernel), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's CPU backend")
+def test_kernels_are_transformed_before_a_loop():
+  def loop(x, kernel):
+    return lax.scan(lambda x, _: (x - ours(1, (1, 1))(x, kernel), None), x, length=3)[0]
+
+  shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 8, 8, 64), (3, 3, 64, 64))]
+  program = jax.jit(loop).lower(*shapes).compile().as_text()
+  parts = {part.split()[0].lstrip("%"): part for part in re.findall(r"^%.*?^}", program, re.M | re.S)}
+  body = parts[re.search(r"body=%([^,]+),", program)[1]]
+  inside = [parts[name] for name in re.findall(r"= f32\[64,64\]\S* fusion\(.*calls=%([^,\s]+)", body)]
+  assert "f32[64,64]" in body and not any(" add(" in part for part in inside)  # only slices are left there
+
+
 def test_other_platforms_get_laxs_own():
-  f, shapes = ours(1, (1, 1)), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 8, 8, 64), (3, 3, 64, 64))]
+  f, shapes = ours(1, (1, 1)), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 8, 8, 64), (3, 3, 64, 64))]
   gradient = jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1))
   program = jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
   assert program.count("stablehlo.convolution") == 3 and "dot_general" not in program
