@@ -150,7 +150,7 @@ def study(
     return {"mean": float(total.mean()), "standard_error": error, "seconds": round(time.monotonic() - began, 1)}
 
   def drawn(cell: studies.Cell) -> dict | None:
-    if cell.trajectory != "even":
+    if distance is None or cell.trajectory != "even":
       return None
     began = time.monotonic()
     result = dict(distance(used(cell).sample(range(samples))))

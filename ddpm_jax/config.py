@@ -128,6 +128,7 @@ def load(spec: str) -> ConfigDict:
   if not file.is_file():
     raise UserError(f"Config file {path} does not exist.")
   module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+  assert module_spec and module_spec.loader  # as for every .py file
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
   return module.get_config(variant)

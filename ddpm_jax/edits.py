@@ -107,8 +107,8 @@ def interpolate(trained: Trained, first: int, last: int, frames: int, label: int
   labels = trained.labels(range(frames), None if label is None else [label] * frames)
   keys = image_keys(np.array([first, last], np.uint32))
   x_T = PerImage(keys).initial(trained.image_shape)
-  ends = (jnp.broadcast_to(x, (frames, *trained.image_shape)) for x in x_T[:, None])
-  between = slerp(*ends, jnp.linspace(0, 1, frames))
+  x, y = (jnp.broadcast_to(end, (frames, *trained.image_shape)) for end in x_T[:, None])
+  between = slerp(x, y, jnp.linspace(0, 1, frames))
   denoiser = build.guided(trained.config, trained.network, trained.guide)
   cond = None if labels is None else {"label": jnp.asarray(labels, jnp.int32)}
   sampler = build.sampler(trained.config, trained.guide)

@@ -15,6 +15,7 @@ Images are numbers in the data set's test split. How steps are made is the confi
 """
 
 import argparse
+from typing import Any
 
 TASKS = ("reconstruct", "image_to_image", "inpaint", "interpolate")
 HIDDEN = ("center", "left", "top")
@@ -98,6 +99,6 @@ def shown(hidden: str, size: int):
 
   known = np.ones((size, size), bool)
   quarter, half = size // 4, size // 2
-  area = {"center": np.s_[quarter:-quarter, quarter:-quarter], "left": np.s_[:, :half], "top": np.s_[:half]}
+  area: dict[str, Any] = {"center": np.s_[quarter:-quarter, quarter:-quarter], "left": np.s_[:, :half], "top": np.s_[:half]}
   known[area[hidden]] = False
   return known

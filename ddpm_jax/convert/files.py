@@ -173,7 +173,9 @@ def read_safetensors(path: PathLike) -> dict[str, np.ndarray]:
   try:
     with path.open("rb") as file:
       length = int.from_bytes(file.read(8), "little")
-      header = json.loads(file.read(length)) if length < size else None
+      if length >= size:
+        raise ValueError(length)
+      header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     start = 8 + length
     tensors = {}

@@ -18,7 +18,7 @@ the place of a layer in that walk to the name it has elsewhere. Nothing is liste
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 
 import flax.linen as nn
 import flax.traverse_util
@@ -80,7 +80,7 @@ def entries(network: nn.Module, shapes: Mapping, dialect: str, *, attention_orde
   return [_entry(path, leaf.shape, DIALECTS[dialect], plan, heads) for path, leaf in flat.items()]
 
 
-def load(table: Iterable[Entry], tensors: Mapping[str, Array], *, consume: bool = False) -> tuple[dict, Report]:
+def load(table: Iterable[Entry], tensors: MutableMapping[str, Array], *, consume: bool = False) -> tuple[dict, Report]:
   """Their tensors as our nested dict of float32 parameters, and a report; what is missing or misshapen is left out.
 
   consume: remove each tensor from `tensors` once it is used, so that a large model is held only once.
@@ -127,13 +127,13 @@ class Plan:
   def of(cls, flat: Iterable[str]) -> "Plan":
     modules = {module for module, _ in map(_split, flat)}
     walk = sorted(filter(_place, modules), key=_when)
-    down = [_place(module) for module in walk if module.startswith("down")]
+    down = [place for module in walk if module.startswith("down") and (place := _place(module))]
     if not down:
       raise UserError("these parameters are not those of a UNet: none is called down_<level>_block_<i>")
     return cls(
       levels=1 + max(level for _, level, _, _ in down),
       blocks=1 + max(i for _, _, what, i in down if what == "block"),
-      attending=frozenset(_place(m)[1] for m in walk if m.startswith("up") and "attn" in m),
+      attending=frozenset(place[1] for m in walk if m.startswith("up") and "attn" in m and (place := _place(m))),
       order={module: i for i, module in enumerate(walk)},
       complex_head="head/block" in modules,
     )

@@ -8,6 +8,7 @@ import posixpath
 import threading
 import zipfile
 import zlib
+from typing import Any
 
 from ddpm_jax.data.sources import NO_LABEL, CorruptImage
 from ddpm_jax.errors import UserError
@@ -63,8 +64,8 @@ class FileRecords:
   def name(self, number: int) -> str:
     return f"{self.paths[number]} in {self._root}"
 
-  def _classes(self, labels: str) -> list[str] | list[int] | None:
-    """The class of every path."""
+  def _classes(self, labels: str) -> list[Any] | None:
+    """The class of every path, a name or a number."""
     folders = [posixpath.basename(posixpath.dirname(path)) for path in self.paths]
     if labels == "auto":
       if LABELS_FILE in self._files.paths:

@@ -185,7 +185,7 @@ def _members(path: pathlib.Path, names: list[str]) -> dict[str, bytes]:
       with tarfile.open(path) as archive:  # one pass: a compressed tar is slow to search
         for member in archive:
           if (name := member.name.rpartition("/")[2]) in names:
-            found[name] = archive.extractfile(member).read()
+            found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]  # none is a folder
     else:
       inner = path / "cifar-10-batches-py"
       found = {name: ((inner if inner.is_dir() else path) / name).read_bytes() for name in names}

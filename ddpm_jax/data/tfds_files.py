@@ -66,7 +66,7 @@ def available(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
   """All data sets that are prepared under a folder: names, and the folders of their newest versions."""
   infos = [*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json")]
   names = sorted({info.parent.parent.relative_to(data_dir).as_posix() for info in infos})
-  return {name: find(data_dir, name) for name in names}
+  return {name: folder for name in names if (folder := find(data_dir, name))}
 
 
 def counts(folder: pathlib.Path) -> dict[str, int]:

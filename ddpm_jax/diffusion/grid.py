@@ -93,7 +93,8 @@ def log_snr(schedule: Schedule, K: int, noisiest: float = NOISIEST) -> np.ndarra
 def karras(schedule: Schedule, K: int, rho: float = 7.0, noisiest: float = NOISIEST) -> np.ndarray:
   """K equal steps of (sigma / alpha)^(1/rho) down to level 1, then 0 (EDM eq. 5), each at the level nearest in log-SNR."""
   values = _log_snr_above(schedule, K, noisiest)
-  return _nearest(values, -rho * np.log(np.linspace(*np.exp(-values[[-1, 0]] / rho), K)))
+  first, last = np.exp(-values[[-1, 0]] / rho)
+  return _nearest(values, -rho * np.log(np.linspace(first, last, K)))
 
 
 def below(grid: np.ndarray, strength: float) -> np.ndarray:

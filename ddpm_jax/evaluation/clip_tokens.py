@@ -73,7 +73,7 @@ def load(path: str | os.PathLike | None = None) -> Tokenizer:
   """The published tokenizer, from `path` or from the cache."""
   with gzip.open(path or fetch.fetch(MERGES), "rt", encoding="utf-8") as file:
     lines = file.read().split("\n")[1 : SIZE - 512 - 2 + 1]  # behind the title; OpenAI uses that many of 262,000
-  return Tokenizer([tuple(line.split()) for line in lines])
+  return Tokenizer([(first, second) for first, second in map(str.split, lines)])
 
 
 def split(text: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def _tensor(message: bytes) -> np.ndarray:
   return np.append(numbers, [numbers[-1]] * (size - len(numbers))).astype(dtype).reshape(shape)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
   """(field number, value) of an encoded message; values are ints for varints, bytes otherwise.
 
   Raises:

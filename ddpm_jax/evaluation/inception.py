@@ -126,8 +126,8 @@ class Inception:
   @functools.cached_property
   def digest(self) -> str:
     """SHA-256 of the weights, the form and the precision."""
-    arrays = {f"{name}/{part}": leaf for name, layer in self.layers.items() for part, leaf in layer.items()}
-    arrays = {name: np.asarray(array) for name, array in {**arrays, "classes": self.classes}.items()}
+    leaves = {f"{name}/{part}": leaf for name, layer in self.layers.items() for part, leaf in layer.items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in {**leaves, "classes": self.classes}.items()}
     return storage.text_digest([storage.digest(arrays), self.form, self.dtype])
 
   def check(self, image_shape: tuple[int, ...]) -> None:

@@ -50,7 +50,8 @@ def load(form: str = "tf", path: str | os.PathLike | None = None, *, dtype: str 
   path = pathlib.Path(path) if path is not None else fetch.fetch(FILES[form])
   if not path.is_file():
     raise UserError(f"There is no file {path}; Inception's weights are published as {FILES[form].url}.")
-  return Inception(*(_of_graph(path) if path.suffix == ".pb" else _of_torch(path)), form=form, dtype=dtype)
+  layers, classes = _of_graph(path) if path.suffix == ".pb" else _of_torch(path)
+  return Inception(layers, classes, form=form, dtype=dtype)
 
 
 def _of_graph(path: pathlib.Path):

@@ -13,7 +13,8 @@ import threadpoolctl
 
 MOST = 8  # pieces at a time: each holds some hundred MB
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

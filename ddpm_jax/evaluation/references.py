@@ -59,7 +59,9 @@ def make(images: ImageSet, extractor: Extractor, *, near: int = NEAR, **options:
 
 def write(path: str | os.PathLike, reference: Reference) -> None:
   """Writes `reference` in OpenAI's layout."""
-  arrays = {} if reference.images is None else {"arr_0": reference.images.source.images}
+  arrays = {}
+  if reference.images is not None:
+    arrays["arr_0"] = reference.images.source.images  # type: ignore[attr-defined]  # they are Arrays
   for output, moments in reference.moments.items():
     mean, covariance = MOMENTS[output]
     arrays |= {mean: moments.mean, covariance: moments.covariance}

@@ -23,7 +23,7 @@ class Classifier(UNetADM):
   pool: str = "attention"
 
   @nn.compact
-  def __call__(self, x, time, cond=None, *, train: bool = False):
+  def __call__(self, x, time, cond=None, *, train: bool = False):  # type: ignore[override]  # no features
     emb = self.embed(time, cond)
     h, skips = self.encode(self.stem(x, cond), emb, train)
     if self.pool not in _POOLS:

@@ -159,7 +159,7 @@ class Meter:
     """The means since the last row, over the steps where they are finite; counters (integers) as they stand."""
     scalars = {}
     for name, values in self.values.items():
-      finite = [value for value in values if np.isfinite(value)] or [np.nan]
+      finite = [value for value in values if np.isfinite(value)] or [np.array(np.nan)]
       scalars[name] = int(values[-1]) if values[-1].dtype.kind == "i" else float(np.mean(finite))
     if self.times:
       images, waited, elapsed = np.sum(self.times, axis=0).tolist()
