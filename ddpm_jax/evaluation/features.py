@@ -187,11 +187,7 @@ def _train_step(module, optimizer, recipe, state, data, key, n):
   images, labels = data
   pick_key, shift_key = jax.random.split(jax.random.fold_in(key, n))
   index = jax.random.randint(pick_key, (recipe.batch_size,), 0, len(images))
-  shifts = jax.random.randint(shift_key, (recipe.batch_size, 2), 0, 2 * recipe.max_shift + 1)
-  batch = jax.vmap(functools.partial(_shift, max_shift=recipe.max_shift))(images[index], shifts)
-  if recipe.flip:
-    mirrored = jax.random.bernoulli(jax.random.fold_in(shift_key, 1), shape=(recipe.batch_size, 1, 1, 1))
-    batch = jnp.where(mirrored, batch[:, :, ::-1], batch)
+  batch = _moved(recipe, shift_key, images[index])
 
   def loss_of(params):
     _, logits = module.apply({"params": params}, batch)
@@ -207,6 +203,16 @@ def _pixels_to_channels(x):
   batch, height, width, channels = x.shape
   x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).swapaxes(2, 3)
   return x.reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def _moved(recipe, key, images):
+  """`images` [B, H, W, C] as the recipe shows them: shifted, and perhaps half of them mirrored."""
+  shifts = jax.random.randint(key, (len(images), 2), 0, 2 * recipe.max_shift + 1)
+  images = jax.vmap(functools.partial(_shift, max_shift=recipe.max_shift))(images, shifts)
+  if not recipe.flip:
+    return images
+  mirrored = jax.random.bernoulli(jax.random.fold_in(key, 1), shape=(len(images), 1, 1, 1))
+  return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
 def _shift(image, offset, *, max_shift):

@@ -8,6 +8,7 @@ import types
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ddpm_jax.data.digits import digits
 from ddpm_jax.data.images import save_npz, save_png
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import extract as extraction
-from ddpm_jax.evaluation import features, image_sets, references, storage
+from ddpm_jax.evaluation import features, image_sets, quality, references, storage
 from ddpm_jax.evaluation.evaluate import evaluate
 from ddpm_jax.evaluation.extract import extract
 from ddpm_jax.evaluation.features import Recipe, train_classifier
@@ -51,6 +52,28 @@ def test_classifier_is_a_function_of_its_seed(held_out, net):
   train = digits("train")
   again = train_classifier(train.images, train.labels, held_out.images, held_out.labels, recipe=QUICK)
   assert again.digest == net.digest and again.describe() == net.describe()
+
+
+def test_a_data_set_names_its_features(net, tmp_path, monkeypatch):
+  """Trained the first time, then read from the cache."""
+  trained = []
+  monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path))
+  monkeypatch.setattr(features, "train_classifier", lambda *data, recipe, progress: trained.append(recipe) or net)
+  assert quality.classifier_for("digits").digest == quality.classifier_for("digits").digest == net.digest
+  assert trained == [Recipe()] and len(list(tmp_path.rglob("*.npz"))) == 1
+  (tmp_path / "colour").mkdir()
+  save_png(tmp_path / "colour/train/a.png", np.zeros((8, 8, 3), np.uint8))
+  save_png(tmp_path / "colour/test/a.png", np.zeros((8, 8, 3), np.uint8))
+  with pytest.raises(UserError, match="has no labels"):
+    quality.classifier_for(str(tmp_path / "colour"))
+
+
+def test_photographs_are_mirrored_and_digits_are_not():
+  image = jnp.arange(25, dtype=jnp.uint8).reshape(1, 5, 5, 1).repeat(64, 0)
+  assert Recipe.suiting(3).flip and not Recipe.suiting(1).flip
+  for flip, rightwards in ((False, {1}), (True, {1, -1})):
+    seen = features._moved(Recipe(flip=flip, max_shift=0), jax.random.key(0), image).astype(int)
+    assert set(np.unique(np.diff(seen[:, 2, :, 0], axis=1)).tolist()) == rightwards
 
 
 def test_feature_net_comes_back_from_its_file(held_out, net, tmp_path):
@@ -131,7 +154,7 @@ def test_bad_input_to_feature_networks_is_one_sentence(held_out, net, tmp_path):
     features.restore(tmp_path / "absent.npz")
   content = (tmp_path / "other.npz").read_bytes()
   (tmp_path / "other.npz").write_bytes(content[:-40])
-  with pytest.raises(UserError, match="not a readable .npz"):
+  with pytest.raises(UserError, match="is no .npz, or was cut short"):
     features.restore(tmp_path / "other.npz")
 
 
@@ -280,7 +303,7 @@ def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_p
   path = npz(images)
   content = open(path, "rb").read()
   open(path, "wb").write(content[:5000])
-  refuses("not a readable .npz", image_sets.open_set, path)
+  refuses("is no .npz, or was cut short", image_sets.open_set, path)
   np.savez(tmp_path / "stats.npz", mu=np.zeros(20), sigma=np.eye(20))
   refuses("holds mu, sigma, but no images", image_sets.open_set, str(tmp_path / "stats.npz"))
   refuses("but no mu and sigma: it is no reference", references.read, npz(images))
