@@ -18,6 +18,8 @@ is given again. What is measured of a network is kept in WORKDIR/evaluation; ddp
 
 import argparse
 
+from ddpm_jax.cli import environment
+
 INCEPTIONS = {
   "inception_tf": "Inception of TensorFlow 2015 (DDPM, Improved DDPM, ADM)",
   "inception_torch": "pytorch-fid's (Analytic-DPM)",
@@ -59,22 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--batch_size", type=int, default=64, help="images per device (default %(default)s)")
   group.add_argument("--keep", metavar="DIR", help="where features are kept (default: features/ in the cache)")
   group.add_argument("--out", metavar="FILE", help="the JSON (default: WORKDIR/evaluation/metrics.json, or ./metrics.json)")
+  environment.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-  from ddpm_jax.cli import environment
-
-  environment.prepare()
+  environment.prepare(args)
   import pathlib
 
   from ddpm_jax import build, experiment
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import image_sets
+  from ddpm_jax.scale import distributed
 
   for name, least in LEAST.items():
     if (value := getattr(args, name)) is not None and value < least:
       raise UserError(f"--{name} {value} is too few: give at least {least}.")
   compared = any(getattr(args, name) for name in AGAINST)
+  if args.out is not None:
+    args.out = distributed.output(pathlib.Path(args.out).parent) / pathlib.Path(args.out).name
   if args.samples is not None:
     if odd := next((name for name in OF_NETWORKS if getattr(args, name)), None):
       flag = f"config.{args.overrides[0]}" if odd == "overrides" else odd
@@ -86,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
-  out = pathlib.Path(args.workdir) / "evaluation"
+  out = distributed.output(pathlib.Path(args.workdir) / "evaluation")
   out.mkdir(parents=True, exist_ok=True)
   if build.is_classifier(trained.config):
     accuracy(trained, out)

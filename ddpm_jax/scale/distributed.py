@@ -15,6 +15,7 @@ others hear of it within a second and end in a sentence, where collectives would
 import atexit
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import pathlib
@@ -167,6 +168,7 @@ def _first(*values):
 
 
 _lifeline: "Lifeline | None" = None
+_barriers = itertools.count()
 
 
 def join(group: Group, timeout: float = 300.0) -> None:
@@ -184,14 +186,20 @@ def join(group: Group, timeout: float = 300.0) -> None:
   jax.distributed.initialize(
     group.coordinator, group.processes, group.process, initialization_timeout=max(60, int(timeout))
   )
-  # Process 0 compiles for all: gloo waits only 30 s for the slowest, and cores that rehearse together are few.
-  jax.config.update("jax_share_binary_between_hosts", jax.default_backend() == "cpu")
   _lifeline = lifeline
-  log.info("All %d processes are here.", group.processes)
   if group.process:
     os.environ["TQDM_DISABLE"] = "1"
     logging.getLogger().setLevel(logging.ERROR)
     sys.stdout = open(os.devnull, "w")
+  log.info("All %d processes are here.", group.processes)
+
+
+def wait_for_all() -> None:
+  """Returns when every process has called this as often. Collectives do not wait: gloo fails after 30 s."""
+  if _lifeline is not None:
+    from jax._src import distributed  # its barrier has no public name; Orbax uses it too
+
+    distributed.global_state.client.wait_at_barrier(f"ddpm_jax {next(_barriers)}", 24 * 3600 * 1000)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.scale import distributed
 
 # Arrays of fewer elements (biases, counters) are copied: gathering them would cost more than they weigh.
 SMALLEST_CUT = 1024
@@ -71,7 +72,10 @@ def to_host(tree: Any) -> Any:
 
   def whole(x):
     scattered = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
-    return np.asarray(process_allgather(x, tiled=True) if scattered else x)
+    if scattered:
+      distributed.wait_for_all()
+      x = process_allgather(x, tiled=True)
+    return np.asarray(x)
 
   return jax.tree.map(whole, tree)
 

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.scale import distributed
 from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.state import TrainState, place
@@ -104,6 +105,9 @@ def fit(
       began = time.perf_counter()
       batch, size = next(feed)
       waited = time.perf_counter() - began
+      if step == start + 1 and jax.process_count() > 1:
+        train_step.lower(state, batch).compile()  # before anybody waits for the others inside the program
+        distributed.wait_for_all()
       state, metrics = train_step(state, batch)
       if unread:
         read(*unread)

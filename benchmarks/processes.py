@@ -1,0 +1,66 @@
+"""The same losses, whatever runs them: 1, 2 and 4 processes of 4, 2 and 1 virtual devices, FSDP over 1, 2 and 4.
+
+    python benchmarks/processes.py --steps 50 --out benchmarks/processes.json
+
+Runs tests/processes.py (a small network, checkpoints, everything that a run has) in each of nine arrangements, then one
+that changes them on the way: 4 processes until the middle, killed, and 2 processes from the last checkpoint on.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+ARRANGEMENTS = [(processes, 4 // processes, fsdp) for processes in (1, 2, 4) for fsdp in (1, 2, 4)]
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--steps", type=int, default=50)
+parser.add_argument("--out", default="processes.json")
+args = parser.parse_args()
+
+
+def run(directory: pathlib.Path, processes: int, devices: int, fsdp: int, *flags: str) -> int:
+  """The exit code of a run."""
+  path = os.pathsep.join(map(str, (ROOT / "tests", ROOT)))
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": path}
+  command = [ROOT / "launch" / "local.sh", processes, sys.executable, ROOT / "tests" / "processes.py", directory]
+  command += ["--steps", args.steps, "--fsdp", fsdp, *flags]
+  return subprocess.run(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL).returncode
+
+
+def losses(directory: pathlib.Path) -> list[float]:
+  rows = [json.loads(line) for line in (directory / "log" / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows] == list(range(1, args.steps + 1))
+  return [row["loss"] for row in rows]
+
+
+def farthest(curve: list[float], other: list[float]) -> float:
+  """The largest relative distance of two curves."""
+  return max(abs(a - b) / abs(b) for a, b in zip(curve, other, strict=True))
+
+
+report, reference = {"steps": args.steps, "arrangements": []}, None
+with tempfile.TemporaryDirectory() as scratch:
+  for processes, devices, fsdp in ARRANGEMENTS:
+    directory, began = pathlib.Path(scratch) / f"{processes}x{devices}_fsdp{fsdp}", time.perf_counter()
+    if code := run(directory, processes, devices, fsdp):
+      sys.exit(f"{processes} processes, fsdp {fsdp}: exit code {code}")
+    curve = losses(directory)
+    reference = reference or curve
+    row = dict(processes=processes, devices=devices, fsdp=fsdp, farthest=farthest(curve, reference))
+    report["arrangements"].append(row | {"seconds": round(time.perf_counter() - began, 1)})
+    print(row, flush=True)
+
+  directory, middle = pathlib.Path(scratch) / "changed", args.steps // 2
+  killed = run(directory, 4, 1, 4, "--die", str(middle))
+  resumed = run(directory, 2, 2, 2)
+  report["killed_and_resumed"] = dict(
+    killed_at=middle, exit_codes=[killed, resumed], farthest=farthest(losses(directory), reference)
+  )
+  print(report["killed_and_resumed"])
+pathlib.Path(args.out).write_text(json.dumps(report | {"losses": reference}, indent=1) + "\n")

@@ -1,0 +1,216 @@
+"""Plans: operations counted by others, traffic that can be worked out by hand, and memory laws; nothing is run."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ddpm_jax import build
+from ddpm_jax import config as configs
+from ddpm_jax.cli.main import run
+from ddpm_jax.errors import UserError
+from ddpm_jax.scale import flops, hlo, plan
+from ddpm_jax.scale.plan import Program, TooLarge
+
+HERE = pathlib.Path(__file__).parents[1]
+
+
+# ---------------------------------------------------------------- operations
+
+
+# multiply-adds of one forward pass, counted in the authors' PyTorch code by torch's own counter, in 10^9
+@pytest.mark.parametrize(
+  ("name", "classes", "multiply_adds"), [("cifar10_ddpm", 10, 6.222), ("imagenet64_adm", 1000, 109.678)]
+)
+def test_operations_of_a_forward_pass(name, classes, multiply_adds):
+  config = configs.load(name)
+  module, size = build.model(config, 3, classes), config.data.image_size
+  x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  params = jax.eval_shape(lambda: build.initial_params(module, jax.random.key(0), size, 3))
+  inputs = (params, x, jax.ShapeDtypeStruct((1,), jnp.float32), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
+  counted = flops.count(jax.make_jaxpr(build.Apply(module))(*inputs))
+  assert counted / 2e9 == pytest.approx(multiply_adds, rel=1e-4)  # they are printed to 3 decimals
+
+
+def test_operations_of_gradients_loops_and_branches():
+  a, b = jnp.zeros((3, 5)), jnp.zeros((5, 7))
+  once = 2 * 3 * 5 * 7
+  product = lambda a: (a @ b).sum()
+  looped = lambda a: jax.lax.scan(lambda c, _: (c, product(a)), 0.0, None, length=11)
+  either = lambda a: jax.lax.cond(a[0, 0] > 0, product, jnp.sum, a)
+  for function, times in ((product, 1), (jax.value_and_grad(product), 2), (looped, 11), (either, 1), (jax.jit(product), 1)):
+    assert flops.count(jax.make_jaxpr(function)(a)) == times * once
+
+
+def test_operations_of_a_convolution_and_its_gradients():
+  x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
+  conv = lambda x, kernel, stride: jax.lax.conv_general_dilated(
+    x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  ).sum()
+  for stride in (1, 2):
+    forward = 2 * (2 * (8 // stride) ** 2 * 5) * (3 * 3 * 3)
+    both = jax.make_jaxpr(jax.value_and_grad(lambda x, k, s=stride: conv(x, k, s), argnums=(0, 1)))(x, kernel)
+    # Gradients cost as much as the value, each; XLA's padding makes a strided one a little dearer.
+    assert forward * 3 <= flops.count(both) <= forward * 3.5
+
+
+# ---------------------------------------------------------------- traffic
+
+
+def test_traffic_of_a_loop_counts_every_turn():
+  def loop(x, w):
+    return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=20)[0]
+
+  text = jax.jit(loop).lower(jnp.zeros((16, 256)), jnp.zeros((256, 256))).compile().as_text()
+  least = 20 * 4 * (256 * 256 + 2 * 16 * 256)  # weights and x read, x written
+  assert least <= hlo.traffic(text).moved <= 1.6 * least  # tanh may be an instruction of its own
+  for unknown in ('"known_trip_count":{"n":"20"}', "nothing"):  # a TPU's compiler does not write it down
+    assert hlo.traffic(text.replace(unknown, "")).moved >= least
+
+
+TEXT = """HloModule made_up
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %p = (s32[], f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %i = s32[] get-tuple-element(%p), index=0
+  %all-reduce.1 = f32[8,128]{1,0:T(8,128)} all-reduce(%x), replica_groups={}, to_apply=%add
+  ROOT %out = (s32[], f32[8,128]{1,0:T(8,128)}) tuple(%i, %all-reduce.1)
+}
+
+%condition (p.1: (s32[], f32[8,128])) -> pred[] {
+  %p.1 = (s32[], f32[8,128]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %turns = s32[] constant(6)
+  ROOT %less = pred[] compare(%i.1, %turns), direction=LT
+}
+
+ENTRY %main (x.1: f32[8,128], w.1: bf16[4,64]) -> (s32[], f32[8,128]) {
+  %x.1 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %w.1 = bf16[4,64]{1,0:T(8,128)(2,1)} parameter(1)
+  %zero = s32[] constant(0)
+  %ag-start = (bf16[4,64]{1,0}, bf16[16,64]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%w.1), dimensions={0}
+  %ag-done = bf16[16,64]{1,0:T(8,128)(2,1)S(1)} all-gather-done(%ag-start)
+  %start = (s32[], f32[8,128]) tuple(%zero, %x.1)
+  ROOT %loop = (s32[], f32[8,128]{1,0:T(8,128)}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_collectives_of_a_program_text():
+  found = hlo.traffic(TEXT)
+  assert found.collectives == {"all-gather": (1, 16 * 64 * 2), "all-reduce": (6, 6 * 8 * 128 * 4)}
+  assert found.sent == 16 * 64 * 2 + 2 * 6 * 8 * 128 * 4
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory) -> dict:
+  """What tests/compiled.py finds on 8 devices."""
+  path = os.pathsep.join(map(str, (HERE, HERE.parent)))
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+  environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # machine code that is not run need not be fast
+  done = subprocess.run(
+    [sys.executable, HERE / "compiled.py"], env=environment, capture_output=True, text=True, timeout=1200
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_samplers_on_eight_devices_hold_no_collectives(on_eight):
+  assert {name: found["collectives"] for name, found in on_eight["samplers"].items()} == {
+    "classifier_free": {}, "classifier, mean": {}, "classifier, score": {}
+  }  # fmt: skip
+  assert all(found["images"] == 8 for found in on_eight["samplers"].values())
+
+
+def test_data_parallel_training_adds_up_the_gradient_once(on_eight):
+  """One float32 per parameter, and a few numbers more for the loss and its parts."""
+  collectives = on_eight["train"]["1"]["collectives"]
+  gradient = 4 * on_eight["parameters"]
+  assert set(collectives) == {"all-reduce"}
+  assert gradient <= collectives["all-reduce"][1] <= gradient + 4096
+
+
+def test_sharing_the_state_costs_gathers_and_saves_memory(on_eight):
+  whole, cut = on_eight["train"]["1"], on_eight["train"]["8"]
+  assert "all-gather" in cut["collectives"]
+  assert cut["arguments"] < whole["arguments"]
+
+
+# ---------------------------------------------------------------- what fits
+
+
+def program(peak: int) -> Program:
+  return Program(images=8, devices=2, flops=1e9, arguments=0, temporaries=0, peak=peak, moved=4, collectives={}, sent=2,
+                 compile_seconds=0.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("memory", "most", "per_device"), [(1000, 1024, 64), (1000, 16, 16), (131, 1024, 2), (115, 1024, 1), (10**9, 1024, 1024)]
+)
+def test_the_largest_batch_that_fits(memory, most, per_device):
+  asked = []
+
+  def measure(images: int) -> Program:
+    asked.append(images)
+    if 100 + 14 * images > memory:
+      raise TooLarge("no")
+    return program(100 + 14 * images)
+
+  assert plan.largest(measure, memory, most) == (per_device, program(100 + 14 * per_device))
+  assert len(asked) <= 3
+
+
+def test_a_state_that_fits_nowhere_is_said_so():
+  with pytest.raises(TooLarge, match="One image per chip needs 2.0 GiB of 1.0 GiB"):
+    plan.largest(lambda images: program(2**31), 2**30, 8)
+
+
+def test_roofline_is_the_slowest_of_three():
+  chip = plan.Chip("made up", peak=1e9, hbm=1, bandwidth=1.0, links=0.1)
+  assert program(0).seconds(chip) == {"arithmetic": 4.0, "memory": 4.0, "links": 20.0}
+  assert program(0).images_per_second(chip) == 8 / 20
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_plan_of_the_devices_here(capsys, tmp_path):
+  code = run(["plan", "--config", "digits:smoke", "--programs", "sample", "--json", str(tmp_path / "plan.json"),
+              "--config.network.channels=8", "--config.network.groups=4"])  # fmt: skip
+  assert code == 0
+  out = capsys.readouterr().out
+  assert "collectives  none" in out and "no roofline" in out
+  figures = json.loads((tmp_path / "plan.json").read_text())
+  fit = figures["sample"]
+  config = configs.override(configs.load("digits:smoke"), ["network.channels=8", "network.groups=4"])
+  assert fit["program"]["arguments"] >= 4 * plan.parameters(config)
+  assert not fit["searched"]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config", "digits:smoke", "--programs", "trian"], "did you mean 'train'"),
+    (["--config", "lsun_ddpm", "--config.data.image_size=None"], "add --config.data.image_size=N"),
+  ],
+)
+def test_what_cannot_be_planned(arguments, message, capsys):
+  assert run(["plan", *arguments]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_a_slice_without_its_compiler_or_of_no_such_shape():
+  with pytest.raises(UserError, match="ddpm_jax.tpu.|is no TPU slice"):
+    plan.devices("v5e:3x3")
