@@ -1,0 +1,104 @@
+"""Training end to end beside the bare step, and how soon it starts: with an empty cache of programs, and again.
+
+    python benchmarks/training.py --config mnist --out benchmarks/training.json
+
+The bare step has one batch on the devices and is called again and again; end to end is `ddpm-jax train`, with data, metrics
+written every 10 steps and an asynchronous checkpoint. Both run twice, in turns. A start is timed from the command until the
+metrics of step 1 are on disk; the second one continues from a checkpoint with everything compiled.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import side_by_side
+
+
+class Bare:
+  """The compiled step of a config on one batch."""
+
+  def __init__(self, config, overrides):
+    from ddpm_jax.cli import environment
+
+    environment.prepare()
+    import jax
+
+    from ddpm_jax import config as configs
+    from ddpm_jax import experiment
+    from ddpm_jax.scale import mesh as layout
+    from ddpm_jax.training import state
+
+    run = experiment.plan(configs.override(configs.load(config), [text.removeprefix("--config.") for text in overrides]))
+    self.jax, self.step, self.batch_size = jax, run.step, run.config.train.batch_size
+    image, label = run.source.gather(range(self.batch_size))
+    named = {"image": image} | ({"label": label} if run.config.loss.name == "classifier" else {})
+    self.batch, self.state = layout.put_batch(named, run.mesh), state.place(run.init, run.mesh)
+
+  def rate(self, steps):
+    """Images per second, by the median step."""
+    times = []
+    for _ in range(steps):
+      start = time.perf_counter()
+      self.state, metrics = self.step(self.state, self.batch)
+      self.jax.block_until_ready(metrics)
+      times.append(time.perf_counter() - start)
+    return self.batch_size / statistics.median(times)
+
+
+def train(config: str, overrides: list[str], workdir: str, cache: str, steps: int, every: int) -> dict:
+  """Runs `ddpm-jax train` to step `steps`: seconds to its first row, and the medians of its rows."""
+  log = pathlib.Path(workdir) / "metrics.jsonl"
+  before = len(log.read_text().splitlines()) if log.exists() else 0
+  command = [sys.executable, "-m", "ddpm_jax", "train", "--config", config, "--workdir", workdir]
+  settings = dict(total_steps=steps, log_every=every, checkpoint_every=max(steps // 2, 1), preview_every=0, preview_images=1)
+  command += overrides + [f"--config.train.{name}={value}" for name, value in settings.items()]
+  start = time.perf_counter()
+  with tempfile.TemporaryFile() as errors:
+    process = subprocess.Popen(command, env=os.environ | {"XDG_CACHE_HOME": cache}, stdout=errors, stderr=errors)
+    first = None
+    while process.poll() is None:
+      if first is None and log.exists() and len(log.read_text().splitlines()) > before:
+        first = time.perf_counter() - start
+      time.sleep(0.02)
+    errors.seek(0)
+    assert process.returncode == 0, errors.read().decode()[-2000:]
+  rows = [json.loads(line) for line in log.read_text().splitlines()][before:]
+  rows = [row for row in rows if "images_per_second" in row][1:] or rows[-1:]  # the first one compiles
+  middle = lambda name: statistics.median(row[name] for row in rows if name in row) if name in rows[0] else None
+  return {"first_row_s": round(first, 2), "images_per_second": middle("images_per_second"), "data_wait": middle("data_wait")}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", default="mnist")
+  parser.add_argument("--steps", type=int, default=60)
+  parser.add_argument("--out")
+  args, overrides = parser.parse_known_args()
+  result = {"config": args.config, "bare": [], "end_to_end": []}
+  with tempfile.TemporaryDirectory() as cache:
+    bare = side_by_side.Contender(Bare, args.config, overrides)
+    bare.ask("rate", 3)
+    for _ in range(2):
+      result["bare"].append(bare.ask("rate", args.steps))
+      with tempfile.TemporaryDirectory() as workdir:
+        result["end_to_end"].append(train(args.config, overrides, workdir, cache, args.steps, 10))
+    bare.close()
+    rates = [statistics.median(result["bare"]), statistics.median(row["images_per_second"] for row in result["end_to_end"])]
+    result["share_of_bare"] = round(rates[1] / rates[0], 3)
+    waits = [row["data_wait"] for row in result["end_to_end"]]
+    print(f"bare {rates[0]:.0f} images/s, end to end {rates[1]:.0f}: {result['share_of_bare']:.1%}; waits for data {waits}")
+  with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as workdir:
+    starts = [train(args.config, overrides, workdir, cache, steps, 1)["first_row_s"] for steps in (4, 8)]
+    result["starts"] = {"cold_s": starts[0], "resumed_s": starts[1]}
+    print(f"first row of metrics after {starts[0]} s; resumed, with the cache, after {starts[1]} s", flush=True)
+  side_by_side.write(args.out, result)
+
+
+if __name__ == "__main__":
+  main()
