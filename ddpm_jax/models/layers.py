@@ -104,7 +104,8 @@ class Style:
     scale_shift: the embedding scales and shifts the second norm instead of being added before it.
     residual_scale: factor on every residual sum.
     qkv_scale: factor on the variance of attention's first projection at the start.
-    attention: implementation of `jax.nn.dot_product_attention`, "xla", or on a GPU "cudnn", in half precision.
+    attention: implementation of `jax.nn.dot_product_attention`: "xla", on an NVIDIA GPU in half precision "cudnn", or
+      "auto", cuDNN's wherever it can.
     dtype: of convolutions and attention.
   """
 
@@ -115,15 +116,15 @@ class Style:
   scale_shift: bool = False
   residual_scale: float = 1.0
   qkv_scale: float = 1.0
-  attention: str = "xla"
+  attention: str = "auto"
   dtype: Any = jnp.float32
 
   def __post_init__(self):
     if self.initialization not in _INITIALIZATIONS:
       known = ", ".join(_INITIALIZATIONS)
       raise UserError(f"initialization={self.initialization!r} is unknown; use one of {known}")
-    if self.attention not in ("xla", "cudnn"):
-      raise UserError(f'attention={self.attention!r} is unknown; use "xla" or "cudnn"')
+    if self.attention not in ("auto", "xla", "cudnn"):
+      raise UserError(f'attention={self.attention!r} is unknown; use "auto", "xla" or "cudnn"')
 
   def replace(self, **fields):
     return dataclasses.replace(self, **fields)
@@ -226,13 +227,29 @@ class Attention(nn.Module):
         f"{channels} channels do not divide into {self.heads} attention heads; choose a divisor of {channels}"
       )
     if self.style.attention == "cudnn" and self.style.dtype == jnp.float32:
-      raise UserError('attention="cudnn" computes in half precision: set dtype="bfloat16", or attention="xla"')
+      raise UserError('attention="cudnn" computes in half precision: set dtype="bfloat16", or attention="auto"')
     h = self.style.norm(x, "norm").reshape(b, height * width, channels)
     qkv = self.style.qkv(h, "qkv").reshape(b, height * width, 3, self.heads, channels // self.heads)
     q, k, v = (qkv[:, :, i] for i in range(3))
-    h = jax.nn.dot_product_attention(q, k, v, implementation=self.style.attention)
+    h = jax.nn.dot_product_attention(q, k, v, implementation=implementation(self.style, channels // self.heads))
     h = self.style.dense(h.reshape(b, height, width, channels), channels, "out", last=True)
     return _residual(self.style, x, h)
+
+
+def implementation(style: Style, head_channels: int) -> str:
+  """Of attention, chosen when a network is traced: cuDNN's flash attention has limits, and refuses what exceeds them."""
+  if style.attention != "auto":
+    return style.attention
+  generation = _nvidia_generation()
+  widest = 256 if generation >= 9 else 128 if generation == 8 else 0  # Hopper, Ampere
+  half = jnp.dtype(style.dtype).itemsize == 2
+  return "cudnn" if half and head_channels % 8 == 0 and head_channels <= widest else "xla"
+
+
+def _nvidia_generation() -> int:
+  """Major compute capability of the first device; 0 without an NVIDIA GPU."""
+  major = getattr(jax.devices()[0], "compute_capability", "").split(".")[0]
+  return int(major) if major.isdigit() else 0  # AMD's have names
 
 
 class Downsample(nn.Module):

@@ -34,7 +34,7 @@ class UNet(nn.Module):
     num_classes: labels in cond["label"]; None for an unconditional network.
     null_label: adds one label, num_classes, that means "no label" (classifier-free guidance).
     groups: of GroupNorm; 32 in every publication.
-    attention: "xla", or "cudnn" on a GPU (needs dtype bfloat16).
+    attention: "auto", "xla", or "cudnn" on an NVIDIA GPU (needs dtype bfloat16).
     dtype: in which convolutions and attention compute.
     remat: recompute each block in the backward pass instead of storing its activations.
   """
@@ -48,7 +48,7 @@ class UNet(nn.Module):
   num_classes: int | None = None
   null_label: bool = False
   groups: int = 32
-  attention: str = "xla"
+  attention: str = "auto"
   dtype: Any = jnp.float32
   remat: bool = False
 

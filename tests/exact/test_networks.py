@@ -83,6 +83,22 @@ def test_cudnn_attention_is_asked_for_when_the_network_is_traced(monkeypatch):
     assert sorted(called) == ["fmhaSoftmax"] * calls + ["fmhaSoftmaxBackward"] * calls
 
 
+@pytest.mark.parametrize(
+  ("generation", "dtype", "width", "chosen"),
+  [
+    (9, jnp.bfloat16, 256, "cudnn"),  # DDPM's single head on CIFAR-10
+    (8, jnp.bfloat16, 256, "xla"),
+    (8, jnp.bfloat16, 64, "cudnn"),  # ADM's
+    (9, jnp.bfloat16, 20, "xla"),
+    (9, jnp.float32, 64, "xla"),
+    (0, jnp.bfloat16, 64, "xla"),
+  ],
+)
+def test_attention_is_cudnns_where_its_limits_allow(monkeypatch, generation, dtype, width, chosen):
+  monkeypatch.setattr(layers, "_nvidia_generation", lambda: generation)
+  assert layers.implementation(layers.Style(dtype=dtype), width) == chosen
+
+
 def test_cudnn_attention_is_never_replaced_in_silence():
   if jax.default_backend() == "gpu":
     pytest.skip("this machine may have cuDNN")
