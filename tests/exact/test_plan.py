@@ -25,7 +25,7 @@ HERE = pathlib.Path(__file__).parents[1]
 
 # multiply-adds of one forward pass, counted in the authors' PyTorch code by torch's own counter, in 10^9
 @pytest.mark.parametrize(
-  ("name", "classes", "multiply_adds"), [("cifar10_ddpm", 10, 6.222), ("imagenet64_adm", 1000, 109.678)]
+  ("name", "classes", "multiply_adds"), [("cifar10_ddpm", 10, 6.222), ("cifar10_iddpm", 10, 8.387)]
 )
 def test_operations_of_a_forward_pass(name, classes, multiply_adds):
   config = configs.load(name)
