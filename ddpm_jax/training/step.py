@@ -70,7 +70,8 @@ def make_train_step(
     raise UserError(f"label_dropout = {label_dropout} needs null_label, the label that means no label (num_classes).")
   images = layout.over_batch(mesh)
   microbatches = NamedSharding(mesh, PartitionSpec(None, *images.spec))
-  # XLA's CPU backend runs the gradient of a convolution 20 times slower inside a loop: there is no loop there.
+  # XLA's CPU backend runs gradients of lax's convolutions 20 times slower inside a loop: there is no loop there. Those of
+  # models/convolution.py it does not; a whole step in a loop has not been measured since.
   loop = _unrolled if accumulate == 1 or mesh.devices.flat[0].platform == "cpu" else jax.lax.scan
 
   def weighted_loss(learning, frozen, dropout_key, micro):
