@@ -1,4 +1,4 @@
-"""NPR-DPM on the MNIST network: its second head learns E[(eps - eps_hat)^2 | x_t].
+"""NPR-DPM on the MNIST network: its second head learns E[(v - v_hat)^2 | x_t], v what that network predicts.
 
 No paper has this row. The head of two layers trains in a third of its backbone's time; the table is made by `study`.
 
