@@ -11,8 +11,8 @@ are estimated here as for any network. Right, pixels of two kinds: again only th
 import pathlib
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ddpm_jax.diffusion import grid, moments, noise, schedule, steps
 from ddpm_jax.diffusion.covariance import Optimal, marginal, posterior
@@ -52,7 +52,8 @@ def density(data: Mixture, x: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-  figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.1), layout="constrained")
+  figure = Figure(figsize=(10, 4.1), layout="constrained")
+  left, right = figure.subplots(1, 2)
 
   stds = np.geomspace(0.05, 1, 12)
   made = [draw(Mixture(np.float32([1]), np.float32([0]), np.float32([std**2]))) for std in stds]

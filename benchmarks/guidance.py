@@ -14,11 +14,8 @@ import argparse
 import json
 import pathlib
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ddpm_jax import experiment
 from ddpm_jax.data import images as pixels
@@ -82,7 +79,8 @@ def main() -> None:
 def plot(rows: dict, kind: str, path: pathlib.Path) -> None:
   """Fractions over scale on the left, the Fréchet distance on the right."""
   scales = [name for name in rows if name != "real test images"]
-  figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+  figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+  left, right = figure.subplots(1, 2)
   for name in ("agreement", "precision", "recall"):
     left.plot([float(s) for s in scales], [rows[s][name] for s in scales], "o-", label=MEASURES[name])
   left.set(xlabel=f"scale ({kind.replace('_', '-')})", ylim=(0, 1.02))

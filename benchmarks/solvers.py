@@ -10,12 +10,9 @@ import argparse
 import json
 import pathlib
 
-import matplotlib
-
-matplotlib.use("Agg")
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ddpm_jax import build, experiment
 from ddpm_jax.diffusion.noise import PerImage, image_keys
@@ -68,7 +65,8 @@ def main() -> None:
   lines = ["| solver | " + " | ".join(f"{budget}" for budget in wanted) + " |", "|" + "---|" * (1 + len(wanted))]
   lines += [f"| {name} | " + " | ".join(f"{error:.4f}" for error in row.values()) + " |" for name, row in errors.items()]
   args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-  figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
+  figure = Figure(figsize=(6, 4.2), layout="constrained")
+  axes = figure.subplots()
   for name, row in errors.items():
     axes.loglog(list(row), list(row.values()), "o-", label=name)
   axes.set(xlabel="evaluations of the network", ylabel="RMS error per pixel")

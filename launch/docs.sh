@@ -7,5 +7,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${VENV:-.venv-docs}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 # Only the tools: docstrings are read, nothing of the package is imported.
-"$venv/bin/python" -m pip install -qq "mkdocs>=1.6,<2" "mkdocstrings[python]>=0.30"
+"$venv/bin/python" -m pip install -qq "mkdocs>=1.6,<2" "mkdocstrings[python]>=0.30" "ruff>=0.9"
 exec "$venv/bin/python" -m mkdocs "${@:-build}" --strict

@@ -1,13 +1,13 @@
-"""Figures, drawn without a screen. Every function writes one PNG, whole or not at all."""
+"""Figures, drawn without a screen and without pyplot: in a notebook, pictures stay inline.
+
+Every function writes one PNG, whole or not at all.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ddpm_jax.data import images as pixels
 from ddpm_jax.data.atomic import writing
@@ -23,7 +23,8 @@ def bound_terms(bounds: Mapping[str, BitsPerDim], levels: np.ndarray, path: str 
     bounds: leaves [B, K], by the name of their covariance.
     levels: [K], the level each step leaves; `steps.t.n`.
   """
-  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+  figure = Figure(figsize=(9, 3.2), layout="constrained")
+  left, right = figure.subplots(1, 2)
   for name, bound in bounds.items():
     terms = np.asarray(bound.terms.mean(0), float)
     paid = float(bound.prior.mean()) + np.cumsum(terms)
@@ -42,7 +43,8 @@ def rate_distortion(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLi
   """Distortion and rate over levels, and the one over the other (DDPM figure 5)."""
   curve = likelihood.rate_distortion(bound)
   rate, distortion = "rate (bits/dim)", "distortion (RMSE, 0..255)"
-  figure, panels = plt.subplots(1, 3, figsize=(9.6, 3.0), layout="constrained")
+  figure = Figure(figsize=(9.6, 3.0), layout="constrained")
+  panels = figure.subplots(1, 3)
   panels[0].plot(levels, curve.rmse)
   panels[0].set(xlabel="level n", ylabel=distortion)
   panels[1].plot(levels, curve.rate)
@@ -60,8 +62,9 @@ def rate_distortion(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLi
 
 def side_by_side(images: dict[str, np.ndarray], path: str | os.PathLike, count: int = 64) -> None:
   """Grids of up to `count` images uint8 [N,H,W,C] next to each other, each under its title."""
-  figure, axes = plt.subplots(1, len(images), figsize=(4.2 * len(images), 4.5), layout="constrained", squeeze=False)
-  for place, (title, batch) in zip(axes[0], images.items(), strict=True):
+  figure = Figure(figsize=(4.2 * len(images), 4.5), layout="constrained")
+  places = figure.subplots(1, len(images), squeeze=False)[0]
+  for place, (title, batch) in zip(places, images.items(), strict=True):
     place.imshow(pixels.grid(batch[:count]).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     place.set_title(title)
     place.axis("off")
@@ -72,8 +75,9 @@ def training_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike
   """Loss, gradient norm and speed over steps; `rows` are the lines of metrics.jsonl."""
   labels = {"loss": "loss", "grad_norm": "gradient norm", "images_per_second": "images / s"}
   names = [name for name in labels if any(name in row for row in rows)]
-  figure, panels = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.8), layout="constrained", squeeze=False)
-  for axes, name in zip(panels[0], names, strict=True):
+  figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
+  panels = figure.subplots(1, len(names), squeeze=False)[0]
+  for axes, name in zip(panels, names, strict=True):
     axes.plot(*zip(*((row["step"], row[name]) for row in rows if name in row), strict=True))
     axes.set(xlabel="step", title=labels[name], yscale="linear" if name == "images_per_second" else "log")
     axes.grid(alpha=0.3)
@@ -92,7 +96,8 @@ def image_table(images: np.ndarray, columns: Sequence[str], path: str | os.PathL
   rows, count, height, width, _ = images.shape
   scale = max(1, 256 // width)
   picture = pixels.grid(images.reshape(-1, *images.shape[2:]), count, scale=scale)
-  figure, axes = plt.subplots(figsize=(0.7 * count, 0.7 * rows * height / width + 0.45), layout="constrained")
+  figure = Figure(figsize=(0.7 * count, 0.7 * rows * height / width + 0.45), layout="constrained")
+  axes = figure.subplots()
   axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
   axes.set_xticks(scale * ((width + 1) * np.arange(count) + width / 2), columns, fontsize=8)
   axes.set_yticks([])
@@ -103,7 +108,6 @@ def image_table(images: np.ndarray, columns: Sequence[str], path: str | os.PathL
   _save(figure, path)
 
 
-def _save(figure, path: str | os.PathLike) -> None:
+def _save(figure: Figure, path: str | os.PathLike) -> None:
   with writing(path) as temporary:
     figure.savefig(temporary, format="png", dpi=110)
-  plt.close(figure)

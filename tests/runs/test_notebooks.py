@@ -8,12 +8,14 @@ import ast
 import json
 import os
 import pathlib
+import re
 
 import jax
-import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
-COLAB = pathlib.Path(__file__).parents[2] / "launch" / "colab"
+ROOT = pathlib.Path(__file__).parents[2]
+COLAB = ROOT / "launch" / "colab"
 TINY = dict(CONFIG=str(pathlib.Path(__file__).parents[1] / "lesson_config.py"), CHANNELS=8)
 JUDGE = dict(steps=10, num_features=4)
 SHORT = {  # fmt: skip
@@ -51,7 +53,7 @@ def quick_compilation():
 
 @pytest.mark.parametrize("name", RUN)
 def test_a_notebook_runs_from_top_to_bottom(name, quick_compilation, monkeypatch, tmp_path):
-  matplotlib.use("Agg")
+  plt.switch_backend("Agg")
   monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
   shown = {"display": lambda *pictures: None}  # Jupyter's
   for cell in cells(name):
@@ -59,7 +61,14 @@ def test_a_notebook_runs_from_top_to_bottom(name, quick_compilation, monkeypatch
     if "parameters" in cell["metadata"].get("tags", []):
       assert SHORT[name].keys() == {target for target in shown if target.isupper()}
       shown |= SHORT[name]
-  matplotlib.pyplot.close("all")
+  plt.close("all")
+
+
+def test_the_package_leaves_the_backend_of_a_notebook_alone():
+  """Agg, chosen by a library, would switch inline pictures off; whoever draws to a file needs no pyplot."""
+  chosen = re.compile(r"^\s*(import|from) matplotlib.*pyplot|matplotlib\.use\(", re.M)
+  files = [*(ROOT / "ddpm_jax").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+  assert [str(path) for path in files if chosen.search(path.read_text())] == []
 
 
 @pytest.mark.parametrize("name", sorted(SHORT.keys() - AWAITED))
