@@ -6,7 +6,7 @@
   ddpm-jax data prepare my_birds ~/photos --image_size 64           a folder or zip of one's own
 
 They live in --data_dir, by default $DDPM_JAX_DATA, else $TFDS_DATA_DIR, else ~/tensorflow_datasets. "digits" is built
-in. `prepare` can be interrupted; running it again continues, and later verifies and mends. It knows:
+in. `prepare` can be interrupted: running it again continues, and checks and mends what is complete. It knows:
 
   mnist              folder of the four idx files             imagenet64_adm, imagenet128_adm, imagenet256_adm,
   cifar10            cifar-10-python.tar.gz, or its folder    imagenet512_adm    folder or zip with train/<class>/...
@@ -20,7 +20,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   where = argparse.ArgumentParser(add_help=False)
-  where.add_argument("--data_dir", help="where prepared data sets are")
+  where.add_argument("--data_dir", help="where prepared data sets are (default: see ddpm-jax data --help)")
   how = argparse.ArgumentParser(add_help=False, parents=[where])
   how.add_argument("--image_size", type=int, help="pixels (default: the images' own)")
   how.add_argument("--channels", type=int, help="1 or 3 (default: by the images)")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   how.add_argument("--threads", type=int, help="default: by the number of cores")
   actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
   actions.add_parser("list", parents=[where], help="data sets in --data_dir", allow_abbrev=False)
-  show = actions.add_parser("show", parents=[how], help="count and picture of a data set", allow_abbrev=False)
+  show = actions.add_parser("show", parents=[how], help="size, classes and a picture of its images", allow_abbrev=False)
   show.add_argument("name", help="name of a data set, or path to a folder or .zip (./photos)")
   show.add_argument("--split", default="train", help="train, test, train[:10%%], ... (default %(default)s)")
   show.add_argument("--out", help="write the first 64 images to this .png")

@@ -11,7 +11,7 @@
   ddpm-jax edit inpaint        --workdir runs/mnist --images 0-15 --hide center --jump 10 --resamples 10
   ddpm-jax edit interpolate    --workdir runs/mnist --seeds 0-7 --config.sampling.eta=0
 
-Images are numbers in the data set's test split. How steps are made is the config's sampling section, as for sample.
+--images are places in the data set's test split, from 0. Steps are those of the config's sampling section, as for sample.
 """
 
 import argparse

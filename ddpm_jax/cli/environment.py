@@ -12,8 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Flags of the commands that several processes can share."""
   several = parser.add_argument_group(
     "several processes",
-    "Found by themselves on a TPU slice, under srun, and from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-    "JAX_PROCESS_ID (Kubernetes); launch/ has scripts for each. Elsewhere start the same command with:",
+    "Found by themselves on a TPU slice, under srun, and from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and\n"
+    "JAX_PROCESS_ID (Kubernetes); launch/ has scripts for each. Elsewhere start the same command on every host with:",
   )
   several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
   several.add_argument("--processes", type=int, metavar="N", help="how many there are")

@@ -1,6 +1,6 @@
 """Measures a network (--workdir), or any images (--samples).
 
-  ddpm-jax evaluate --workdir runs/digits                           bits/dim of 128 test images, where they go, and figures 5
+  ddpm-jax evaluate --workdir runs/digits                           bits/dim of 128 test images; figure 5 of DDPM
   ddpm-jax evaluate --workdir runs/mnist --covariance all           with every covariance that the network can tell
   ddpm-jax evaluate --workdir runs/mnist --figures                  samples, figures 6 and 8 of DDPM, nearest neighbours
   ddpm-jax evaluate --workdir runs/mnist --distance 1000            of samples, in features of the data's own classifier
@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        "something else is asked for)")
   network.add_argument("--covariance", metavar="NAMES", help="whose bits/dim: such as posterior,optimal, or all (default: "
                        "config.evaluation.covariance)")
-  network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim by the ODE, for networks of vp_sde")
-  network.add_argument("--distance", type=int, default=0, metavar="N", help="of N samples to real images")
-  network.add_argument("--figures", action="store_true", help="the figures of the DDPM paper")
+  network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim of N test images by the ODE (vp_sde)")
+  network.add_argument("--distance", type=int, default=0, metavar="N", help="Fréchet distance of N samples to real images")
+  network.add_argument("--figures", action="store_true", help="samples, figures 6 and 8 of DDPM, neighbours")
   network.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   network.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   what.add_argument("--reference", metavar="SET", help="images, or an .npz of moments (mu, sigma)")
   what.add_argument("--make_reference", metavar="FILE", help="write the moments of the samples to FILE instead")
   what.add_argument("--captions", metavar="FILE", help="a line of text for each sample: measure the CLIP score instead")
-  group.add_argument("--num_samples", type=int, metavar="N", help="that many, if you do not mean the published 50,000")
+  group.add_argument("--num_samples", type=int, metavar="N", help="how many (default: 50,000, as published)")
   kinds = "; ".join(f"{name}: {meaning}" for name, meaning in INCEPTIONS.items())
   group.add_argument("--features", default="inception_tf", help=f"{kinds}; the name of a data set: those of a small "
                      "classifier, trained on it the first time; or a file of such a classifier (default %(default)s)")

@@ -31,7 +31,7 @@ DESCRIPTION = """The DDPM family in JAX: trains, samples and scores.
   ddpm-jax sample   --workdir runs/digits --seeds 0-63 --config.sampling.grid=uniform --config.sampling.steps=50
   ddpm-jax evaluate --workdir runs/digits
 
-Any field of the config can be changed by --config.SECTION.FIELD=VALUE; --dry_run shows what would happen."""
+Any field of the config can be changed by --config.SECTION.FIELD=VALUE; train and sample print it with --dry_run."""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", "--weights", required=True, help=where)
   parser.add_argument("--images", type=int, default=1000, help="how many, in whole batches (default %(default)s)")
   parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels, interpolate (default: all)")
-  parser.add_argument("--seed", type=int, default=0, help="which images, and their noise (default %(default)s)")
+  parser.add_argument("--seed", type=int, default=0, help="draws the images and their noise (default %(default)s)")
   parser.add_argument("--costs", metavar="COVARIANCE", help="also costs of all steps, for marginal, posterior or optimal")
   parser.add_argument("--export", metavar="FILE", help="also write the vector: .npy, or .pth for Analytic-DPM's own code")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")

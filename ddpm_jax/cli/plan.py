@@ -7,13 +7,14 @@ Nothing runs, and neither data nor weights are needed.
   ddpm-jax plan --config imagenet256_adm --topology v5p:2x2x4 --config.mesh.fsdp=16 --price_per_chip_hour 1
   ddpm-jax plan --config digits                                             the devices at hand
 
-The time is a roofline: no run is faster. How much of it is reached depends on the network; 40 % is a usual share.
+The time at best is a roofline: no run is faster. What is called expected is 40 % of that speed, a guess: the one published
+run that could be compared, Ho's CIFAR-10 on a TPU v3-8, reached 20 %.
 """
 
 import argparse
 import dataclasses
 
-USUAL = 0.4  # of the roofline; what Ho's CIFAR-10 run reached on a TPU v3-8 is 0.2
+USUAL = 0.4  # of the roofline, see above
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

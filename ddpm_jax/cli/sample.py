@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="CHANGES",
     help='also draw the same seeds with other settings, such as "sampling.steps=20 sampling.eta=0", into beside.png',
   )
-  parser.add_argument("--out", help="where to write (default: a directory in WORKDIR/samples named by how)")
+  parser.add_argument("--out", help="where to write (default: a directory in WORKDIR/samples named by the settings)")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
   parser.add_argument("--dry_run", action="store_true", help="print config and table of steps, draw nothing")
