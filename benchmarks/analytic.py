@@ -19,7 +19,7 @@ from ddpm_jax import build, config
 from ddpm_jax.diffusion import grid, moments, schedule, trajectory
 from ddpm_jax.diffusion.steps import gaussian
 
-BATCH, LEVELS, BATCHES = 64, 25, 4
+BATCH, LEVELS, BATCHES = 64, 10, 2
 
 
 def throughput() -> dict:
