@@ -1,19 +1,30 @@
 """The shape of a config: every field, what it means, and its default.
 
 A config is an `ml_collections.ConfigDict`; `configs/*.py` fill one in per published result. Sections are the keyword
-arguments of what build.py makes of them. Fields that are not here are refused, with the nearest one that is.
+arguments of what builders/ makes of them. Fields that are not here are refused, with the nearest one that is.
 """
 
 import ast
 import difflib
 import importlib.util
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ddpm_jax.errors import UserError
 
+NULLABLE = {  # what a field holds that is None by default
+  **dict.fromkeys(("data.data_dir", "prediction.second", "train.backbone"), str),
+  **dict.fromkeys(("data.image_size", "data.channels", "data.num_classes", "data.low_res_size"), int),
+  **dict.fromkeys(("train.per_device_batch", "train.keep_every", "sampling.steps", "evaluation.steps"), int),
+  **dict.fromkeys(("optimizer.clip_norm", "sampling.cap_pixels"), float),
+  **dict.fromkeys(("sampling.covariance", "sampling.moments", "sampling.costs", "evaluation.covariance"), str),
+  **{f"sampling.guidance.{field}": str for field in ("kind", "form", "model", "ema")},
+  "sampling.guidance.interval": tuple,
+  "sampling.guidance.step": int,
+}
 OPEN_SECTIONS = ("schedule", "network", "loss", "time_sampler")  # arguments of whatever their `name` names
 
 
@@ -141,6 +152,8 @@ def from_dict(values: dict) -> ConfigDict:
     if not isinstance(fields, dict):
       config[section] = fields
       continue
+    if section in OPEN_SECTIONS:  # arguments that a default has are not those of another name
+      config[section] = ConfigDict()
     with config[section].unlocked(), config[section].ignore_type():
       config[section].update({k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
   return config
@@ -153,7 +166,8 @@ def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:
   bits/dim too: evaluation.covariance, which a run may have of its own, becomes None unless it is assigned as well.
 
   Raises:
-    UserError: for a field that does not exist, or a value of another type than the one it replaces.
+    UserError: for a field that does not exist, a value of another type than the field's, or a number of steps where the
+      grid takes none.
   """
   for assignment in assignments:
     path, equals, text = assignment.partition("=")
@@ -168,19 +182,29 @@ def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:
     if field not in node and not (sections and sections[0] in OPEN_SECTIONS):
       where = ".".join(sections) or "the config"
       raise UserError(f"{where} has no field {field!r}; {nearest(field, list(node))}")
-    value = _literal(text)
-    old = node.get(field)
-    if isinstance(old, str) and text != "None" and not isinstance(value, (str, bool)):
+    old, value = node.get(field), _literal(text)
+    if isinstance(old, ConfigDict):
+      raise UserError(f"{path} is a section: assign one of its fields, such as --config.{path}.{next(iter(old))}={text}.")
+    kind, may_be_none = NULLABLE.get(path, type(old)), path in NULLABLE or old is None
+    if kind is str and not isinstance(value, (str, bool)) and (value is not None or not (may_be_none or text == "None")):
       value = text  # sampling.clip=none, sampling.grid=250, sampling.grid=10,15,20
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int:
       value = float(value)
-    if old is not None and value is not None and type(old) is not type(value):
-      raise UserError(f"--config.{path}={text} should be {_name(old)} like {old!r}, not {_name(value)}.")
+    if not (value is None and may_be_none) and type(value) is not kind and kind is not type(None):
+      like = "or None" if path in NULLABLE else f"like {old!r}"
+      raise UserError(f"--config.{path}={text} should be {kind_name(kind)} {like}, not {kind_name(type(value))}.")
     with node.unlocked(), node.ignore_type():
       node[field] = value
   assigned = {assignment.partition("=")[0] for assignment in assignments}
   if "sampling.covariance" in assigned and "evaluation.covariance" not in assigned:
     config.evaluation.covariance = None
+  for which in ("sampling", "evaluation"):
+    steps, grid = config[which].steps, config[which].grid
+    if f"{which}.steps" in assigned and steps is not None and re.fullmatch(r"full|ddim\d+|[\d,]+", grid):
+      raise UserError(
+        f'--config.{which}.steps={steps} means nothing to the grid "{grid}": add --config.{which}.grid=uniform, or another '
+        "that takes a number of steps."
+      )
   return config
 
 
@@ -204,7 +228,7 @@ def _literal(text: str) -> Any:
     return text
 
 
-def _name(value: Any) -> str:
-  return {"int": "an integer", "float": "a number", "str": "a text", "bool": "True or False", "tuple": "a tuple"}.get(
-    type(value).__name__, f"a {type(value).__name__}"
-  )
+def kind_name(kind: Any) -> str:
+  """A type, for people who do not program."""
+  names = {int: "an integer", float: "a number", str: "a text", bool: "True or False", tuple: "a tuple", type(None): "None"}
+  return names.get(kind, f"a {getattr(kind, '__name__', kind)}")

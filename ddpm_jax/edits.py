@@ -38,7 +38,7 @@ def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], s
     raise UserError(f"sampling.solver {solver!r} cannot go from images to latents; use one of {', '.join(ORDERS)}.")
   x_0, cond = trained.images(source, np.asarray(indices))
   flow = dict(cond=cond, order=ORDERS[solver])
-  chain = build.guided(config, trained.network, trained.guide), build.schedule(config), build.grid(config, config.sampling)
+  chain = build.guided(config, trained.network, trained.guide), build.schedule(config), build.grid(config)
   again = editing.decode(*chain, editing.encode(*chain, x_0, **flow), **flow)
   return trained.to_pixels(again, indices), np.asarray(editing.reconstruction_error(x_0, again))
 
@@ -72,7 +72,7 @@ def inpaint(
   if config.sampling.solver != "gaussian":
     raise UserError(f'Inpainting resamples with noise: use sampling.solver = "gaussian", not {config.sampling.solver!r}.')
   x_0, cond = trained.images(source, np.asarray(indices))
-  grid = build.grid(config, config.sampling)
+  grid = build.grid(config)
   steps = editing.repaint(build.schedule(config), grid, jump=jump, resamples=resamples, eta=config.sampling.eta)
   kernel = build.sampler(config, trained.guide).kernel
   keys = image_keys(np.asarray(seeds, np.uint32))

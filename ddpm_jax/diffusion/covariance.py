@@ -82,20 +82,20 @@ def optimal_bounds(row: GaussianSteps) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class CapLast:
-  """At most `pixels` grey levels of noise, E|std z| <= 2 pixels / 255, in the `steps` steps before the last one.
+  """At most `pixels` grey levels of noise, E|std z| <= 2 pixels / 255, in the steps that reach `level` or a lower one.
 
-  Analytic-DPM section 5 ("clipping of sigma_2"); z is standard normal, so the cap on the standard deviation is
-  pixels (2/255) sqrt(pi/2).
+  Analytic-DPM section 5 ("clipping of sigma_2", the step into level 1); z is standard normal, so the cap on the standard
+  deviation is pixels (2/255) sqrt(pi/2). Where samplers follow each other, all of them may have the same cap.
   """
 
   inner: Any
-  steps: int = 1
+  level: int = 1
   pixels: float = 2.0
 
   def __call__(self, pred: Prediction, row: GaussianSteps) -> jax.Array:
     log_var = self.inner(pred, row)
     cap = 2 * np.log(self.pixels * 2 / 255 * np.sqrt(np.pi / 2))
-    return jnp.where(row.left <= self.steps, jnp.minimum(log_var, np.float32(cap)), log_var)
+    return jnp.where(row.s.n <= self.level, jnp.minimum(log_var, np.float32(cap)), log_var)
 
 
 @dataclasses.dataclass(frozen=True)

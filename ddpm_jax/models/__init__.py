@@ -3,12 +3,10 @@
     network = models.make("unet_ddpm", channels=128, channel_mult=(1, 2, 2, 2), dropout=0.1, dtype="bfloat16")
 """
 
-import dataclasses
-import difflib
-
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ddpm_jax import named
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.heads import TwoHeaded
@@ -31,16 +29,9 @@ def make(name: str, **fields) -> nn.Module:
   Lists become tuples, "bfloat16" becomes a dtype, and a mapping (the backbone of "two_headed") a network of its own.
 
   Raises:
-    UserError: for an unknown name or field; the message has the nearest known one.
+    UserError: for an unknown name or field, with the nearest known one, or a value of another type than the field has.
   """
-  if name not in NETWORKS:
-    raise UserError(f"network {name!r} is unknown; {_suggest(name, NETWORKS)}")
-  kind = NETWORKS[name]
-  known = [field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name")]
-  for field in fields:
-    if field not in known:
-      raise UserError(f"{name} has no field {field!r}; {_suggest(field, known)}")
-  return kind(**{field: _parse(field, value) for field, value in fields.items()})
+  return named.make(NETWORKS, {"name": name} | {field: _parse(field, value) for field, value in fields.items()}, "network")
 
 
 def _parse(field, value):
@@ -56,8 +47,3 @@ def _dtype(value):
     return jnp.dtype(value).type
   except TypeError:
     raise UserError(f'dtype {value!r} is unknown; use "float32" or "bfloat16"') from None
-
-
-def _suggest(name, known):
-  near = difflib.get_close_matches(name, known, n=1)
-  return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"

@@ -56,7 +56,7 @@ COVARIANCES = {
     "learned diagonal": learned_diagonal,
     "optimal": Optimal(),
     "optimal, averaged": Optimal(average=True),
-    "capped": CapLast(Optimal(), steps=2),
+    "capped": CapLast(Optimal(), level=2),
     "fixed last": FixLast(marginal, -3.0),
 }
 SOLVERS = {
@@ -232,10 +232,11 @@ class OfLevel:
     return jnp.asarray(self.draws)[row.stream - 1]
 
 
-def test_samplers_in_a_row_are_one():
+@pytest.mark.parametrize("covariance", [posterior, CapLast(marginal, level=12)], ids=["posterior", "capped"])
+def test_samplers_in_a_row_are_one(covariance):
   visited, network = grid.uniform(40, 8), ClipX0(Network(None, poly))
-  whole, states = run(ancestral(visited), network, noise=OfLevel(GIVEN.draws), save=last)
-  parts = [ancestral(visited[:4]), ancestral(visited[3:])]
+  whole, states = run(ancestral(visited, covariance), network, noise=OfLevel(GIVEN.draws), save=last)
+  parts = [ancestral(visited[:4], covariance), ancestral(visited[3:], covariance)]
   x, saved = run(parts, network, noise=OfLevel(GIVEN.draws), save=last)
   np.testing.assert_array_equal(x, whole)
   np.testing.assert_array_equal(np.concatenate(saved), states)

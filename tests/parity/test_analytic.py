@@ -75,9 +75,10 @@ def test_sampling(data, chain, name):
   group, args, gamma = f"sampling/{name}", data.args(f"sampling/{name}"), data["inputs/ms_eps"]
   ddim = name.startswith("ddim")
   covariance = Optimal() if args["ms_eps"] else posterior if args.get("small_sigma", True) else marginal
+  visited = grid_of(args, chain, gamma)
   if args.get("clip_sigma_idx"):
-    covariance = CapLast(covariance, args["clip_sigma_idx"], args.get("clip_pixel", 2))
-  table = steps.gaussian(chain, grid_of(args, chain, gamma), args.get("eta", 1.0))
+    covariance = CapLast(covariance, int(visited[-1 - args["clip_sigma_idx"]]), args.get("clip_pixel", 2))
+  table = steps.gaussian(chain, visited, args.get("eta", 1.0))
   parameterization = X0() if "d_model" in args["model"] else Eps()
   denoiser = Network(None, named(args["model"].split()[0]), parameterization, time_of(args, chain.T))
   if args.get("clip_denoise", True):

@@ -211,14 +211,15 @@ def test_sampling(data, sampling_noise, group):
   args, gamma = data.args(group), data["sampling_inputs/ms_eps"]
   chain = schedule.SCHEDULES[args["schedule_name"]](args["N"])
   make = {"linear": grid.uniform, "power2": functools.partial(grid.power, exponent=2)}[args["trajectory"]]
-  table = steps.gaussian(chain, make(chain.T, args["sample_steps"]), 1.0 if args["eta"] is None else args["eta"])
+  visited, index = make(chain.T, args["sample_steps"]), args["clip_sigma_idx"]
+  table = steps.gaussian(chain, visited, 1.0 if args["eta"] is None else args["eta"])
   np.testing.assert_array_equal(table.t.n[::-1], data[f"sampling_inputs/steps_{args['trajectory']}_K10"])
 
   wrapper, ddim = args["wrapper_typ"], args["forward_type"] == "ddim"
   inner = network(wrapper, TimeScale(1000 / chain.T if args["rescale_timesteps"] else 1.0, int(args["shift1"])))
   moments = gamma if args["ms_eps"] else None
   denoiser, covariance = beliefs(inner, wrapper, args["rev_var_type"], moments, args["clip_x0"], ddim)
-  capped = CapLast(covariance, args["clip_sigma_idx"], args["clip_pixel"]) if args["clip_sigma_idx"] else covariance
+  capped = CapLast(covariance, int(visited[-1 - index]), args["clip_pixel"]) if index else covariance
 
   xs = nhwc(data[f"{group}/xs"])
   keys = jax.random.split(jax.random.key(0), len(xs[0]))

@@ -15,6 +15,7 @@ import pytest
 
 from ddpm_jax import config
 from ddpm_jax.cli import main
+from ddpm_jax.convert import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
@@ -84,8 +85,9 @@ def test_every_command_that_is_written_down_parses(monkeypatch):
       assert end.code == 0, f"{name_of(path)}: {command}\n{errors.getvalue().splitlines()[-1]}"
       continue
     args = asked.pop()
-    changed = config.load(args.config) if getattr(args, "config", None) else config.default()
-    config.override(changed, args.overrides)
+    published = registry.PUBLISHED.get(getattr(args, "workdir", None))
+    changed = published.config() if published else config.default()
+    config.override(config.load(args.config) if getattr(args, "config", None) else changed, args.overrides)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
