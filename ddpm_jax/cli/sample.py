@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--beside",
     metavar="CHANGES",
-    help='also draw the same seeds with other settings, such as "sampling.steps=20 sampling.eta=0", into beside.png',
+    help='also draw the same seeds with other settings, such as "sampling.grid=uniform sampling.steps=20 sampling.eta=0", '
+    "into beside.png",
   )
   parser.add_argument("--out", help="where to write (default: a directory in WORKDIR/samples named by the settings)")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
@@ -55,12 +56,13 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.data import images as pixels
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import plots
-  from ddpm_jax.scale import distributed
 
   formats = args.formats.split(",")
   for name in formats:
     if name not in FORMATS:
       raise UserError(f"Format {name!r} is unknown; {nearest(name, FORMATS)}")
+  if args.beside and args.upsampler:
+    raise UserError("--beside compares what one network draws: leave out --upsampler.")
   seeds = integers(args.seeds, "--seeds")
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   labels = None
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
   how = describe(trained.config.sampling, len(steps.left))
   print(f"{len(seeds)} images from {args.workdir}, step {trained.step}, {trained.weights}: {how}")
   if args.dry_run:
+    build.guided(trained.config, trained.network, trained.guide)  # so that whatever cannot work is said
     print(trained.config)
     print("levels:", ", ".join(str(n) for n in [*steps.t.n[:8], *(["..."] if len(steps.t.n) > 8 else [])]))
     return 0
@@ -82,8 +85,7 @@ def run(args: argparse.Namespace) -> int:
     labels_of_upsampler = trained.labels(seeds, labels) if upsampler.config.train.class_conditional else None
     images = upsampler.sample(seeds, labels_of_upsampler, low_res=images, progress=True)
   named = f"step{trained.step}_{how.replace(' ', '_')}"
-  out = distributed.output(args.out or pathlib.Path(args.workdir) / "samples" / named)
-  out.mkdir(parents=True, exist_ok=True)
+  out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples" / named)
   scale = max(1, 64 // images.shape[1])
   for name in formats:
     if name == "grid":
