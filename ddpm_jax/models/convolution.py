@@ -20,14 +20,15 @@ from ddpm_jax.models import winograd
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: list[tuple[int, int]], **options):
   """[B,H,W,C] * [3,3,C,D], as `nn.Conv` calls its `conv_general_dilated`; `options` are the other arguments of lax's."""
   elsewhere = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
-  on_cpu = functools.partial(_convolve, tuple(strides), tuple(padding))
+  strides, padding = tuple(strides), tuple(padding)
+  on_cpu = functools.partial(_convolve, strides, padding)
+  if (strides, padding) == ((1, 1), ((1, 1), (1, 1))) and winograd.worthwhile(x, kernel):
+    on_cpu = winograd.convolve
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)  # chosen when a program is lowered
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _convolve(strides, padding, x, kernel):
-  if strides == (1, 1) and padding == ((1, 1), (1, 1)) and winograd.worthwhile(x, kernel):
-    return winograd.convolve(x, kernel)
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.models import layers
 
 
@@ -62,7 +63,9 @@ class UNet(nn.Module):
     return (out, (h, emb)) if features else out
 
   def check_size(self, height: int, width: int):
-    """Raises UserError when this network does not fit images of this size."""
+    """Raises UserError when this network does not fit images of this size, or none at all."""
+    if self.channels < 1 or not self.channel_mult:
+      raise UserError(f"channels={self.channels} and channel_mult={tuple(self.channel_mult)} leave no network")
     layers.check_size(height, width, len(self.channel_mult), self.attention_resolutions)
 
   # -------------------------------------------------------------- the parts
@@ -76,7 +79,7 @@ class UNet(nn.Module):
       return emb
     label = (cond or {}).get("label")
     if label is None:
-      raise ValueError(f'the network has {self.num_classes} classes but cond has no "label"')
+      raise UserError(f'the network has {self.num_classes} classes but cond has no "label"')
     labels = self.num_classes + self.null_label
     table = nn.Embed(labels, features, embedding_init=nn.initializers.normal(1.0), name="label_embed")
     return emb + table(label)

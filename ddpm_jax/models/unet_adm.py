@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.models import layers
 from ddpm_jax.models.unet import UNet
 
@@ -58,6 +59,8 @@ class UNetADM(UNet):
   @nn.nowrap
   def heads(self, channels, up=False):
     if self.head_channels is not None:
+      if channels % self.head_channels:
+        raise UserError(f"{channels} channels do not divide into attention heads of head_channels={self.head_channels}")
       return channels // self.head_channels
     return self.num_heads_upsample if up and self.num_heads_upsample is not None else self.num_heads
 
@@ -66,7 +69,7 @@ class UNetADM(UNet):
     if self.low_res:
       low_res = (cond or {}).get("low_res")
       if low_res is None:
-        raise ValueError('the network enlarges a small image but cond has no "low_res"')
+        raise UserError('the network enlarges a small image but cond has no "low_res"')
       # torch's bilinear, half-pixel centres and no antialiasing; jax's weights at the border are the same
       low_res = jax.image.resize(low_res, (*x.shape[:3], low_res.shape[-1]), "bilinear", antialias=False)
       x = jnp.concatenate([x, low_res.astype(x.dtype)], axis=-1)

@@ -11,9 +11,15 @@ Summed over channels, * is a matrix product [tiles, C] x [C, D] for each of 16 f
 is two pairs of rows and of columns, and shares one pair with the next: images are cut into pairs, nothing is gathered.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 # Numbers that one frequency's [tiles, C] has per device and part of a batch: 16 of them, 4 MiB, stay in the cache.
 _PART = 2**16
@@ -27,25 +33,41 @@ def worthwhile(x: jax.Array, kernel: jax.Array) -> bool:
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[B,H,W,C] * [3,3,C,D] -> [B,H,W,D] with zeros around x, to 1e-6 of the largest output."""
-  frequencies = _of_kernel(kernel)
-  # Each device works on its own images one part after the other: part i has images i, i + parts, ...
-  local, rest = divmod(len(x), jax.device_count())
-  most = 0 if rest else local * x[0].size // 4 // _PART
-  parts = max((p for p in range(1, most + 1) if local % p == 0), default=1)
+  """[B,H,W,C] * [3,3,C,D] -> [B,H,W,D] with zeros around x, to 1e-6 of the largest output. So are its derivatives."""
+  return _by_y.bind(x, kernel)
+
+
+def _whole(x: jax.Array, kernel: jax.Array, *, back: bool) -> jax.Array:
+  """Each device works on its own images, one part after the other: part i has images i, i + parts, ..."""
+  frequencies, parts = _of_kernel(kernel), _parts(x)
   if parts == 1:
-    return _convolve(x, frequencies)
+    return _convolve(x, frequencies, back)
   cut = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-  y = lax.map(lambda part: _convolve(part, frequencies), cut)
+  y = lax.map(lambda part: _convolve(part, frequencies, back), cut)
   return jnp.moveaxis(y, 0, 1).reshape(len(x), *y.shape[2:])
 
 
-def _convolve(x: jax.Array, frequencies: list[jax.Array]) -> jax.Array:
-  batch, height, width, _ = x.shape
+def _parts(x: jax.Array) -> int:
+  local, rest = divmod(len(x), jax.device_count())
+  most = 0 if rest else local * x[0].size // 4 // _PART
+  return max((p for p in range(1, most + 1) if local % p == 0), default=1)
+
+
+def _frequencies(x: jax.Array) -> list[jax.Array]:
+  """B^T d B of zero-padded images [B,H,W,C]: 16 of [B,rows,columns,C]."""
+  _, height, width, _ = x.shape
   rows, columns = -(-height // 2), -(-width // 2)  # of tiles
   x = jnp.pad(x, ((0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0)))
-  tiles = [tile for part in _of_tiles(x, 1) for tile in _of_tiles(part, 2)]
-  products = [jnp.einsum("bhwc,cd->bhwd", tile, u) for tile, u in zip(tiles, frequencies, strict=True)]
+  return [tile for part in _of_tiles(x, 1) for tile in _of_tiles(part, 2)]
+
+
+def _convolve(x: jax.Array, frequencies: list[jax.Array], back: bool) -> jax.Array:
+  """(1), or with `back` its transpose: the same with the kernel turned around, from D channels to C."""
+  _, height, width, _ = x.shape
+  if back:  # turned around, a kernel's frequencies 0, 1, 2, 3 are its 3, 1, 2, 0
+    frequencies = [frequencies[4 * i + j] for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
+  product = "bhwd,cd->bhwc" if back else "bhwc,cd->bhwd"
+  products = [jnp.einsum(product, tile, u) for tile, u in zip(_frequencies(x), frequencies, strict=True)]
   y = _to_pixels([_to_pixels(products[i : i + 4], 2) for i in range(0, 16, 4)], 1)
   return y[:, :height, :width]
 
@@ -72,3 +94,36 @@ def _to_pixels(m: list[jax.Array], axis: int) -> jax.Array:
   """A^T m along an axis of n tiles: 4 arrays -> one with 2 n pixels there."""
   y = jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis + 1)
   return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
+
+
+# ---------------------------------------------------------------- derivatives
+#
+# sum(y * convolve(x, kernel)) is linear in each of the three. Its derivatives by y (the convolution), by x and by the kernel
+# (the gradients) are bilinear, and each is transposed into the other two: derivatives of every order are among them.
+
+
+def _bilinear(name: str, function: Callable, shape: Callable) -> Primitive:
+  """A primitive of JAX for a bilinear `function`, compiled as it stands; shape(a, b) is that of its result.
+
+  Under vmap it is JAX's own operations again, whose derivatives are right too, if slower.
+  """
+  primitive = Primitive(name)
+  primitive.def_impl(jax.jit(function))
+  primitive.def_abstract_eval(lambda a, b: ShapedArray(shape(a.shape, b.shape), a.dtype))
+  mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+  batching.primitive_batchers[primitive] = lambda values, axes: (jax.vmap(function, axes)(*values), 0)
+  return primitive
+
+
+def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
+  """[B,H,W,C], [B,H,W,D] -> [3,3,C,D] by XLA, in the axes that its CPU backend runs fast (convolution.py)."""
+  x, y, axes = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3), ("NHWC", "HWIO", "NHWC")
+  return lax.conv_general_dilated(x, y, (1, 1), [(1, 1)] * 2, dimension_numbers=axes).transpose(1, 2, 0, 3)
+
+
+_by_y = _bilinear("winograd", functools.partial(_whole, back=False), lambda x, kernel: (*x[:3], kernel[3]))
+_by_x = _bilinear("winograd_by_image", functools.partial(_whole, back=True), lambda y, kernel: (*y[:3], kernel[2]))
+_by_kernel = _bilinear("winograd_by_kernel", _kernel_gradient, lambda x, y: (3, 3, x[3], y[3]))
+ad.defbilinear(_by_y, lambda y, x, kernel: _by_x.bind(y, kernel), lambda y, x, kernel: _by_kernel.bind(x, y))
+ad.defbilinear(_by_x, lambda x, y, kernel: _by_y.bind(x, kernel), lambda x, y, kernel: _by_kernel.bind(x, y))
+ad.defbilinear(_by_kernel, lambda kernel, x, y: _by_x.bind(y, kernel), lambda kernel, x, y: _by_y.bind(x, kernel))

@@ -55,6 +55,21 @@ def test_gradients_of_one_image_at_a_time():
   np.testing.assert_allclose(gradient(ours(*how)), gradient(laxs(*how)), rtol=1e-5, atol=1e-4)  # entries up to 100
 
 
+def test_winograds_derivatives_of_the_second_order_and_of_one_image_at_a_time():
+  x, kernel = draw((2, 7, 8, 3), 0), draw((3, 3, 3, 4), 1)
+
+  def everything(f, x, kernel):
+    first = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(f(x, kernel))), (0, 1))
+    second = jax.grad(lambda x, kernel: sum(jnp.sum(jnp.cos(g)) for g in first(x, kernel)), (0, 1))(x, kernel)
+    each = jax.vmap(jax.grad(lambda x, kernel: jnp.sum(f(x[None], kernel) ** 2), 1), (0, None))(x, kernel)
+    return *second, each, jax.jvp(lambda x: jax.grad(lambda x: jnp.sum(f(x, kernel) ** 3))(x), (x,), (x,))[1]
+
+  mine, theirs = (jax.jit(everything, static_argnums=0)(f, x, kernel) for f in (winograd.convolve, laxs(1, (1, 1))))
+  for ours, its in zip(mine, theirs, strict=True):
+    # float32; the cosine of gradients of some tens amplifies their rounding
+    np.testing.assert_allclose(ours, its, rtol=0, atol=2e-5 * np.abs(its).max())
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's CPU backend")
 @pytest.mark.parametrize("case", [case for case in CASES if case != "winograd"])
 def test_inside_a_loop_both_gradients_have_the_axes_that_are_fast(case):
