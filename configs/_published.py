@@ -1,15 +1,4 @@
-"""What the configs of published models share: their variants, and a run of seconds in the same manner."""
-
-from ddpm_jax.errors import UserError
-
-
-def variants(variant: str, known: tuple[str, ...] = ("",)) -> tuple[str, bool]:
-  """("uncond-smoke", ("cond", "uncond")) -> ("uncond", True); the first one known is meant by ""."""
-  which, smoke = variant.removesuffix("smoke").removesuffix("-"), variant.endswith("smoke")
-  which = which or known[0]
-  if which not in known:
-    raise UserError(f"This config has no variant {which!r}; choose from {', '.join(filter(None, known))}.")
-  return which, smoke
+"""What the configs of published models share: a run of seconds in the same manner."""
 
 
 def shrink(config):

@@ -11,7 +11,8 @@ pairs, PyTorch's initial weights. It does not say how many steps; 500,000 here.
 Images are never clipped on the way, and the grid stops short of the last level, as theirs.
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from ddpm_jax.config import default
 
 

@@ -7,7 +7,8 @@
 """
 
 from configs import lsun_ddpm
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 
 
 def get_config(variant: str = ""):

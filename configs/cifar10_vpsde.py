@@ -10,7 +10,8 @@ score_sde trained it on continuous times for 950,000 steps of batch 128 with war
 the thousand that sampling visits.
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from ddpm_jax.config import default
 
 

@@ -5,11 +5,13 @@ No paper has this row: it is the quickstart, a whole run in minutes on two CPU c
     ddpm-jax train --config digits --workdir runs/digits
 """
 
+from configs._variants import variants
 from ddpm_jax.config import default
 
 
 def get_config(variant: str = ""):
   """The run; "smoke" is the same in seconds, for tests."""
+  _, smoke = variants(variant)
   config = default()
   config.data.name = "digits"
   # As DDPM's, with a quarter of the levels and the same first step and end: the last, decoded step stays fine.
@@ -22,7 +24,7 @@ def get_config(variant: str = ""):
   config.ema.rates = (0.999,)
   config.train.update(total_steps=1200, batch_size=64, checkpoint_every=400)
   config.evaluation.covariance = "marginal"  # the tighter bound of the two fixed ones
-  if variant == "smoke":
+  if smoke:
     config.network.channels = 16
     config.schedule.T = 20
     config.optimizer.warmup_steps = 0

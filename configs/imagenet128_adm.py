@@ -8,7 +8,8 @@
 Four heads at every width, unlike the other sizes.
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from configs.imagenet64_adm import adm
 
 

@@ -7,7 +7,8 @@ samples of imagenet64_adm, 3.94 on guided ones. 311.8 M parameters, 500,000 step
 The small images in training are means over blocks of pixels, without noise.
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from configs.imagenet64_adm import adm
 
 

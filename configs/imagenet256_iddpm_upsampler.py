@@ -6,7 +6,8 @@
 """
 
 from configs import imagenet64_iddpm
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 
 
 def get_config(variant: str = ""):

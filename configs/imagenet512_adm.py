@@ -6,7 +6,8 @@ classifier at scale 4.0 FID 7.72, precision 0.87, recall 0.42. 559.0 M parameter
                     --config.sampling.guidance.model=imagenet512-classifier --config.sampling.guidance.scale=4
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from configs.imagenet64_adm import adm
 
 

@@ -5,7 +5,8 @@ on samples of imagenet128_adm, 3.85 on guided ones. 308.8 M parameters, batch 25
     ddpm-jax sample --weights imagenet128-adm --upsampler imagenet512-upsampler-adm --seeds 0-15
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from configs.imagenet64_adm import adm
 
 

@@ -7,7 +7,8 @@
 Trained in half precision there, bfloat16 here.
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from ddpm_jax.config import default
 
 

@@ -11,7 +11,8 @@ Sampling takes 250 steps by default; --config.sampling.grid=full is all of them.
 """
 
 from configs import cifar10_iddpm
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 
 
 def get_config(variant: str = ""):

@@ -5,7 +5,8 @@
     ddpm-jax sample --weights lsun-horse-adm --seeds 0-15
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from configs.imagenet64_adm import adm
 
 STEPS = {"bedroom": 500_000, "cat": 200_000, "horse": 250_000, "horse_nodropout": 250_000}

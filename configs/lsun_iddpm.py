@@ -7,7 +7,8 @@
     ddpm-jax sample --weights lsun-bedroom-iddpm --seeds 0-15
 """
 
-from configs._published import shrink, variants
+from configs._published import shrink
+from configs._variants import variants
 from ddpm_jax.config import default
 
 

@@ -10,11 +10,13 @@ cores, minutes on an accelerator.
     ddpm-jax evaluate --workdir runs/mnist --likelihood 256 --distance 1000
 """
 
+from configs._variants import variants
 from ddpm_jax.config import default
 
 
 def get_config(variant: str = ""):
   """The run; "smoke" is the same in a minute, on the embedded digits where MNIST is absent."""
+  _, smoke = variants(variant)
   config = default()
   config.data.name = "mnist"
   config.prediction.mean = "v"  # balances the levels: global shapes are learnt sooner than by eps (Salimans & Ho 2022)
@@ -34,7 +36,7 @@ def get_config(variant: str = ""):
   config.train.update(total_steps=7000, batch_size=64, checkpoint_every=500, preview_every=0)
   config.sampling.batch_size = 128
   config.evaluation.covariance = "marginal"  # the tighter bound of the two fixed ones
-  if variant == "smoke":
+  if smoke:
     config.data.name = "digits"
     config.network.update(channels=16, attention_resolutions=(2,))
     config.schedule = dict(name="linear", T=20, start=1e-4, end=0.4)  # scaled to 20 levels it would end in pure noise

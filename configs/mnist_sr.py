@@ -9,16 +9,17 @@ with a little noise, so that the mistakes of the first stage do not matter (Ho e
 """
 
 from configs import mnist
+from configs._variants import variants
 
 
 def get_config(variant: str = ""):
   """The upsampler, or "base", the first stage; "smoke" and "base-smoke" are the same in a minute, on the embedded digits."""
-  smoke = variant.endswith("smoke")
+  stage, smoke = variants(variant, ("", "base"))
   config = mnist.get_config("smoke" if smoke else "")
   size = 4 if smoke else 14
   if not smoke:
     config.train.total_steps = 1000
-  if variant.startswith("base"):
+  if stage == "base":
     config.data.image_size = size
     config.network.update(block_size=1, attention_resolutions=(size // 2,))
     return config

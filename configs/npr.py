@@ -9,6 +9,7 @@ CIFAR-10 in the paper (linear schedule, K = 10/25/50/100/200): FID 32.35/10.55/6
 Data, levels and network are those of the backbone. ImageNet-64 and LSUN use this simple head too.
 """
 
+from configs._variants import variants
 from ddpm_jax.config import default
 
 
@@ -19,6 +20,7 @@ def get_config(variant: str = ""):
 
 def second_stage(second: str, variant: str = ""):
   """Training of the head `second`, "residual" or "second_moment", as the authors do it."""
+  _, smoke = variants(variant)
   config = default()
   config.network = dict(name="two_headed", complex=False)
   config.prediction.second = second
@@ -28,7 +30,7 @@ def second_stage(second: str, variant: str = ""):
   # 10 steps need all the help of their covariance; 2 grey levels: Analytic-DPM section 5, for DDPM on linear schedules
   config.sampling.update(grid="uniform", steps=50, covariance="optimal", cap_pixels=2.0)
   config.evaluation.update(grid="uniform", steps=50, last_row="full_chain")
-  if variant == "smoke":
+  if smoke:
     config.train.update(total_steps=4, batch_size=16, checkpoint_every=2, log_every=2, preview_images=4)
     config.sampling.steps = config.evaluation.steps = 5
   return config
