@@ -6,6 +6,7 @@ under its name, is used like a downloaded one. An interrupted download goes on w
 
 import dataclasses
 import hashlib
+import http.client
 import logging
 import os
 import pathlib
@@ -78,7 +79,7 @@ def _download(file: File, path: pathlib.Path, progress: bool, timeout: float) ->
   partial = path.with_name(f"{path.name}.partial")
   try:
     _append(file.url, partial, progress, timeout)
-  except (OSError, ValueError) as error:  # URLError is an OSError; so is a broken connection
+  except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError; so is a broken connection
     raise UserError(f"{file.url} could not be downloaded ({error}); try again, or save that file as {path}.") from error
   if file.checksum is None:
     log.info("%s has the checksum %s.", file.url, checksum(partial))

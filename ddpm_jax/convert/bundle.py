@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ddpm_jax.convert import protobuf
+from ddpm_jax.convert.protobuf import varint
 from ddpm_jax.errors import UserError
 
 _MAGIC = 0xDB4775248B80FB57
@@ -32,7 +34,9 @@ def read(prefix: str | pathlib.Path) -> dict[str, np.ndarray]:
     raise UserError(f"{index} does not exist; a TensorFlow checkpoint is {prefix}.index and {prefix}.data-00000-of-00001.")
   try:
     entries = [(name.decode(), _fields(value)) for name, value in _table(index.read_bytes())]
-  except (IndexError, struct.error, UnicodeDecodeError):
+  except UserError:
+    raise
+  except (ValueError, IndexError, struct.error):
     raise UserError(f"{index} is damaged or cut short; fetch the checkpoint again.") from None
   shards = next((_int(header, 1) for name, header in entries if not name), 1)
   return {name: _tensor(prefix, shards, name, entry) for name, entry in entries if name and _int(entry, 1) in _TYPES}
@@ -71,9 +75,9 @@ def _block(data, offset, size):
   end = size - 4 * (restarts + 1)
   at, key = 0, b""
   while at < end:
-    shared, at = _varint(block, at)
-    fresh, at = _varint(block, at)
-    length, at = _varint(block, at)
+    shared, at = varint(block, at)
+    fresh, at = varint(block, at)
+    length, at = varint(block, at)
     key = key[:shared] + block[at : at + fresh]
     at += fresh
     yield key, block[at : at + length]
@@ -81,43 +85,18 @@ def _block(data, offset, size):
 
 
 def _handle(data, at):
-  offset, at = _varint(data, at)
-  size, at = _varint(data, at)
+  offset, at = varint(data, at)
+  size, at = varint(data, at)
   return offset, size, at
 
 
-# ---------------------------------------------------------------- protocol buffers
-
-
-def _fields(message: bytes) -> dict[int, list]:
-  """{field number: values}: integers of varint and fixed32 fields, bytes of length-delimited ones."""
-  fields: dict[int, list] = {}
-  at = 0
-  while at < len(message):
-    tag, at = _varint(message, at)
-    match tag & 7:
-      case 0:
-        value, at = _varint(message, at)
-      case 2:
-        length, at = _varint(message, at)
-        value, at = message[at : at + length], at + length
-      case 5:
-        value, at = struct.unpack_from("<I", message, at)[0], at + 4
-      case _:
-        raise IndexError("unknown wire type")
-    fields.setdefault(tag >> 3, []).append(value)
-  return fields
+def _fields(message: bytes | memoryview) -> dict[int, list]:
+  """{field number: values} of a protocol buffer."""
+  found: dict[int, list] = {}
+  for number, value in protobuf.fields(message):
+    found.setdefault(number, []).append(value)
+  return found
 
 
 def _int(fields, number):
   return fields.get(number, [0])[0]
-
-
-def _varint(data, at):
-  value = shift = 0
-  while True:
-    byte = data[at]
-    value |= (byte & 0x7F) << shift
-    shift, at = shift + 7, at + 1
-    if byte < 0x80:
-      return value, at

@@ -10,6 +10,7 @@ import pathlib
 from ddpm_jax import fetch
 from ddpm_jax.convert import convert, registry
 from ddpm_jax.errors import UserError
+from ddpm_jax.training import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def workdir(name: str) -> pathlib.Path:
   if published is None:
     raise UserError(f"{name!r} is a config, not a published model; see ddpm-jax convert --list.")
   directory = fetch.cache_folder() / published.name
-  if not (directory / "checkpoints").is_dir():
+  if not checkpoints.steps_in(directory / "checkpoints"):
     source = fetch.fetch(published.download)
     log.info("Converting %s", source)
     convert.save(convert.convert(source, like=published.name), directory, source)

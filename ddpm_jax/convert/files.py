@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from ddpm_jax.convert import bundle, torch_files
+from ddpm_jax.data.atomic import writing
 from ddpm_jax.errors import UserError
 
 PathLike = str | pathlib.Path
@@ -47,12 +48,15 @@ class Contents:
 
 
 def write(path: PathLike, tensors: Mapping[str, np.ndarray]):
-  """Writes .safetensors or, for .pt, .pth and .ckpt, a PyTorch state dict; float32."""
-  suffix = pathlib.Path(path).suffix
-  if suffix == ".safetensors":
-    return write_safetensors(path, tensors)
-  if suffix in (".pt", ".pth", ".ckpt"):
-    return torch_files.save(path, tensors)
+  """Writes .safetensors or, for .pt, .pth and .ckpt, a PyTorch state dict; float32, whole or not at all.
+
+  Raises:
+    UserError: for another ending, or where nothing can be written.
+  """
+  writers = {".safetensors": write_safetensors, **dict.fromkeys((".pt", ".pth", ".ckpt"), torch_files.save)}
+  if writer := writers.get(pathlib.Path(path).suffix):
+    with writing(path) as temporary:
+      return writer(temporary, tensors)
   raise UserError(f"{path} should end in .safetensors, .pt, .pth or .ckpt, which say how it is written.")
 
 

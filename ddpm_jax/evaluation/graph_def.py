@@ -7,14 +7,12 @@ tensors. Numbers below are the field numbers of tensorflow/core/framework/{graph
 import dataclasses
 import pathlib
 import struct
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
+from ddpm_jax.convert import protobuf
 from ddpm_jax.errors import UserError
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 10: np.bool_, 19: np.float16}  # DataType
 LISTED = {5: "<f4", 6: "<f8"}  # float_val, double_val
 
@@ -29,7 +27,7 @@ class Node:
 
   def number(self, name: str) -> float | int:
     """The value of a float, int or bool attribute."""
-    for field, value in _fields(self.attributes[name]):
+    for field, value in protobuf.fields(self.attributes[name]):
       if field == 4:
         return struct.unpack("<f", value)[0]
       if field in (3, 5):
@@ -38,7 +36,7 @@ class Node:
 
   def tensor(self) -> np.ndarray:
     """The value of a Const node."""
-    (proto,) = (value for field, value in _fields(self.attributes["value"]) if field == 8)
+    (proto,) = (value for field, value in protobuf.fields(self.attributes["value"]) if field == 8)
     return _tensor(proto)
 
 
@@ -61,7 +59,7 @@ def read(path: str | pathlib.Path) -> Graph:
     UserError: if it is not a GraphDef, or cut short.
   """
   try:
-    nodes = dict(_node(value) for field, value in _fields(pathlib.Path(path).read_bytes()) if field == 1)
+    nodes = dict(_node(value) for field, value in protobuf.fields(pathlib.Path(path).read_bytes()) if field == 1)
   except (ValueError, TypeError, IndexError, struct.error, UnicodeDecodeError) as error:
     raise UserError(f"{path} is not a frozen TensorFlow graph, or only part of one ({error}); fetch it again.") from error
   return Graph(nodes)
@@ -69,7 +67,7 @@ def read(path: str | pathlib.Path) -> Graph:
 
 def _node(message: bytes) -> tuple[str, Node]:
   name, op, inputs, attributes = "", "", [], {}
-  for field, value in _fields(message):
+  for field, value in protobuf.fields(message):
     if field == 1:
       name = bytes(value).decode()
     elif field == 2:
@@ -77,7 +75,7 @@ def _node(message: bytes) -> tuple[str, Node]:
     elif field == 3:
       inputs.append(bytes(value).decode())
     elif field == 5:  # a map is a list of messages {1: key, 2: value}
-      entry = dict(_fields(value))
+      entry = dict(protobuf.fields(value))
       attributes[bytes(entry[1]).decode()] = entry.get(2, b"")
   return name, Node(op, tuple(inputs), attributes)
 
@@ -85,66 +83,18 @@ def _node(message: bytes) -> tuple[str, Node]:
 def _tensor(message: bytes) -> np.ndarray:
   """A TensorProto: raw bytes, or a list of numbers of which the last one is repeated as often as needed."""
   dtype, shape, content, numbers = None, [], b"", []
-  for field, value in _fields(message):
+  for field, value in protobuf.fields(message):
     if field == 1:
       dtype = np.dtype(DTYPES[value])
     elif field == 2:
-      shape = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(value) if number == 2]
+      shape = [dict(protobuf.fields(dim)).get(1, 0) for number, dim in protobuf.fields(value) if number == 2]
     elif field == 4:
       content = value
     elif field in LISTED:
       numbers.extend(np.frombuffer(value, LISTED[field]))  # packed, or one by one
     elif field == 7:
-      numbers.extend([value] if isinstance(value, int) else _varints(value))
+      numbers.extend([value] if isinstance(value, int) else protobuf.varints(value))
   size = int(np.prod(shape))
   if len(content):
     return np.frombuffer(content, dtype).reshape(shape)
   return np.append(numbers, [numbers[-1]] * (size - len(numbers))).astype(dtype).reshape(shape)
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-  """(field number, value) of an encoded message; values are ints for varints, bytes otherwise.
-
-  Raises:
-    ValueError: if the bytes are no message.
-  """
-  message = memoryview(message)
-  position = 0
-  while position < len(message):
-    tag, position = _varint(message, position)
-    kind = tag & 7
-    if kind == VARINT:
-      value, position = _varint(message, position)
-    else:
-      if kind == BYTES:
-        length, position = _varint(message, position)
-      elif kind in (FIXED64, FIXED32):
-        length = 8 if kind == FIXED64 else 4
-      else:
-        raise ValueError(f"wire type {kind}")
-      value = message[position:position + length]
-      position += length
-      if position > len(message):
-        raise ValueError("a field ends behind the end")
-    yield tag >> 3, value
-
-
-def _varints(message: memoryview) -> list[int]:
-  values, position = [], 0
-  while position < len(message):
-    value, position = _varint(message, position)
-    values.append(value)
-  return values
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-  """Seven bits a byte, the lowest first, until a byte without its highest bit."""
-  value = shift = 0
-  while True:
-    byte = message[position]
-    value |= (byte & 0x7F) << shift
-    position, shift = position + 1, shift + 7
-    if byte < 0x80:
-      return value, position
-    if shift > 63:
-      raise ValueError("a number of more than 64 bits")

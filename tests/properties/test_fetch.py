@@ -29,6 +29,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
     wanted, start = self.headers.get("Range"), 0
     self.server.ranges.append(wanted)
+    if self.path == "/garbage":
+      return self.wfile.write(b"no HTTP at all\r\n\r\n")
     if self.path != "/file":
       return self.send_error(404)
     if wanted and self.server.knows_ranges:
@@ -101,6 +103,8 @@ def test_an_unknown_checksum_is_said(server, caplog):
 def test_an_absent_file_or_server_is_one_sentence(server):
   with pytest.raises(UserError, match="404.*or save that file as"):
     fetch.fetch(fetch.File("a", server.url + "s"), progress=False)
+  with pytest.raises(UserError, match="could not be downloaded"):
+    fetch.fetch(fetch.File("a", server.url.replace("/file", "/garbage")), progress=False)
   server.shutdown()
   server.server_close()
   with pytest.raises(UserError, match="could not be downloaded .*or save that file as"):
