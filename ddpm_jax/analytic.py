@@ -41,6 +41,7 @@ def moments(
     K: how many even levels to measure; None: all.
     seed: chooses the images and their noise.
   """
+  build.check_draws(trained.config)
   schedule, batches = build.schedule(trained.config), _Batches(trained, images, seed)
   levels = np.sort(grids.full(schedule.T) if K is None else grids.uniform(schedule.T, K))[1:]
   source = {"step": trained.step, "weights": trained.weights, "split": batches.source.info.split, "seed": seed}
@@ -172,8 +173,8 @@ class _Batches:
   """`count` training images in an order of their own, in whole batches that the devices divide."""
 
   def __init__(self, trained: Trained, count: int, seed: int):
-    if count < 1:
-      raise UserError(f"{count} images measure nothing; take at least 1.")
+    if count < 1 or seed < 0:
+      raise UserError(f"{count} images, seed {seed}: take at least 1 image, and a seed that is not negative.")
     self.trained, self.source = trained, trained.dataset(trained.config.data.train_split)
     count, devices = min(count, len(self.source)), jax.device_count()
     self.size = max(1, min(trained.config.evaluation.batch_size, count) // devices) * devices

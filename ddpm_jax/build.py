@@ -16,6 +16,7 @@ from ddpm_jax.builders.denoisers import check_guide, denoiser, guided
 from ddpm_jax.builders.heads import HEAD_INITIALIZATIONS, is_of_head, on_backbone, put_on
 from ddpm_jax.builders.networks import (
   Apply,
+  check_draws,
   check_weights,
   conditions,
   initial_params,
@@ -43,6 +44,7 @@ __all__ = [
   "bound",
   "bound_covariance",
   "chain",
+  "check_draws",
   "check_guide",
   "check_weights",
   "conditions",

@@ -86,7 +86,8 @@ def default() -> ConfigDict:
   ))  # fmt: skip
   config.sampling = ConfigDict(dict(
     # "gaussian": DDPM, DDIM, Analytic-DPM ...; or, without eta and covariance, "dpm++1", "dpm++2m", "dpm++3m", "dpm++2s",
-    # "dpm++2m_sde", "heun", "unipc2", "unipc3" (variant bh2; "unipc2_bh1" and "unipc3_bh1" are the other)
+    # "dpm++2m_sde", "heun", "unipc2", "unipc3" (variant bh2; "unipc2_bh1" and "unipc3_bh1" are the other), and for levels of
+    # vp_sde "euler_maruyama" and "euler_ode"
     solver="gaussian",
     # "full"; "uniform", "ddim", "quadratic", "power2", "power3", "log_snr", "karras"; the best by `moments` or by `costs`,
     # "dp_seg", "dp_vb"; or OpenAI's section strings "250", "ddim50", "10,15,20"

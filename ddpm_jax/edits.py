@@ -15,7 +15,7 @@ from ddpm_jax.diffusion.interpolation import latent_interpolation, slerp
 from ddpm_jax.diffusion.noise import PerImage, image_keys
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
-from ddpm_jax.experiment import Trained
+from ddpm_jax.experiment import Trained, checked_seeds
 
 ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solvers that also go upwards
 
@@ -32,14 +32,15 @@ def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], s
     UserError: for a solver that cannot go upwards.
   """
   grid = trained.config.sampling.grid
-  trained = trained.changed(sampling=dict(clip="none", steps=steps, grid="uniform" if grid == "full" else grid))
+  flow = dict(clip="none", eta=0.0, steps=steps, grid="uniform" if grid == "full" else grid)
+  trained = trained.changed(sampling=flow)
   config, solver = trained.config, trained.config.sampling.solver
   if solver not in ORDERS:
     raise UserError(f"sampling.solver {solver!r} cannot go from images to latents; use one of {', '.join(ORDERS)}.")
   x_0, cond = trained.images(source, np.asarray(indices))
-  flow = dict(cond=cond, order=ORDERS[solver])
+  how = dict(cond=cond, order=ORDERS[solver])
   chain = build.guided(config, trained.network, trained.guide), build.schedule(config), build.grid(config)
-  again = editing.decode(*chain, editing.encode(*chain, x_0, **flow), **flow)
+  again = editing.decode(*chain, editing.encode(*chain, x_0, **how), **how)
   return trained.to_pixels(again, indices), np.asarray(editing.reconstruction_error(x_0, again))
 
 
@@ -48,7 +49,7 @@ def image_to_image(
 ) -> np.ndarray:
   """Images [B,H,W,C] like these; strength, above 0 and at most 1, is how far they are taken towards noise."""
   x_0, cond = trained.images(source, np.asarray(indices))
-  keys, sampler = image_keys(np.asarray(seeds, np.uint32)), build.sampler(trained.config, trained.guide, strength)
+  keys, sampler = image_keys(checked_seeds(seeds)), build.sampler(trained.config, trained.guide, strength)
   denoiser = build.guided(trained.config, trained.network, trained.guide)
   return trained.to_pixels(editing.image_to_image(keys, denoiser, sampler, x_0, cond), seeds)
 
@@ -75,7 +76,7 @@ def inpaint(
   grid = build.grid(config)
   steps = editing.repaint(build.schedule(config), grid, jump=jump, resamples=resamples, eta=config.sampling.eta)
   kernel = build.sampler(config, trained.guide).kernel
-  keys = image_keys(np.asarray(seeds, np.uint32))
+  keys = image_keys(checked_seeds(seeds))
   sampler = editing.Inpaint(steps, x_0, jnp.asarray(known)[None, :, :, None], kernel)
   denoiser = build.guided(config, trained.network, trained.guide)
   x_T = PerImage(keys).initial(trained.image_shape)
@@ -99,13 +100,23 @@ def between(
   return trained.to_pixels(drawn, places).reshape(len(pairs), frames, *trained.image_shape)
 
 
-def interpolate(trained: Trained, first: int, last: int, frames: int, label: int | None = None) -> np.ndarray:
+def interpolate(trained: Trained, first: int, last: int, frames: int, label: int = 0) -> np.ndarray:
   """Images [frames,H,W,C] of latents on the great circle between those of two seeds (DDIM section 5.3).
 
   Say sampling.eta=0 or a solver: where steps draw noise, all frames draw that of the first seed.
+
+  Args:
+    label: the class of all frames, where the network or its guide wants one.
+
+  Raises:
+    UserError: for fewer than two frames, or a class or seed that does not exist.
   """
-  labels = trained.labels(range(frames), None if label is None else [label] * frames)
-  keys = image_keys(np.array([first, last], np.uint32))
+  if frames < 2:
+    raise UserError(f"{frames} frames show no way from one image to another: take at least 2.")
+  labels = trained.labels(range(frames))
+  if labels is not None:
+    labels = trained.labels(range(frames), [label] * frames)
+  keys = image_keys(checked_seeds([first, last]))
   x_T = PerImage(keys).initial(trained.image_shape)
   x, y = (jnp.broadcast_to(end, (frames, *trained.image_shape)) for end in x_T[:, None])
   between = slerp(x, y, jnp.linspace(0, 1, frames))

@@ -62,6 +62,11 @@ def plan(config: ConfigDict, *, info: data.Info | None = None, devices: list[jax
   """
   if config.train.total_steps < 1:
     raise UserError("train.total_steps is mandatory: say how many batches to train on, at least 1.")
+  for field in ("batch_size", "per_device_batch", "log_every", "checkpoint_every"):
+    if (value := config.train[field]) is not None and value < 1:
+      raise UserError(f"train.{field} = {value} has to be at least 1.")
+  if config.train.label_dropout and not config.train.class_conditional:
+    raise UserError("train.label_dropout hides labels that the network does not get: set train.class_conditional=True.")
   config, backbone = config.copy_and_resolve_references(), None
   if config.train.backbone is not None:
     backbone = load(config.train.backbone)
@@ -114,7 +119,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
     UserError: for a config that cannot work, or one that is not the one of the run in `workdir`.
     loop.Preempted: after SIGTERM, with everything saved.
   """
-  run, workdir = plan(config), pathlib.Path(workdir)
+  workdir = pathlib.Path(workdir)
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"{workdir} is a file: choose another --workdir.")
+  run = plan(config)
   config = run.config
   _same_run(workdir, config)
   batches = data.train_batches(
@@ -180,16 +188,18 @@ def _preview(run: Plan) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
 
 
 def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Refuses to continue a run with another config: only its length and its housekeeping may change."""
+  """Refuses to continue a run on other data or with another network; its length, optimizer and housekeeping may change."""
   directory = workdir / "checkpoints"
   if not checkpoints.steps_in(directory):
     return
   stored = configs.from_dict(checkpoints.load_config(str(directory))).to_dict()
-  now = json.loads(json.dumps(config.to_dict()))
-  for section in ("seed", "schedule", "network", "prediction", "loss", "time_sampler", "ema"):
-    if json.loads(json.dumps(stored[section])) != now[section]:
+  before, now = (json.loads(json.dumps(each)) for each in (stored, config.to_dict()))
+  for field in ("data_dir", "test_split", "corrupt"):
+    before["data"][field] = now["data"][field] = None
+  for section in ("seed", "data", "schedule", "network", "prediction", "loss", "time_sampler", "ema"):
+    if before[section] != now[section]:
       raise UserError(
-        f"{workdir} holds a run with another {section}: {stored[section]}, not {now[section]}. "
+        f"{workdir} holds a run with another {section}: {before[section]}, not {now[section]}. "
         "Continue it with its own config, or choose another --workdir."
       )
 
@@ -197,7 +207,9 @@ def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
 # ---------------------------------------------------------------- what was trained
 
 
-def load(workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None, overrides: Sequence[str] = ()):
+def load(
+  workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None, overrides: Sequence[str] = ()
+) -> "Trained":
   """What was trained (or converted) in `workdir`: its weights with everything that they need, from the checkpoint.
 
   Args:
@@ -206,11 +218,11 @@ def load(workdir: str | pathlib.Path, *, ema: str | None = None, step: int | Non
     step: None: the latest sound checkpoint.
     overrides: changes to its config, such as "sampling.eta=0".
 
-  Returns:
-    A Trained.
+  Raises:
+    UserError: if there is no sound checkpoint, or its weights are not those of the (changed) config's network.
   """
   directory = pathlib.Path(workdir)
-  if str(workdir) in registry.PUBLISHED and not (directory / "checkpoints").is_dir():
+  if str(workdir) in registry.PUBLISHED and not checkpoints.steps_in(directory / "checkpoints"):
     directory = fetch.workdir(str(workdir))
   if (directory / "checkpoints").is_dir():
     directory /= "checkpoints"
@@ -274,8 +286,8 @@ class Trained:
       NotFinite: instead of turning what is no number into pixels.
     """
     config = self.config.sampling
-    if build.is_classifier(self.config):
-      raise UserError("This is a noisy classifier: it guides other networks (sampling.guidance.model) and draws nothing.")
+    build.check_draws(self.config)
+    pixels.to_uint8(np.zeros(0), config.rounding)  # refused now rather than after hours of drawing
     sampler = build.sampler(self.config, self.guide)
     denoiser = build.guided(self.config, self.network, self.guide)
     labels = self.labels(seeds, labels)
@@ -396,7 +408,7 @@ class Trained:
 
   def _keys(self, seeds: np.ndarray) -> jax.Array:
     """One per image [B]. Stages of a cascade draw from different ones: what they see is made of noise of the one before."""
-    keys = jax.jit(image_keys)(_put(seeds.astype(np.uint32)))
+    keys = jax.jit(image_keys)(_put(checked_seeds(seeds)))
     if self.config.data.low_res_size is None:
       return keys
     return jax.vmap(jax.random.fold_in, (0, None))(keys, self.config.data.image_size)
@@ -404,6 +416,8 @@ class Trained:
   def _cond(self, keys: jax.Array, labels: np.ndarray | None = None, low_res: np.ndarray | None = None) -> dict | None:
     """What the network is conditioned on, as it was in training."""
     cond, size = {}, self.config.data.low_res_size
+    if size is None and low_res is not None:
+      raise UserError("This network does not enlarge images: an --upsampler is a run with data.low_res_size.")
     if size is not None:
       if low_res is None:
         raise UserError("This network enlarges small images: sample the stage before it, and name this one --upsampler.")
@@ -416,15 +430,22 @@ class Trained:
     return cond or None
 
 
+def checked_seeds(seeds: Sequence[int]) -> np.ndarray:
+  """Seeds as uint32 [N]. Raises UserError for one that has more bits, or none: it would draw another seed's picture."""
+  wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
+  if wrong:
+    raise UserError(f"Seed {wrong[0]} is outside 0 ... {2**32 - 1}, the seeds that there are.")
+  return np.asarray(seeds, np.uint32)
+
+
 def _put(array: np.ndarray) -> jax.Array:
-  """[B,...], cut over the devices where they divide the batch, else a copy on each."""
-  mesh = layout.make_mesh()
-  sharding = layout.replicated(mesh) if len(array) % mesh.size else layout.over_batch(mesh)
-  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])  # every process has it all
+  return layout.put_whole(array, layout.make_mesh())
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:
   """Indices 0 ... count - 1 in parts of equal size; the last one repeats the last index."""
+  if size < 1:
+    raise UserError(f"batch_size = {size} has to be at least 1.")
   devices = jax.device_count()
   size = -(-min(size, count) // devices) * devices
   for start in range(0, count, size):

@@ -28,7 +28,7 @@ def make(table: Mapping[str, Callable], section: Any, what: str, **more: Any) ->
   known = [p for p in parameters if p not in (*more, "parent", "name")]  # Flax modules have these two
   for field, value in fields.items():
     if field not in known:
-      raise UserError(f"{what} {name!r} has no field {field!r}; {nearest(field, known)}")
+      raise UserError(f"{what} {name!r} has no field {field!r}; {nearest(field, known) if known else 'it has none.'}")
     if not _fits(value, parameters[field].annotation):
       kinds = " or ".join(kind_name(kind) for kind in _kinds(parameters[field].annotation))
       raise UserError(f"{what}.{field} = {value!r} of {name!r} has to be {kinds}.")

@@ -134,7 +134,7 @@ def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality
   folder, train = pathlib.Path(folder), trained.dataset(trained.config.data.train_split)
   net = quality.classifier_of(train, held_out(trained), folder / "classifier.npz")
   samples = trained.sample(range(count), progress=True)
-  real, _ = train.gather(np.arange(len(train)))
+  real = quality.real_images(train)
   found = quality.distances(net, samples, real)
   write_json(folder / "distance.json", dataclasses.asdict(found) | _whose(trained))
   plots.nearest_neighbours(samples[:8], real, folder / "nearest_neighbours.png")

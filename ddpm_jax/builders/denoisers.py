@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.builders.covariances import OPTIMAL_HEADS
-from ddpm_jax.builders.networks import is_classifier
+from ddpm_jax.builders.networks import check_draws, is_classifier
 from ddpm_jax.builders.process import moments, schedule
 from ddpm_jax.diffusion import guidance, transforms
 from ddpm_jax.errors import UserError
@@ -15,6 +15,7 @@ from ddpm_jax.errors import UserError
 
 def denoiser(config: ConfigDict, net: Any) -> Any:
   """`net`, with the moments of sampling.moments unless a head knows better, clipped as `config.sampling` says."""
+  check_draws(config)
   gamma = moments(config)
   if gamma is not None and config.prediction.second not in OPTIMAL_HEADS:
     net = transforms.AnalyticMoments(net, jnp.asarray(gamma, jnp.float32))
@@ -80,9 +81,12 @@ def check_guide(config: ConfigDict, guide: ConfigDict) -> None:
 
 def strength_of(section: ConfigDict) -> dict[str, Any]:
   """Scale and interval, as leaves."""
-  low, high = guidance.EVERYWHERE if section.interval is None else section.interval
+  interval = guidance.EVERYWHERE if section.interval is None else section.interval
+  if len(interval) != 2 or not all(isinstance(level, int) for level in interval):
+    raise UserError(f"sampling.guidance.interval = {interval} should be two levels, such as (100, 600).")
+  low, high = interval
   if low > high:
-    raise UserError(f"sampling.guidance.interval = {section.interval} is empty: the lower level comes first.")
+    raise UserError(f"sampling.guidance.interval = {interval} is empty: the lower level comes first.")
   return dict(scale=np.float32(section.scale), interval=(np.int32(low), np.int32(high)))
 
 

@@ -24,6 +24,15 @@ def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Modu
   fields = config.network.to_dict()
   unet = fields.get("backbone", fields)
   block_size = unet.pop("block_size", 1)
+  if not isinstance(block_size, int) or block_size < 1:
+    raise UserError(f"network.block_size = {block_size!r} should be at least 1, which are no blocks.")
+  if "backbone" not in unet and unet["name"] == "two_headed":
+    raise UserError("A second head stands on a finished network: set train.backbone to its run.")
+  if is_classifier(config) != (unet["name"] == "classifier") or (is_classifier(config) and config.train.class_conditional):
+    raise UserError(
+      'A noisy classifier has network.name = "classifier" and loss.name = "classifier", and is not class-conditional: it '
+      "would be told what it has to find out."
+    )
   if num_classes is None and "label" in conditions(config):
     raise UserError(f"This network needs labels, but data set {config.data.name!r} has none.")
   heads = 2 if config.prediction.second else 1
@@ -46,6 +55,12 @@ def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Modu
 def is_classifier(config: ConfigDict) -> bool:
   """Whether the run is that of a noisy classifier, for guidance."""
   return config.loss.name == "classifier"
+
+
+def check_draws(config: ConfigDict) -> None:
+  """Raises UserError for a noisy classifier, which is no denoiser."""
+  if is_classifier(config):
+    raise UserError("This is a noisy classifier: it guides other networks (sampling.guidance.model) and draws nothing.")
 
 
 def conditions(config: ConfigDict) -> tuple[str, ...]:

@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
 
   environment.prepare()
   import json
-  import pathlib
 
   from ddpm_jax import config as configs
   from ddpm_jax.config import nearest
+  from ddpm_jax.data.atomic import writing
   from ddpm_jax.errors import UserError
   from ddpm_jax.scale import plan
 
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     print(roofline(name, config, fit.program, chip, args.price_per_chip_hour))
     figures[name] |= {"seconds": fit.program.seconds(chip), "images_per_second": fit.program.images_per_second(chip)}
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(figures, indent=2))
+    with writing(args.json) as temporary:
+      temporary.write_text(json.dumps(figures, indent=2))
   return 0
 
 

@@ -20,11 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  environment.prepare(args)
+  environment.prepare(args, saves=True)
   import jax
 
+  from ddpm_jax import build, experiment
   from ddpm_jax import config as configs
-  from ddpm_jax import experiment
   from ddpm_jax.errors import UserError
   from ddpm_jax.training.loop import Preempted
 
@@ -43,5 +43,6 @@ def run(args: argparse.Namespace) -> int:
   except Preempted as stopped:
     print(stopped)
     return stopped.exit_code
-  print(f"Trained to step {config.train.total_steps} in {args.workdir}. Next: ddpm-jax sample --workdir {args.workdir}")
+  verb = "evaluate" if build.is_classifier(config) else "sample"
+  print(f"Trained to step {config.train.total_steps} in {args.workdir}. Next: ddpm-jax {verb} --workdir {args.workdir}")
   return 0

@@ -1,7 +1,7 @@
 """Samples against a reference: FID, sFID, Inception score, precision and recall, KID, and what they were measured on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,12 +98,18 @@ def _possible(metrics: Sequence[str] | None, outputs: dict[str, int], reference:
         missing[metric] = "the reference has no images (arr_0)"
   if metrics is None:
     return tuple(metric for metric in NEEDS if metric not in missing)
+  check_names(metrics)
   for metric in metrics:
-    if metric not in NEEDS:
-      raise UserError(f"There is no metric {metric!r}; {nearest(metric, NEEDS)}")
     if metric in missing:
       raise UserError(f"{metric} cannot be had: {missing[metric]}.")
   return tuple(metrics)
+
+
+def check_names(metrics: Iterable[str]) -> None:
+  """Raises UserError for a metric that does not exist."""
+  for metric in metrics:
+    if metric not in NEEDS:
+      raise UserError(f"There is no metric {metric!r}; {nearest(metric, NEEDS)}")
 
 
 def _check_sides(samples: ImageSet, reference: Reference | ImageSet, extractor: Extractor) -> None:

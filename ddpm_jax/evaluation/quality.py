@@ -50,6 +50,16 @@ def distances(net: features.FeatureNet, samples: np.ndarray, real: np.ndarray) -
   )
 
 
+def real_images(source: Source) -> np.ndarray:
+  """All images of a data set, uint8 [N,H,W,C], for `distances`, which compares halves.
+
+  As stored, but in random order where they are stored class by class, as folders are: one half would lack classes.
+  """
+  images, labels = source.gather(np.arange(len(source)))
+  sorted_by_class = (np.diff(labels) >= 0).all()
+  return images[np.random.default_rng(0).permutation(len(images))] if sorted_by_class else images
+
+
 def classifier_of(
   train: Source, test: Source, path: str | os.PathLike, recipe: features.Recipe | None = None
 ) -> features.FeatureNet:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from ddpm_jax import __version__
 from ddpm_jax.data.atomic import writing
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import plots
@@ -24,7 +25,7 @@ from ddpm_jax.training import checkpoints
 
 TABLES = ("interpolation", "nearest_neighbours", "progressive")  # of pictures: shown whole on a phone too
 PICTURES = {".png": "image/png", ".gif": "image/gif"}
-PACKAGES = ("ddpm_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent); }
@@ -172,7 +173,7 @@ def name_of(file: pathlib.Path) -> str:
 
 def _environment() -> dict[str, str]:
   """Where this page was made."""
-  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  versions = {"ddpm_jax": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
   devices = jax.devices()
   return {"Python": platform.python_version(), "system": platform.platform(),
           "devices": f"{len(devices)} x {devices[0].device_kind}", **versions}

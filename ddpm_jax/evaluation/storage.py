@@ -49,8 +49,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
   arrays = read_npz(path)
   if META not in arrays:
     raise UserError(f"{path} was not written by ddpm_jax (it holds {', '.join(arrays)}, but no {META!r}).")
-  meta = json.loads(str(arrays.pop(META)))
-  if digest(arrays) != meta.pop(ARRAYS):
+  try:
+    meta = json.loads(str(arrays.pop(META)))
+    written = meta.pop(ARRAYS)
+  except (ValueError, KeyError, AttributeError):
+    raise UserError(f"{path} was not written by ddpm_jax: its {META!r} is something else.") from None
+  if digest(arrays) != written:
     raise UserError(f"{path} is damaged: its arrays do not have the SHA-256 it was written with; make it again.")
   return arrays, meta
 

@@ -77,8 +77,15 @@ class Cell:
 
 
 def cells(methods: Iterable[Method], Ks: Sequence[int], trajectories: Sequence[str] = ("even",)) -> list[Cell]:
-  """All cells, fewest steps first, without the optimal trajectories that a method does not have."""
+  """All cells in the order of Ks, without the optimal trajectories that a method does not have.
+
+  Raises:
+    UserError: for another trajectory than "even" and "optimal".
+  """
   methods = list(methods)
+  for trajectory in trajectories:
+    if trajectory not in ("even", "optimal"):
+      raise UserError(f'A trajectory is "even" or "optimal", not {trajectory!r}.')
   every = [Cell(method, trajectory, K) for K in Ks for trajectory in trajectories for method in methods]
   return [cell for cell in every if cell.trajectory == "even" or cell.method.grid]
 

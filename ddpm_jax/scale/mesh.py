@@ -67,6 +67,12 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
+def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
+  """[B, ...] that every process has all of, cut over the devices where they divide B, else a copy on each."""
+  sharding = replicated(mesh) if len(array) % mesh.size else over_batch(mesh)
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def to_host(tree: Any) -> Any:
   """NumPy arrays with everything that is in `tree`, in each process, wherever its parts are."""
 
