@@ -13,6 +13,7 @@ import pytest
 from ddpm_jax import build
 from ddpm_jax import config as configs
 from ddpm_jax.cli.main import run
+from ddpm_jax.cli.plan import roofline
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import flops, hlo, plan
 from ddpm_jax.scale.plan import Program, TooLarge
@@ -183,6 +184,16 @@ def test_roofline_is_the_slowest_of_three():
   assert program(0).images_per_second(chip) == 8 / 20
 
 
+def test_what_is_assumed_is_told_only_if_somebody_assumes_it():
+  chip = plan.Chip("made up", peak=1e9, hbm=1, bandwidth=1.0, links=0.1)
+  config = configs.load("digits")
+  config.train.total_steps = 1800  # of 20 s
+  bound = roofline("train", config, program(0), chip, None, None)
+  assert "at least 1,800 steps in 10.0 h" in bound and "assumed" not in bound
+  both = roofline("train", config, program(0), chip, 0.25, 3.0)
+  assert bound.splitlines()[0] in both and f"{1800:,} steps in 40.0 h" in both and "at 3 per chip hour, as assumed" in both
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -203,6 +214,7 @@ def test_plan_of_the_devices_here(capsys, tmp_path):
   ("arguments", "message"),
   [
     (["--config", "digits:smoke", "--programs", "trian"], "did you mean 'train'"),
+    (["--config", "digits:smoke", "--utilisation", "40"], "--utilisation 40 is no share of the speed at best"),
     (["--config", "lsun_ddpm", "--config.data.image_size=None"], "add --config.data.image_size=N"),
   ],
 )
