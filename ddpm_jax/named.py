@@ -11,7 +11,7 @@ from ddpm_jax.errors import UserError
 
 
 def make(table: Mapping[str, Callable], section: Any, what: str, **more: Any) -> Any:
-  """table[section.name](**rest of section, **more), with as much of `more` as it takes.
+  """What `table` has under the section's name, called with the rest of the section and as much of `more` as it takes.
 
   Examples:
     >>> make({"half": lambda x, by=2.0: x / by}, {"name": "half", "by": 4.0}, "number", x=10)
@@ -47,5 +47,5 @@ def _fits(value: Any, annotation: Any) -> bool:
   kinds = _kinds(annotation)
   if not {int, float, str, bool} & set(kinds):
     return True
-  number = numbers.Real if float in kinds else numbers.Integral if int in kinds else ()
-  return type(value) in kinds or (isinstance(value, number) and not isinstance(value, bool))
+  number = isinstance(value, numbers.Real if float in kinds else numbers.Integral) and not isinstance(value, bool)
+  return type(value) in kinds or (number and bool({int, float} & set(kinds)))

@@ -1,5 +1,6 @@
 """What the documentation says is so: links lead somewhere, lines of code exist, commands parse, examples run."""
 
+import ast
 import contextlib
 import importlib
 import io
@@ -49,6 +50,15 @@ def test_every_module_is_in_the_reference():
   files = (path for path in (ROOT / "ddpm_jax").rglob("*.py") if path.stem[0] != "_" and path.parent.name != "cli")
   assert {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files} | {"ddpm_jax.models"} == set(named)
   assert len(named) == len(set(named))
+
+
+def test_docstrings_have_no_links_by_accident():
+  """`table[name](value)` outside of backticks and examples is a link to Markdown, and stops the build."""
+  for path in (ROOT / "ddpm_jax").rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+        prose = re.sub(r"`[^`]*`|^ {4}.*$", "", ast.get_docstring(node) or "", flags=re.M)
+        assert not re.search(r"\]\((?!http)", prose), f"{path.name}: {prose}"
 
 
 def test_the_table_of_published_weights_is_that_of_the_registry():
