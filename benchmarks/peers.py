@@ -35,7 +35,10 @@ def config(name: str):
 
 
 def weights(name: str):
-  """Random weights, the same in every process; none is zero, so that an error anywhere shows."""
+  """Random weights, the same in every process; none is zero, so that an error anywhere shows.
+
+  The last layer's are a hundredth: larger ones make sampling chaotic, and rounding grows to other images.
+  """
   import jax
 
   from ddpm_jax.convert.convert import parameter_shapes
@@ -44,7 +47,9 @@ def weights(name: str):
   shapes = parameter_shapes(module(name), config(name))
   draw = lambda leaf: np.float32(random.standard_normal(leaf.shape) * np.prod(leaf.shape[:-1]) ** -0.5)
   scale = lambda path, leaf: draw(leaf) if len(leaf.shape) > 1 else np.full(leaf.shape, path[-1].key == "scale", np.float32)
-  return jax.tree_util.tree_map_with_path(scale, shapes)
+  drawn = jax.tree_util.tree_map_with_path(scale, shapes)
+  drawn["out"]["conv"]["kernel"] /= 100
+  return drawn
 
 
 def module(name: str):
