@@ -357,7 +357,7 @@ class Trained:
     """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, cut over the devices."""
     image, label = source.gather(indices)
     low_res = self.config.data.low_res_size and pixels.area(image, self.config.data.low_res_size)
-    cond = self._cond(self._keys(indices), label if self.config.train.class_conditional else None, low_res)
+    cond = self._cond(self._keys(indices), label if self._takes_labels else None, low_res)
     return _put(pixels.to_float(image)), cond
 
   def changed(self, **sections: dict) -> "Trained":
@@ -390,7 +390,7 @@ class Trained:
 
   def labels(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> np.ndarray | None:
     """The label of each image, int [N]: `labels` if valid, else all classes in turn; None where nothing asks for them."""
-    if not self.config.train.class_conditional and self.config.sampling.guidance.kind != "classifier":
+    if not self._takes_labels:
       if labels is not None:
         raise UserError(
           "This network is unconditional and takes no labels: guide it by a classifier (sampling.guidance), or train it "
@@ -405,6 +405,11 @@ class Trained:
     if len(wrong):
       raise UserError(f"Class {wrong[0]} does not exist: {self.config.data.name} has classes 0 to {classes - 1}.")
     return labels
+
+  @property
+  def _takes_labels(self) -> bool:
+    """Whether the network or its guide wants to know the class of an image."""
+    return self.config.train.class_conditional or self.config.sampling.guidance.kind == "classifier"
 
   def _keys(self, seeds: np.ndarray) -> jax.Array:
     """One per image [B]. Stages of a cascade draw from different ones: what they see is made of noise of the one before."""

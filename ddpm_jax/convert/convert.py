@@ -150,14 +150,25 @@ def export(
   stored = checkpoints.load_weights(str(directory), ema=ema)
   config = configs.from_dict(stored.config)
   module = build.model(config, config.data.channels, config.data.num_classes)
-  backbone = config.network.get("backbone", config.network).name
-  family = family or record.get("dialect") or _DIALECT_OF.get(backbone, "openai")
+  unet = config.network.get("backbone", config.network)
+  if unet.get("block_size", 1) != 1:
+    raise UserError(f"{workdir} works on blocks of pixels (network.block_size): no other codebase reads its weights.")
+  family = family or record.get("dialect") or next(name for name, kinds in _NETWORKS_OF.items() if unet.name in kinds)
+  if unet.name not in _NETWORKS_OF.get(family, (unet.name,)):
+    known = " or ".join(name for name, kinds in _NETWORKS_OF.items() if unet.name in kinds)
+    raise UserError(f"The codebases of {family} have no network like this one, a {unet.name}: take --family {known}.")
   order = attention_order or record.get("attention_order") or "legacy"
   table = names.entries(module, stored.params, family, attention_order=order)
   files.write(target, names.save(table, stored.params))
 
 
-_DIALECT_OF = {"unet_ddpm": "pesser", "ncsnpp": "ncsnpp"}
+_NETWORKS_OF = {  # the networks that each dialect's codebases have, the usual one of a network first
+  "pesser": ("unet_ddpm",),
+  "ho_tf": ("unet_ddpm",),
+  "openai": ("unet_adm", "classifier"),
+  "ncsnpp": ("ncsnpp",),
+  "diffusers": ("unet_ddpm", "unet_adm"),
+}
 
 
 def parameter_shapes(module: Any, config: ConfigDict) -> Mapping[str, Any]:

@@ -145,6 +145,22 @@ def test_edits(runs, capsys):
   assert np.abs(drawn[:, :, 4:] - kept).max() <= 1  # truncated to 8 bits
 
 
+def test_frames_between_two_seeds_have_one_class(runs):
+  how = ["sampling.guidance.kind=None", "sampling.grid=uniform", "sampling.steps=2", "sampling.eta=0"]
+  run = experiment.load(runs / "cond", overrides=how)
+  frames = edits.interpolate(run, 3, 3, 2, label=4)
+  np.testing.assert_array_equal(frames[0], frames[1])
+  assert (frames != edits.interpolate(run, 3, 3, 2, label=5)).any()
+
+
+def test_a_classifier_guides_reconstructions(runs):
+  """Also where eta = 1 would let it shift the mean of ancestral steps."""
+  plain = experiment.load(runs / "plain")
+  guided = plain.changed(sampling=dict(guidance=dict(kind="classifier", scale=100.0, model=f"{runs}/classifier")))
+  source = plain.dataset("test")
+  assert (edits.reconstruct(plain, source, [0, 1], 3)[0] != edits.reconstruct(guided, source, [0, 1], 3)[0]).any()
+
+
 BAD = {
     "class": ("plain", ["--classes", "12", "CLASSIFIER"], "Class 12 does not exist: digits has classes 0 to 9"),
     "no guide": ("plain", ["--classes", "2"], "unconditional and takes no labels"),
