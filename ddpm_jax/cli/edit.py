@@ -52,14 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   out = pathlib.Path(args.workdir) / "edits"
-  out.mkdir(exist_ok=True)
+  out.mkdir(parents=True, exist_ok=True)
 
   if args.task == "interpolate":
     seeds = integers(args.seeds or "0-7", "--seeds")
     pairs = list(zip(seeds[::2], seeds[1::2], strict=False))
     if not pairs:
       raise UserError("Interpolation is between seeds 0 and 1, 2 and 3 of --seeds: name at least two.")
-    rows = [edits.interpolate(trained, first, last, args.frames) for first, last in pairs]
+    classes = trained.config.data.num_classes or 1
+    rows = [edits.interpolate(trained, *ends, args.frames, label=k % classes) for k, ends in enumerate(pairs)]
   else:
     numbers = integers(args.images, "--images")
     source = trained.dataset(trained.config.data.test_split)

@@ -24,9 +24,11 @@ INCEPTIONS = {
   "inception_tf": "Inception of TensorFlow 2015 (DDPM, Improved DDPM, ADM)",
   "inception_torch": "pytorch-fid's (Analytic-DPM)",
 }
-OF_NETWORKS = ("likelihood", "covariance", "ode", "distance", "figures", "ema", "step", "overrides")
+OF_DRAWING = ("likelihood", "covariance", "ode", "distance", "figures")
+OF_NETWORKS = (*OF_DRAWING, "ema", "step", "overrides")
 LEAST = {"likelihood": 0, "ode": 0, "distance": 0, "num_samples": 1, "batch_size": 1}
 AGAINST = ("reference", "make_reference", "captions")
+OF_COMPARISONS = ("num_samples", "inception", "clip", "metrics", "keep", "out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,11 +90,15 @@ def run(args: argparse.Namespace) -> int:
     against(args, image_sets.open_set(*_set(args.samples)), args.out or "metrics.json")
     return 0
 
+  if not compared and (odd := next((name for name in OF_COMPARISONS if getattr(args, name) is not None), None)):
+    raise UserError(f"--{odd} is about a comparison: give --reference, --make_reference or --captions, or leave it out.")
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
   out = distributed.output(pathlib.Path(args.workdir) / "evaluation")
   out.mkdir(parents=True, exist_ok=True)
   if build.is_classifier(trained.config):
+    if odd := next((name for name in (*OF_DRAWING, *AGAINST) if getattr(args, name)), None):
+      raise UserError(f"--{odd} is about a network that draws images, and this is a noisy classifier: leave it out.")
     accuracy(trained, out)
     return 0
   count = args.likelihood
@@ -128,7 +134,7 @@ def accuracy(trained, out) -> None:
 def likelihood(trained, out, count: int, covariances: str | None) -> None:
   from ddpm_jax import scores
 
-  for found in scores.bits_per_dim(trained, out, count, covariances and covariances.split(",")):
+  for found in scores.bits_per_dim(trained, out, count, covariances.split(",") if covariances else None):
     error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
     print(
       f"bits/dim on {found['images']} {found['split']} images, {found['steps']} steps, {found['covariance']} covariance: "
@@ -177,14 +183,15 @@ def against(args: argparse.Namespace, samples, out) -> None:
     result = _clip_score(samples, args.captions, args.clip, options)
     print(f"  CLIP score {result['clip_score']['mean']:.4f} of {len(samples):,} images with their captions")
   else:
+    metrics = None if args.metrics is None else args.metrics.split(",")
+    evaluate.check_names(metrics or ())
+    reference = None if args.make_reference else _reference(args.reference)
     extractor = _extractor(args.features, args.inception)
     print(f"features: {extractor.name}, {extractor.digest[:16]}…" + _accuracy_of(extractor))
     if args.make_reference:
       references.write(args.make_reference, references.make(samples, extractor, **options))
       print(f"Wrote {args.make_reference}: moments of {len(samples):,} images")
       return
-    reference = _reference(args.reference)
-    metrics = None if args.metrics is None else args.metrics.split(",")
     result = evaluate.evaluate(samples, reference, extractor, metrics=metrics, count=_count(args), **options)
     _show(result)
   scores.write_json(out, result)

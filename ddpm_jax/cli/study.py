@@ -39,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import study
 
+  for name in ("samples", "likelihood"):
+    if getattr(args, name) < 0:
+      raise UserError(f"--{name} {getattr(args, name)} is too few: give at least 0, which measures none.")
   workdir = pathlib.Path(args.workdir)
   out = pathlib.Path(args.out or workdir / "study")
   moments = pathlib.Path(args.moments or workdir / "evaluation" / "moments.npz")
@@ -48,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     raise UserError(f"There are no moments in {moments}: measure them first with ddpm-jax moments --workdir {workdir}.")
   where = {"plain": args.workdir, "npr": args.npr, "sn": args.sn}
   networks = {name: experiment.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
-  cap = args.cap or (1.0 if networks["plain"].config.schedule.name == "cosine" else 2.0)
+  cap = args.cap
+  if cap is None:
+    cap = 1.0 if networks["plain"].config.schedule.name == "cosine" else 2.0
   results = analytic.study(
     networks, out, Ks=integers(args.steps, "--steps"), moments_path=moments, costs_path=args.costs,
     names=args.methods and args.methods.split(","), trajectories=args.trajectories.split(","),
@@ -70,13 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
 def distance_of(trained, folder, count: int):
   """Fréchet distance of images to the training images, in the features of the data set's own classifier."""
-  import numpy as np
-
   from ddpm_jax.evaluation import quality
 
   train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
   net = quality.classifier_of(train, test, folder / "classifier.npz")
-  real, _ = train.gather(np.arange(len(train)))
+  real = quality.real_images(train)
 
   def distance(images):
     found = quality.distances(net, images, real)
