@@ -6,6 +6,10 @@ In the coordinates x / alpha and r = sigma / alpha, the flow is d(x / alpha) / d
     x_s / alpha_s = x_t / alpha_t + (r_s - r_t) (eps_t + eps_s) / 2             (corrected with eps_s at Euler's x_s)
 
 with eps = (x - alpha x0) / sigma.
+
+The correction is a straight line in r, along which eps is not: where r changes by more than a factor of two per step it
+overshoots, and Euler's step with half the length is better for the same two evaluations. That is at fewer than 30
+evaluations on the log-SNR grid of DDPM's linear schedule.
 """
 
 import numpy as np
