@@ -10,7 +10,8 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, Any]]:
   """(field number, value) of an encoded message; values are ints for varints, bytes otherwise.
 
   Raises:
-    ValueError, IndexError: if the bytes are no message.
+    ValueError: if the bytes are no message.
+    IndexError: if they end within a number.
   """
   message = memoryview(message)
   position = 0
