@@ -55,9 +55,10 @@ class Moments:
   def gamma(self, T: int, *, residual: bool = False) -> np.ndarray:
     """Gamma by (1), or 1 - (2) if `residual`: float64 [T+1], gamma[0] = 0 is not used.
 
-    Levels that were not measured are interpolated linearly.
+    Levels that were not measured are interpolated linearly. Where an untrained network errs by more than all of the noise,
+    (2) counts as 1: Var[eps | x_n] is at most that in the mean.
     """
-    gamma = np.interp(np.arange(T + 1), self.levels, 1 - self.mean[1] if residual else self.mean[0])
+    gamma = np.interp(np.arange(T + 1), self.levels, 1 - np.minimum(self.mean[1], 1) if residual else self.mean[0])
     gamma[0] = 0
     return gamma
 
@@ -100,7 +101,7 @@ def estimate(
   steps = gaussian(schedule, np.append(levels[::-1], 0))
   for x_0, cond in batches:
     keys = image_keys(seed, moments.count, len(x_0))
-    parts = [_moments(keys, network, rows, x_0, cond) for rows in chunks(steps, chunk)]
+    parts = [jax.device_get(_moments(keys, network, rows, x_0, cond)) for rows in chunks(steps, chunk)]
     mean, deviations = (np.concatenate(part)[::-1].T.astype(np.float64) for part in zip(*parts, strict=True))
     moments = moments.merge(Moments(levels, len(x_0), mean, deviations))
     yield moments

@@ -237,6 +237,11 @@ def test_levels_between_measured_ones_are_interpolated():
   np.testing.assert_allclose(found.gamma(30, residual=True)[[0, 5, 15, 30]], [0, 0.6, 0.65, 0.7])
 
 
+def test_an_error_larger_than_the_noise_says_that_nothing_is_known():
+  found = moments.Moments(np.array([10, 20]), 1, np.array([[0.5, 0.7], [0.4, 1.3]]), np.zeros((2, 2)))
+  np.testing.assert_allclose(found.gamma(20, residual=True)[[10, 20]], [0.6, 0])
+
+
 @pytest.mark.parametrize("count", [50, 100, 7, 97])
 def test_the_cost_is_one_evaluation_per_image_and_level(count):
   """So that 10,000 images cost 10,000 x levels: no part of a chunk is run for nothing."""
