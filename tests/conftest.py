@@ -10,7 +10,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")  # parity with float32 references
 
-collect_ignore = ["compiled.py", "devices.py", "processes.py", "tiny_run.py"]  # programs that tests start
+collect_ignore = ["commands.py", "compiled.py", "devices.py", "processes.py", "tiny_run.py"]  # programs that tests start
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 INDEX = json.loads((GOLDEN / "index.json").read_text())

@@ -4,7 +4,9 @@ import argparse
 import json
 import logging
 import os
+import pathlib
 import signal
+import sys
 
 import tiny_run
 
@@ -16,16 +18,19 @@ parser = argparse.ArgumentParser()
 parser.add_argument("directory")
 parser.add_argument("--steps", type=int, default=tiny_run.TOTAL)
 parser.add_argument("--fsdp", type=int, default=1)
-parser.add_argument("--die", type=int, help="SIGKILL to the last process as it reads this step's batch")
+parser.add_argument("--at", type=int, help="the batch before which processes get a signal")
+parser.add_argument("--signal", default="KILL", help="KILL, TERM (default %(default)s)")
+parser.add_argument("--who", type=int, help="which process gets it (default: all)")
 args = parser.parse_args()
 logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 for noisy in ("absl", "orbax", "jax"):
   logging.getLogger(noisy).setLevel(logging.ERROR)
-environment.prepare(argparse.Namespace(coordinator=None, processes=None, process=None, wait=300.0))
+environment.prepare(argparse.Namespace(coordinator=None, processes=None, process=None, wait=300.0), saves=True)
 
 import jax  # noqa: E402  (after the processes have met)
 
 from ddpm_jax.scale import mesh as layout  # noqa: E402
+from ddpm_jax.training import loop  # noqa: E402
 
 process, processes = jax.process_index(), jax.process_count()
 source = train_batches(tiny_run.data(), tiny_run.BATCH, flip=True, process=process, processes=processes)
@@ -33,15 +38,24 @@ source = train_batches(tiny_run.data(), tiny_run.BATCH, flip=True, process=proce
 
 def feed(start):
   for i, batch in enumerate(source.iterate(start), start):
-    if i == args.die and process == processes - 1:
-      os.kill(os.getpid(), signal.SIGKILL)
+    if i == args.at and args.who in (None, process):
+      pathlib.Path(args.directory, f"signalled_{process}").touch()
+      os.kill(os.getpid(), signal.Signals[f"SIG{args.signal}"])
     yield batch
 
 
-with distributed.together():
+def run() -> int:
   mesh = layout.make_mesh(fsdp=args.fsdp)
-  final = tiny_run.run(args.directory, mesh, total_steps=args.steps, feed=feed, every=10)
+  try:
+    final = tiny_run.run(args.directory, mesh, total_steps=args.steps, feed=feed, every=10)
+  except loop.Preempted as stopped:
+    print(stopped, flush=True)
+    return stopped.exit_code
   parts = max(len({str(s.index) for s in x.global_shards}) for x in jax.tree.leaves(final.params))
-  here = [str(path) for path in distributed.output(args.directory).glob("*")]
-  report = {"processes": processes, "devices": jax.device_count(), "parts": parts, "files_seen": len(here)}
-  print(json.dumps(report), flush=True)
+  print(json.dumps({"processes": processes, "devices": jax.device_count(), "parts": parts}), flush=True)
+  return 0
+
+
+with distributed.together():
+  code = run()
+sys.exit(code)

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   from ddpm_jax.cli import environment
 
-  environment.prepare()
+  environment.prepare_alone("edit")
   import json
   import pathlib
 

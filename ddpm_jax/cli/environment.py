@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.scale import distributed
 
 
@@ -21,11 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   several.add_argument("--wait", type=float, default=300.0, metavar="S", help="seconds to wait for all (%(default)g)")
 
 
-def prepare(args: argparse.Namespace | None = None) -> None:
+def prepare(args: argparse.Namespace | None = None, *, saves: bool = False) -> None:
   """Called once by every command that computes.
 
   Args:
     args: with the flags above, of a command that several processes can share.
+    saves: SIGTERM does not end the command at once, see distributed.join.
 
   On a CPU, XLA spreads one program badly over cores; as many virtual devices, each with its share of the batch, use
   them all. Compiled programs are kept between runs in $XDG_CACHE_HOME/ddpm_jax (set JAX_COMPILATION_CACHE_DIR for
@@ -43,7 +45,21 @@ def prepare(args: argparse.Namespace | None = None) -> None:
   if args is not None:
     flags = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
     if (group := distributed.find(**flags)) is not None:
-      distributed.join(group, args.wait)
+      distributed.join(group, args.wait, saves=saves)
+
+
+def prepare_alone(command: str) -> None:
+  """The same for a command that is not shared.
+
+  Raises:
+    UserError: if the environment says that several processes run it.
+  """
+  if (group := distributed.find()) is not None:
+    raise UserError(
+      f"ddpm-jax {command} is for one process, and the environment says that this is one of {group.processes}: start it "
+      "once, without srun or launch/local.sh, and without JAX_NUM_PROCESSES."
+    )
+  prepare()
 
 
 def _power_of_two(cores: int) -> int:

@@ -73,14 +73,11 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax import build, experiment
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import image_sets
-  from ddpm_jax.scale import distributed
 
   for name, least in LEAST.items():
     if (value := getattr(args, name)) is not None and value < least:
       raise UserError(f"--{name} {value} is too few: give at least {least}.")
   compared = any(getattr(args, name) for name in AGAINST)
-  if args.out is not None:
-    args.out = distributed.output(pathlib.Path(args.out).parent) / pathlib.Path(args.out).name
   if args.samples is not None:
     if odd := next((name for name in OF_NETWORKS if getattr(args, name)), None):
       flag = f"config.{args.overrides[0]}" if odd == "overrides" else odd
@@ -94,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     raise UserError(f"--{odd} is about a comparison: give --reference, --make_reference or --captions, or leave it out.")
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
-  out = distributed.output(pathlib.Path(args.workdir) / "evaluation")
+  out = pathlib.Path(args.workdir) / "evaluation"
   out.mkdir(parents=True, exist_ok=True)
   if build.is_classifier(trained.config):
     if odd := next((name for name in (*OF_DRAWING, *AGAINST) if getattr(args, name)), None):

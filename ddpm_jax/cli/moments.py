@@ -13,6 +13,8 @@ Results go to WORKDIR/evaluation: moments.npz, moments.png, costs_COVARIANCE.npz
 
 import argparse
 
+from ddpm_jax.cli import environment
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
@@ -25,12 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--export", metavar="FILE", help="also write the vector: .npy, or .pth for Analytic-DPM's own code")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
+  environment.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-  from ddpm_jax.cli import environment
-
-  environment.prepare()
+  environment.prepare(args)
   import pathlib
 
   from ddpm_jax import analytic, build, experiment

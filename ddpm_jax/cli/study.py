@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   from ddpm_jax.cli import environment
 
-  environment.prepare()
+  environment.prepare_alone("study")
   import pathlib
 
   from ddpm_jax import analytic, experiment

@@ -3,16 +3,19 @@
 import contextlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.scale import distributed
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives a temporary path beside `path`, renamed to `path` when the block ends well and removed when it does not.
 
-  The suffix is kept, so that writers which choose a format by it see the right one. Missing folders are made.
+  The suffix is kept, so that writers which choose a format by it see the right one. Missing folders are made. Of several
+  processes that are one run (scale/distributed.py) the first one writes; what the others write is thrown away.
 
   Examples:
     >>> import tempfile
@@ -26,6 +29,10 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     UserError: if nothing can be written there.
   """
   path = pathlib.Path(path)
+  if not distributed.first():
+    with tempfile.TemporaryDirectory(prefix="ddpm_jax_") as aside:
+      yield pathlib.Path(aside, path.name)
+    return
   temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ import tqdm
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import storage
-from ddpm_jax.scale.mesh import make_mesh, over_batch, replicated
+from ddpm_jax.scale import distributed
+from ddpm_jax.scale import mesh as layout
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def extract(extractor: Extractor, images: Images, *, outputs: tuple[str, ...] = 
     images: the set.
     outputs: which of the extractor's outputs; what is not asked for is not computed.
     batch_size: images per device and call.
-    devices: default all of this process.
+    devices: default all, of all processes.
     folder: where to keep features, in a folder named by a hash of all that decides them.
     source: for `folder`, what identifies the images: a hash of their pixels, or of what makes them.
     progress: show a bar.
@@ -80,26 +81,27 @@ def extract(extractor: Extractor, images: Images, *, outputs: tuple[str, ...] = 
       raise UserError("Features are kept under the hash of their images: give `source` along with `folder`.")
     decides = {"extractor": extractor.digest, "images": source, "outputs": sorted(outputs), "count": len(images)}
     folder = pathlib.Path(folder, storage.text_digest(decides)[:32])
-  mesh = make_mesh(devices=devices or jax.local_devices())
+  mesh = layout.make_mesh(devices=devices)
   size = batch_size * mesh.size
-  on_devices = jax.device_put(extractor, replicated(mesh))
+  on_devices = jax.device_put(extractor, layout.replicated(mesh))
   chunks = []
   with tqdm.tqdm(total=len(images), desc=f"{extractor.name} features", unit="img", disable=not progress) as bar:
     for start in range(0, len(images), CHUNK):
       indices = np.arange(start, min(start + CHUNK, len(images)))
       path = folder and folder / f"{start:09d}.npz"
       chunk = _stored(path)
-      if chunk is not None:
+      if distributed.agreed(chunk is not None):  # who draws the images needs the others for it
         chunks.append(chunk)
         bar.update(len(indices))
         continue
       batches = []
       for part in np.split(indices, range(size, len(indices), size)):
-        batch = jax.device_put(_read(images, part, extractor, size), over_batch(mesh))
+        batch = layout.put_whole(_read(images, part, extractor, size), mesh)
         batches.append(_apply(on_devices, batch, outputs))
         jax.block_until_ready(batches[-2:-1])  # one batch computes while the next is read
         bar.update(len(part))
-      chunk = {name: np.concatenate([batch[name] for batch in batches])[:len(indices)] for name in outputs}
+      found = layout.to_host(batches)
+      chunk = {name: np.concatenate([batch[name] for batch in found])[:len(indices)] for name in outputs}
       if path:
         storage.write(path, chunk, decides)
       chunks.append(chunk)

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 
 from ddpm_jax.convert import torch_files
+from ddpm_jax.data.atomic import writing
 from ddpm_jax.diffusion.moments import Moments
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.trajectory import check_gamma
@@ -88,11 +89,12 @@ def write_vector(path: str | os.PathLike, gamma: np.ndarray) -> None:
   """Writes float32 [T+1] as .npy, or, by the suffix .pth, as the authors' code loads it (`torch.load`)."""
   gamma = np.asarray(gamma, np.float32)
   if pathlib.Path(path).suffix not in TORCH:
-    np.save(path, gamma)
+    with writing(path) as temporary, open(temporary, "wb") as file:
+      np.save(file, gamma)
     return
   # The authors' NumPy knows its own module by the old name only.
   pickled = pickle.dumps(gamma, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-  with zipfile.ZipFile(path, "w") as file:
+  with writing(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
     for name, content in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
       file.writestr(f"archive/{name}", content)
 
@@ -136,4 +138,5 @@ def plot_moments(moments: Moments, schedule: Schedule, path: str | os.PathLike) 
   for axes in (left, right):
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-  figure.savefig(path, dpi=100)
+  with writing(path) as temporary:
+    figure.savefig(temporary, dpi=100)

@@ -18,11 +18,9 @@ import dataclasses
 import itertools
 import logging
 import os
-import pathlib
 import selectors
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -36,6 +34,7 @@ log = logging.getLogger(__name__)
 PORT = 8476  # where the environment names a host and no port
 LOST = 3  # exit code of a process that stops because another one did
 NEWS = 30.0  # seconds between lines that say for whom we wait
+SUSPENDED = 24 * 3600  # seconds that a run may be stopped and go on; JAX's heartbeat would abort it after 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +170,12 @@ _lifeline: "Lifeline | None" = None
 _barriers = itertools.count()
 
 
-def join(group: Group, timeout: float = 300.0) -> None:
+def join(group: Group, timeout: float = 300.0, *, saves: bool = False) -> None:
   """Waits for all of the group, then starts JAX as one of them. From here on only process 0 speaks and writes.
+
+  Args:
+    timeout: seconds to wait.
+    saves: SIGTERM to any process is for training/loop.py, which saves before it ends; it ends other commands at once.
 
   Raises:
     UserError: if somebody has not come after `timeout` seconds.
@@ -183,14 +186,18 @@ def join(group: Group, timeout: float = 300.0) -> None:
   lifeline = Lifeline(group, timeout)
   atexit.register(lifeline.close)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.config.update("jax_enable_preemption_service", saves)
   jax.distributed.initialize(
-    group.coordinator, group.processes, group.process, initialization_timeout=max(60, int(timeout))
+    group.coordinator,
+    group.processes,
+    group.process,
+    initialization_timeout=max(60, int(timeout)),
+    heartbeat_timeout_seconds=SUSPENDED,
   )
   _lifeline = lifeline
   if group.process:
-    os.environ["TQDM_DISABLE"] = "1"
     logging.getLogger().setLevel(logging.ERROR)
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # progress bars too; our last sentence goes to sys.__stderr__
   log.info("All %d processes are here.", group.processes)
 
 
@@ -213,13 +220,20 @@ def together() -> Iterator[None]:
     _lifeline.fail(error)
 
 
-def output(directory: str | os.PathLike) -> pathlib.Path:
-  """Where to write: `directory` in the first process, somewhere that is thrown away in the others."""
-  if _lifeline is None or _lifeline.group.process == 0:
-    return pathlib.Path(directory)
-  aside = tempfile.TemporaryDirectory(prefix="ddpm_jax_")
-  atexit.register(aside.cleanup)
-  return pathlib.Path(aside.name)
+def first() -> bool:
+  """Whether this process speaks and writes: process 0 of several, or the only one."""
+  return _lifeline is None or _lifeline.group.process == 0
+
+
+def agreed(ok: bool) -> bool:
+  """Whether every process says so."""
+  import jax
+  from jax.experimental import multihost_utils
+
+  if jax.process_count() == 1:
+    return ok
+  wait_for_all()
+  return bool(multihost_utils.process_allgather(ok).all())
 
 
 class Lifeline:
@@ -322,7 +336,8 @@ class Lifeline:
           selector.unregister(key.fileobj)
           continue
         why = word.removeprefix("stop ") or (
-          f"Process {key.data} of {self.group.processes} was lost; the same command continues from the last checkpoint."
+          f"Process {key.data} of {self.group.processes} was lost; give the same command again: "
+          "training continues from the last checkpoint."
         )
         self._end(why, LOST)
 
@@ -331,14 +346,16 @@ class Lifeline:
     if not self.ended.acquire(blocking=False):
       time.sleep(60)  # the other thread is ending the process
     self._tell(f"stop {why}")
-    print(f"ddpm-jax: process {self.group.process} of {self.group.processes} stops: {why}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    who = f"process {self.group.process} of {self.group.processes}"
+    print(f"ddpm-jax: {who} stops: {why}", file=sys.__stderr__, flush=True)
     os._exit(code)
 
   def fail(self, error: BaseException) -> None:
     """Ends all processes because of what was raised here."""
     if not isinstance(error, UserError):
       time.sleep(3.0)  # when another process is lost, JAX fails here too: the thread that listens knows better
-      traceback.print_exception(error)
+      traceback.print_exception(error, file=sys.__stderr__)
     why = f"{error}" if isinstance(error, UserError) else f"process {self.group.process} failed: {type(error).__name__}."
     self._end(" ".join(why.split()), 2 if isinstance(error, UserError) else 1)
 

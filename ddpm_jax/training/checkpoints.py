@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.scale import distributed
 from ddpm_jax.training import manifest as manifests
 from ddpm_jax.training.digest import digests
 from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest
@@ -232,7 +233,7 @@ def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -
       raise
     except Exception as error:
       reason = _first_line(error)
-    if _agreed(reason is None):
+    if distributed.agreed(reason is None):
       return result, list(damaged)
     damaged[step] = reason or "another process cannot read it"
     log.warning("Checkpoint %s is damaged: %s.", path / str(step), damaged[step])
@@ -315,11 +316,6 @@ def _item(name: str) -> str:
 
 def _rates(manifest: Manifest) -> list[str]:
   return sorted({name.split("/")[1] for name in manifest.leaves if name.startswith("ema/")}, key=float)
-
-
-def _agreed(ok: bool) -> bool:
-  """Whether every process says so."""
-  return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(ok).all())
 
 
 def _together(what: str) -> None:

@@ -1,26 +1,38 @@
-"""Several processes as one run: the same losses, checkpoints that pass between them, and an end in a sentence."""
+"""Several processes as one run: the same numbers, checkpoints that pass between them, and an end in a sentence."""
 
 import json
 import os
 import pathlib
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
+
+from ddpm_jax import config, experiment
+from ddpm_jax.evaluation import features, storage
+from ddpm_jax.training import checkpoints, loop, state
 
 HERE = pathlib.Path(__file__).parents[1]
 STEPS = 16
 
 
-def start(processes: int, devices: int, directory, *flags) -> subprocess.CompletedProcess:
-  """tests/processes.py, `processes` times with `devices` each."""
+def start(processes: int, devices: int, directory, *flags, program="processes.py") -> subprocess.CompletedProcess:
+  """A program of tests/, `processes` times with `devices` each."""
   path = os.pathsep.join(map(str, (HERE, HERE.parent)))
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": path, "XDG_CACHE_HOME": str(directory)}
-  command = [HERE.parent / "launch" / "local.sh", str(processes), sys.executable, HERE / "processes.py", directory, *flags]
+  command = [HERE.parent / "launch" / "local.sh", str(processes), sys.executable, HERE / program, *flags]
   return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+
+
+def train(processes: int, devices: int, directory, *flags) -> subprocess.CompletedProcess:
+  return start(processes, devices, directory, directory, *flags)
 
 
 def report(done: subprocess.CompletedProcess) -> dict:
@@ -33,25 +45,102 @@ def report(done: subprocess.CompletedProcess) -> dict:
 def alone(tmp_path_factory) -> list[float]:
   """The losses of one process with four devices."""
   directory = tmp_path_factory.mktemp("alone")
-  assert report(start(1, 4, directory, "--steps", str(STEPS)))["processes"] == 1
+  assert report(train(1, 4, directory, "--steps", str(STEPS)))["processes"] == 1
   return tiny_run.losses_of(directory)
 
 
 def test_four_processes_and_then_two_lose_as_one_does(alone, tmp_path):
-  four = report(start(4, 1, tmp_path, "--steps", "10", "--fsdp", "4"))
+  four = report(train(4, 1, tmp_path, "--steps", "10", "--fsdp", "4"))
   assert (four["processes"], four["devices"], four["parts"]) == (4, 4, 4)
-  two = report(start(2, 2, tmp_path, "--steps", str(STEPS), "--fsdp", "2"))  # continues from step 10
+  two = report(train(2, 2, tmp_path, "--steps", str(STEPS), "--fsdp", "2"))  # continues from step 10
   assert (two["processes"], two["devices"], two["parts"]) == (2, 4, 2)
   # 1e-5: partial sums over four devices in float32, added in another order; 1e-7 was seen
   np.testing.assert_allclose(tiny_run.losses_of(tmp_path), alone, rtol=1e-5)
 
 
-def test_a_lost_process_ends_the_others_in_a_sentence(tmp_path):
-  done = start(2, 1, tmp_path, "--steps", "1000", "--die", "30")
-  assert done.returncode == 3, done.stderr
-  sentence = "ddpm-jax: process 0 of 2 stops: Process 1 of 2 was lost; the same command continues from the last checkpoint."
-  assert sentence in done.stderr.splitlines()
+@pytest.mark.parametrize("who", [[], ["--who", "1"]], ids=["all", "one"])
+def test_sigterm_to_all_or_one_saves_the_same_step_and_loses_none(alone, tmp_path, who):
+  stopped = train(2, 1, tmp_path, "--steps", "1000", "--at", "12", "--signal", "TERM", *who)
+  assert stopped.returncode == loop.Preempted.exit_code, stopped.stderr
+  rows, saved = len(tiny_run.losses_of(tmp_path)), checkpoints.steps_in(tmp_path)[-1]
+  assert saved == rows > 12 and f"at step {saved}; it is saved" in stopped.stdout
+  report(train(2, 1, tmp_path, "--steps", str(saved + 2)))
+  losses = tiny_run.losses_of(tmp_path)  # each step once
+  assert len(losses) == saved + 2
+  np.testing.assert_allclose(losses[: len(alone)], alone[: len(losses)], rtol=1e-5)  # as above
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_in_a_sentence(tmp_path, lost):
+  done = train(2, 1, tmp_path, "--steps", "1000", "--at", "30", "--who", str(lost))
+  seconds = time.time() - (tmp_path / f"signalled_{lost}").stat().st_mtime
+  assert done.returncode == (128 + signal.SIGKILL if lost == 0 else 3), done.stderr  # the first that is not 0
+  sentence = f"ddpm-jax: process {1 - lost} of 2 stops: Process {lost} of 2 was lost; give the same command again: "
+  assert sentence + "training continues from the last checkpoint." in done.stderr.splitlines()
   assert "Traceback" not in done.stderr
+  assert seconds < 30  # 0.3 on an idle machine
+
+
+@pytest.fixture
+def untrained(tmp_path_factory):
+  """A run at step 0 of the smallest network of the digits, with an untrained classifier for its distances."""
+  directory = tmp_path_factory.mktemp("untrained")
+  small = ["network.channels=8", "network.channel_mult=(1,)", "network.groups=4", "network.attention_resolutions=()"]
+  plan = experiment.plan(config.override(config.load("digits:smoke"), [*small, "schedule.T=4"]))
+  weights = state.place(plan.init, plan.mesh).params
+  checkpoints.save_weights(str(directory / "checkpoints"), weights, plan.config.to_dict(), rate="0.999", step=0)
+  params = features.Classifier(8, 10).init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))["params"]
+  net = features.FeatureNet(params, (8, 8, 1), 10, features.Recipe(num_features=8), "none", test_images=0, test_accuracy=0.0)
+  net.save(directory / "evaluation" / "classifier.npz")
+  return directory
+
+
+def commands(directory) -> list[list[str]]:
+  """Samples, moments, bits/dim that need them, distances and FID, in the directory of a run."""
+  workdir, drawn = ["--workdir", f"{directory}"], ["--formats", "npz,grid", "--out", f"{directory}/samples"]
+  against = ["--reference", "digits@test", "--num_samples", "12", "--metrics", "fid", "--keep", f"{directory}/features"]
+  return [
+    ["sample", *workdir, "--seeds", "0-9", *drawn],
+    ["moments", *workdir, "--images", "8"],
+    ["evaluate", *workdir, "--likelihood", "8", "--covariance", "posterior,optimal", "--distance", "12", *against,
+     "--features", f"{directory}/evaluation/classifier.npz"],
+  ]  # fmt: skip
+
+
+def files_of(directory) -> dict[str, bytes]:
+  found = [path for path in sorted(directory.rglob("*")) if path.is_file() and "checkpoints" not in path.parts]
+  return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+def test_samples_moments_and_scores_are_those_of_one_process(untrained, tmp_path):
+  one, two = tmp_path / "one", tmp_path / "two"
+  for processes, devices, directory in ((1, 4, one), (2, 2, two)):
+    shutil.copytree(untrained, directory)
+    done = start(processes, devices, tmp_path, json.dumps(commands(directory)), program="commands.py")
+    assert done.returncode == 0, done.stderr
+    if processes == 2:
+      assert done.stdout.count("Fréchet distance of 12 samples") == 1  # one of them speaks
+  ours, theirs = files_of(one), files_of(two)
+  assert ours.keys() == theirs.keys()  # one of them writes
+  pictures = ("samples/samples.npz", "samples/grid.png", "evaluation/nearest_neighbours.png")
+  for name in (*pictures, "evaluation/bits_per_dim_posterior.json", "evaluation/distance.json"):
+    assert ours[name] == theirs[name], name  # bitwise: each image is drawn and scored on one device
+  metrics = [json.loads(files["evaluation/metrics.json"])["metrics"] for files in (ours, theirs)]
+  assert metrics[0] == metrics[1]
+  moments = [storage.read(path / "evaluation" / "moments.npz")[0]["mean"] for path in (one, two)]
+  np.testing.assert_allclose(*moments, rtol=1e-6)  # sums over devices, in another order
+  bits = [json.loads(files["evaluation/bits_per_dim_optimal.json"])["bits_per_dim"] for files in (ours, theirs)]
+  assert bits[0] == pytest.approx(bits[1], rel=1e-5)  # by these moments
+
+
+def test_a_command_for_one_process_says_so(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-m", "ddpm_jax", "edit", "inpaint", "--workdir", str(tmp_path)],
+    env=os.environ | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+    capture_output=True, text=True, timeout=300,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert done.stderr.startswith("ddpm-jax: ddpm-jax edit is for one process, and the environment says that this is one of 2")
 
 
 def test_who_waits_in_vain_says_for_whom(tmp_path):
