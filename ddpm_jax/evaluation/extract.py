@@ -84,7 +84,7 @@ def extract(extractor: Extractor, images: Images, *, outputs: tuple[str, ...] = 
   mesh = layout.make_mesh(devices=devices)
   size = batch_size * mesh.size
   on_devices = jax.device_put(extractor, layout.replicated(mesh))
-  chunks = []
+  chunks: list[dict[str, np.ndarray]] = []
   with tqdm.tqdm(total=len(images), desc=f"{extractor.name} features", unit="img", disable=not progress) as bar:
     for start in range(0, len(images), CHUNK):
       indices = np.arange(start, min(start + CHUNK, len(images)))
