@@ -347,8 +347,8 @@ class Lifeline:
       time.sleep(60)  # the other thread is ending the process
     self._tell(f"stop {why}")
     sys.stdout.flush()
-    who = f"process {self.group.process} of {self.group.processes}"
-    print(f"ddpm-jax: {who} stops: {why}", file=sys.__stderr__, flush=True)
+    sentence = f"ddpm-jax: process {self.group.process} of {self.group.processes} stops: {why}\n"
+    os.write(2, sentence.encode())  # at once, whoever else is writing
     os._exit(code)
 
   def fail(self, error: BaseException) -> None:

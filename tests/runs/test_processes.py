@@ -64,6 +64,8 @@ def test_sigterm_to_all_or_one_saves_the_same_step_and_loses_none(alone, tmp_pat
   assert stopped.returncode == loop.Preempted.exit_code, stopped.stderr
   rows, saved = len(tiny_run.losses_of(tmp_path)), checkpoints.steps_in(tmp_path)[-1]
   assert saved == rows > 12 and f"at step {saved}; it is saved" in stopped.stdout
+  if not who:
+    return  # the same for both from here on
   report(train(2, 1, tmp_path, "--steps", str(saved + 2)))
   losses = tiny_run.losses_of(tmp_path)  # each step once
   assert len(losses) == saved + 2
@@ -76,7 +78,7 @@ def test_a_lost_process_ends_the_other_in_a_sentence(tmp_path, lost):
   seconds = time.time() - (tmp_path / f"signalled_{lost}").stat().st_mtime
   assert done.returncode == (128 + signal.SIGKILL if lost == 0 else 3), done.stderr  # the first that is not 0
   sentence = f"ddpm-jax: process {1 - lost} of 2 stops: Process {lost} of 2 was lost; give the same command again: "
-  assert sentence + "training continues from the last checkpoint." in done.stderr.splitlines()
+  assert sentence + "training continues from the last checkpoint.\n" in done.stderr  # between JAX's own words
   assert "Traceback" not in done.stderr
   assert seconds < 30  # 0.3 on an idle machine
 
