@@ -41,7 +41,7 @@ def prepare(args: argparse.Namespace | None = None, *, saves: bool = False) -> N
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ddpm_jax" / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if args is not None:
     flags = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
     if (group := distributed.find(**flags)) is not None:
