@@ -7,7 +7,7 @@ conventions. Those are collected in `Style`; a network chooses one, and no layer
     h = norm2(h + emb(act(e)))                   or norm2(h) (1 + scale) + shift       (ADM, "AdaGN")
     y = shortcut(x) + conv2(dropout(act(h)))     times 1/sqrt(2) in NCSN++
 
-Parameters are float32; convolutions and attention compute in `Style.dtype`; normalisation statistics, softmax,
+Parameters are float32; convolutions and attention compute in `Style.dtype`; norms with what follows them, softmax,
 the embedding of time and a network's last convolution stay in float32.
 
 Attention stores one projection with columns [q | k | v], each split into heads. OpenAI's two orders of those
@@ -92,7 +92,9 @@ def _thirds(init, scale):
 
 
 class GroupNorm(nn.Module):
-  """Group normalization (Wu & He 2018), [B,...,C] -> the same, with two-pass statistics in float32.
+  """Group normalization (Wu & He 2018), [B,...,C] -> float32 of that shape, with two-pass statistics.
+
+  What follows until the next layer casts its input, scale, shift and SiLU, is float32 as well: one pass, rounded once.
 
   flax's with other sums: over the pixels first, whole vectors of channels at a time, then over the channels of a group.
   All at once, XLA's CPU backend adds one number after the other.
@@ -100,7 +102,6 @@ class GroupNorm(nn.Module):
 
   groups: int
   eps: float
-  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x):
@@ -116,8 +117,7 @@ class GroupNorm(nn.Module):
 
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x - mean(x)
-    y = x * (jax.lax.rsqrt(mean(x**2) + self.eps) * scale) + bias
-    return y.astype(self.dtype)
+    return x * (jax.lax.rsqrt(mean(x**2) + self.eps) * scale) + bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Style:
       raise UserError(
         f"{channels} channels do not divide into {groups} norm groups; use multiples of {groups}, or set groups"
       )
-    return GroupNorm(groups, self.eps, self.dtype, name=name)(x)
+    return GroupNorm(groups, self.eps, name=name)(x)
 
   def conv(self, x, features, name, *, strides=1, padding=(1, 1), last=False, dtype=None):
     """3x3 convolution; `padding` is the same for both axes."""
