@@ -4,11 +4,13 @@ A run that resumes at step s opens its writers with `after=s`: what an earlier l
 run will write it again.
 """
 
+import contextlib
 import json
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import jax
@@ -78,11 +80,25 @@ def _complete_lines(path: pathlib.Path) -> list[str]:
   return [line for line in lines if line.endswith("\n")]
 
 
+@contextlib.contextmanager
+def _absent(module: str) -> Iterator[None]:
+  """Imports inside do not find `module`, unless it is imported already."""
+  if module in sys.modules:
+    yield
+    return
+  sys.modules[module] = None
+  try:
+    yield
+  finally:
+    del sys.modules[module]
+
+
 class TensorBoard:
   """Events in DIR; written by tensorboardX, without TensorFlow."""
 
   def __init__(self, directory: pathlib.Path, after: int = 0):
-    from tensorboardX import SummaryWriter
+    with _absent("torch"):  # tensorboardX imports it where it is installed, in 2 s and for nothing
+      from tensorboardX import SummaryWriter
 
     self.events = SummaryWriter(str(directory), purge_step=after + 1)
 
