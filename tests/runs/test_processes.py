@@ -63,7 +63,8 @@ def test_sigterm_to_all_or_one_saves_the_same_step_and_loses_none(alone, tmp_pat
   stopped = train(2, 1, tmp_path, "--steps", "1000", "--at", "12", "--signal", "TERM", *who)
   assert stopped.returncode == loop.Preempted.exit_code, stopped.stderr
   rows, saved = len(tiny_run.losses_of(tmp_path)), checkpoints.steps_in(tmp_path)[-1]
-  assert saved == rows > 12 and f"at step {saved}; it is saved" in stopped.stdout
+  # The signal comes with batch 12, the thirteenth, which is sent two batches ahead (loop._on_device): before step 11.
+  assert saved == rows >= 11 and f"at step {saved}; it is saved" in stopped.stdout
   if not who:
     return  # the same for both from here on
   report(train(2, 1, tmp_path, "--steps", str(saved + 2)))
