@@ -138,16 +138,14 @@ def test_two_tasks_find_each_other(slurm, tmp_path):
 def test_a_run_that_saved_itself_goes_back_to_the_queue(slurm, tmp_path):
   out = tmp_path / "requeue.txt"
   job = submit(slurm, out, SAVED, LIVES=str(tmp_path / "lives"))
-  # SLURM lets a requeued job wait two minutes; here it is released at once
-  wait(lambda: "The run is saved" in (out.read_text() if out.exists() else ""), lambda: out.read_text())
-  lives = [tmp_path / "lives0", tmp_path / "lives1"]
-
-  def again() -> bool:
-    call(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")
-    return all(path.read_text() == "life\nlife\n" for path in lives)
-
-  wait(again, lambda: call(slurm, "scontrol", "show", "job", job), 180.0)
+  show = lambda: call(slurm, "scontrol", "show", "job", job)
+  wait(lambda: "Restarts=1" in show() and "JobState=PENDING" in show(), lambda: show() + out.read_text())
+  assert "The run is saved" in out.read_text()
+  # SLURM lets a requeued job wait two minutes. Two seconds are the least: credentials are revoked by the whole second, and
+  # a life that begins in the second in which the last one ended is refused.
+  call(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now+2")
   ended(slurm, job, out)
+  assert [(tmp_path / f"lives{task}").read_text() for task in (0, 1)] == ["life\nlife\n"] * 2
 
 
 def ended(slurm: dict, job: str, out: pathlib.Path) -> None:
