@@ -231,7 +231,7 @@ MOST_SAMPLED = 1024  # images per device at a time: more make no sampler faster
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A program with `per_device` images at a time on each device; `searched`: no larger power of two fits."""
+  """A program with `per_device` images at a time on each device; `searched`: no larger power of two should fit."""
 
   program: Program
   per_device: int
@@ -273,24 +273,24 @@ def _fit(measure: Callable[[int], Program], configured: int, most: int, on: list
 def largest(measure: Callable[[int], Program], memory: int, most: int) -> tuple[int, Program]:
   """The largest power of two of images per device, up to `most`, whose program fits `memory` bytes; and the program.
 
-  Memory grows linearly with the batch: two small programs predict the answer, a third one confirms it.
+  Memory grows almost linearly with the batch: each program that fits predicts how much larger the next may be.
 
   Raises:
     TooLarge: if not even one image fits.
   """
-  one = measure(1)
+  one = program = measure(1)
   if one.peak > memory:
     raise TooLarge(f"One image per chip needs {one.peak / 2**30:.1f} GiB of {memory / 2**30:.1f} GiB.")
-  two = _fitting(measure, 2, memory) if most > 1 else None
-  if two is None:
-    return 1, one
-  room = (memory - one.peak) // max(two.peak - one.peak, 1)
-  guess = 1 << (min(most, 1 + room).bit_length() - 1)
-  while guess > 2:
-    if (program := _fitting(measure, guess, memory)) is not None:
-      return guess, program
-    guess //= 2
-  return 2, two
+  fits, guess = 1, min(2, most)
+  while guess > fits:
+    if (larger := _fitting(measure, guess, memory)) is not None:
+      fits, program = guess, larger
+      per_image = max((program.peak - one.peak) / (fits - 1), 1)
+      guess = min(most, int(1 + (memory - one.peak) / per_image))
+    else:
+      most = guess = guess - 1
+    guess = 1 << (guess.bit_length() - 1)
+  return fits, program
 
 
 def _fitting(measure: Callable[[int], Program], images: int, memory: int) -> Program | None:

@@ -173,6 +173,12 @@ def test_the_largest_batch_that_fits(memory, most, per_device):
   assert len(asked) <= 3
 
 
+def test_a_large_batch_may_need_less_than_small_ones_predict():
+  """As XLA's do: 7 GiB per image from 1 to 2, 3 from there on."""
+  peak = {1: 7, 2: 14, 4: 20, 8: 32, 16: 56, 32: 104}
+  assert plan.largest(lambda images: program(peak[images]), 95, 32) == (16, program(56))
+
+
 def test_a_state_that_fits_nowhere_is_said_so():
   with pytest.raises(TooLarge, match="One image per chip needs 2.0 GiB of 1.0 GiB"):
     plan.largest(lambda images: program(2**31), 2**30, 8)
