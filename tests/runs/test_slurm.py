@@ -118,11 +118,13 @@ print("met", group.process, group.processes, sys.argv[1:], flush=True)
 lifeline.close()
 """
 
+# its second process ends a second after the first
 SAVED = """
-import os, pathlib, sys
+import os, pathlib, sys, time
 lives = pathlib.Path(os.environ["LIVES"] + os.environ["SLURM_PROCID"])
 with lives.open("a") as file:
   file.write("life\\n")
+time.sleep(int(os.environ["SLURM_PROCID"]))
 sys.exit(42 if len(lives.read_text().splitlines()) == 1 else 0)
 """
 
