@@ -24,7 +24,7 @@ from ddpm_jax.diffusion import step_costs
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import measurements, storage
 from ddpm_jax.evaluation import study as studies
-from ddpm_jax.experiment import Trained
+from ddpm_jax.trained import Trained
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from ddpm_jax.data import images as pixels
 from ddpm_jax.data.atomic import writing
 from ddpm_jax.diffusion.likelihood import BitsPerDim
 from ddpm_jax.evaluation import plots, quality
-from ddpm_jax.experiment import Trained
+from ddpm_jax.trained import Trained
 
 NEAR = 50_000  # training images among which neighbours are looked for
 

@@ -17,7 +17,7 @@ from containers import write_bundle
 from networks import filled, ours, shapes
 from reference import nhwc
 
-from ddpm_jax import experiment, models
+from ddpm_jax import models, trained
 from ddpm_jax.cli import main
 from ddpm_jax.convert import names
 from ddpm_jax.diffusion import noise
@@ -89,14 +89,14 @@ def ddim(network, x, *, alpha_bar, levels, draw=None, clip=True, keep_eps=False,
 @pytest.fixture
 def visited(monkeypatch):
   """The states that the samplers of the command line pass through: an array [10,B,H,W,C] for each."""
-  states, sample = [], experiment.sample
+  states, sample = [], trained.sample
 
   def spy(*args, save=None, **options):
     x, kept = sample(*args, save=_state, **options)
     states.append(np.asarray(kept))
     return x, kept
 
-  monkeypatch.setattr(experiment, "sample", spy)
+  monkeypatch.setattr(trained, "sample", spy)
   return states
 
 
