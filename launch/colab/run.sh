@@ -12,7 +12,8 @@ for notebook in "${@:-$(echo [1-9]_*.ipynb)}"; do
   for name in $notebook; do
     SECONDS=0
     TQDM_DISABLE=1 "$venv/bin/python" -m nbconvert --log-level=WARN --to notebook --execute --inplace "$name" \
-      --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False
+      --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False \
+      --NotebookExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor
     echo "$name: $SECONDS s"
   done
 done

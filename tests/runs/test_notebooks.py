@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import types
 
 import jax
 import matplotlib.pyplot as plt
@@ -79,6 +80,19 @@ def test_a_notebook_is_stored_with_its_outputs(name):
   kinds = [kind for cell in code for output in cell["outputs"] for kind in output.get("data", [output["output_type"]])]
   assert "image/png" in kinds
   assert "error" not in kinds
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_notebook_names_only_what_the_package_has(name):
+  """Also in what the short runs leave out, such as fetching."""
+  tree, modules = ast.parse("\n".join(cell["source"] for cell in cells(name))), {}
+  for line in ast.walk(tree):
+    if isinstance(line, ast.ImportFrom) and line.module.startswith("ddpm_jax"):
+      exec(ast.unparse(line), modules)
+  used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+  ours = [node for node in used if isinstance(modules.get(node.value.id), types.ModuleType)]
+  assert [ast.unparse(node) for node in ours if not hasattr(modules[node.value.id], node.attr)] == []
+  assert len(ours) > 5
 
 
 def test_notebooks_are_small():
