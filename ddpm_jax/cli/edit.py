@@ -19,6 +19,7 @@ from typing import Any
 
 TASKS = ("reconstruct", "image_to_image", "inpaint", "interpolate")
 HIDDEN = ("center", "left", "top")
+SHOWN = 16  # images of a picture's row; all frames of an interpolation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
       result = {"images": len(numbers), "weights": trained.weights, "error": errors}
       (out / "reconstruct.json").write_text(json.dumps(result, indent=2))
 
-  rows = [row[:16] for row in rows]
+  if args.task != "interpolate":
+    rows = [row[:SHOWN] for row in rows]
   scale = max(1, 64 // rows[0].shape[1])
   pixels.save_png(out / f"{args.task}.png", pixels.grid(np.concatenate(rows), columns=len(rows[0]), scale=scale))
   print(f"Wrote {args.task}.png to {out}")
