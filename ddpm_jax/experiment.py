@@ -5,6 +5,7 @@
     bound = run.bits_per_dim(run.dataset("test"), 128)
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -132,29 +133,31 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
   def feed(first: int) -> Iterator[dict]:
     return ({name: batch[name] for name in named} for batch in batches.iterate(first))
 
-  return loop.fit(
-    run.init,
-    run.step,
-    feed,
-    mesh=run.mesh,
-    total_steps=config.train.total_steps,
-    checkpoints=checkpoints.Checkpoints(
-      str(workdir / "checkpoints"), keep=config.train.keep, keep_every=config.train.keep_every
-    ),
-    config=config.to_dict(),
-    checkpoint_every=config.train.checkpoint_every,
-    open_writer=lambda after: writers.open_all(str(workdir), config.train.total_steps, after),
-    log_every=config.train.log_every,
-    preview=None if build.is_classifier(config) else _preview(run),
-    preview_every=config.train.preview_every,
-    max_skipped=config.train.max_skipped,
+  kept = checkpoints.Checkpoints(
+    str(workdir / "checkpoints"), keep=config.train.keep, keep_every=config.train.keep_every
   )
+  with contextlib.closing(kept):  # whatever ends the run, the checkpoint that is being written is completed
+    return loop.fit(
+      run.init,
+      run.step,
+      feed,
+      mesh=run.mesh,
+      total_steps=config.train.total_steps,
+      checkpoints=kept,
+      config=config.to_dict(),
+      checkpoint_every=config.train.checkpoint_every,
+      open_writer=lambda after: writers.open_all(str(workdir), config.train.total_steps, after),
+      log_every=config.train.log_every,
+      preview=None if build.is_classifier(config) else _preview(run),
+      preview_every=config.train.preview_every,
+      max_skipped=config.train.max_skipped,
+    )
 
 
 def _preview(run: Plan) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
   """Grids of samples by the raw and the averaged weights: seeing both tells a bad model from a slow average."""
   config, count = run.config, run.config.train.preview_images
-  low_res = config.data.low_res_size and pixels.area(run.source.gather(np.arange(count))[0], config.data.low_res_size)
+  low_res = config.data.low_res_size and pixels.area(run.source.gather(run.source.some(count))[0], config.data.low_res_size)
 
   def preview(now: state.TrainState) -> dict[str, np.ndarray]:
     weights = {"raw": now.params} | {f"ema_{rate}": params for rate, params in now.ema.items()}

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from ddpm_jax import build, data, edits
 from ddpm_jax.data import images as pixels
 from ddpm_jax.data.atomic import writing
 from ddpm_jax.diffusion.likelihood import BitsPerDim
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import plots, quality
+from ddpm_jax.evaluation.features import Recipe
 from ddpm_jax.trained import Trained
 
 NEAR = 50_000  # training images among which neighbours are looked for
@@ -75,7 +78,7 @@ def bits_per_dim(
 
 def _of_bound(trained: Trained, source: data.Source, bound: BitsPerDim) -> dict[str, Any]:
   total, terms = np.asarray(bound.total, float), np.asarray(bound.terms, float)
-  levels = len(np.unique(source.gather(np.arange(min(len(source), 1000)))[0]))
+  levels = len(np.unique(source.gather(source.some(1000))[0]))
   return {
     "images": len(total),
     "split": source.info.split,
@@ -129,9 +132,22 @@ def accuracy(trained: Trained, folder: str | os.PathLike) -> dict[str, Any]:
   return result
 
 
+def check_distance(about: ConfigDict, count: int) -> None:
+  """Raises UserError for what the section `data` and the number of samples alone forbid: before anything is drawn."""
+  quality.check_labels(about.name, about.num_classes)
+  quality.check_count(count, Recipe.suiting(about.channels))
+
+
 def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality.Distances:
-  """Of `count` samples to real images, in features of the data's own classifier: distance.json, nearest_neighbours.png."""
+  """Of `count` samples to real images, in features of the data's own classifier: distance.json, nearest_neighbours.png.
+
+  Raises:
+    UserError: for data without labels, fewer samples than features, or more than half of the training images.
+  """
+  check_distance(trained.config.data, count)
   folder, train = pathlib.Path(folder), trained.dataset(trained.config.data.train_split)
+  if count > len(train) // 2:
+    raise UserError(f"{count} samples are compared with half of the {len(train)} training images: take at most that many.")
   net = quality.classifier_of(train, held_out(trained), folder / "classifier.npz")
   samples = trained.sample(range(count), progress=True)
   real = quality.real_images(train)
@@ -162,7 +178,7 @@ def figures(trained: Trained, folder: str | os.PathLike) -> list[str]:
   plots.image_table(frames, left, folder / "progressive.png", "What is believed about x_0, by the steps that are left")
 
   source = held_out(trained)
-  pairs = np.arange(8).reshape(4, 2)
+  pairs = source.some(8).reshape(4, 2)
   between = edits.between(trained, source, pairs, frames=11)
   ends = source.gather(pairs.ravel())[0].reshape(4, 2, 1, *trained.image_shape)
   weights = ["rec.", *(f"{weight:.1f}" for weight in np.linspace(0, 1, 11)[1:-1]), "rec."]
@@ -171,7 +187,7 @@ def figures(trained: Trained, folder: str | os.PathLike) -> list[str]:
     "Between test images, mixed half of the way up to noise",
   )
   train = trained.dataset(trained.config.data.train_split)
-  real, _ = train.gather(np.arange(min(len(train), NEAR)))
+  real, _ = train.gather(train.some(NEAR))
   plots.nearest_neighbours(samples[:8], real, folder / "nearest_neighbours.png")
   return ["samples.png", "progressive.png", "interpolation.png", "nearest_neighbours.png"]
 

@@ -1,6 +1,7 @@
 """What was trained: its weights with everything that they need, to sample from and to measure."""
 
 import dataclasses
+import difflib
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,8 @@ def load(
   directory = pathlib.Path(workdir)
   if str(workdir) in registry.PUBLISHED and not checkpoints.steps_in(directory / "checkpoints"):
     directory = fetch.workdir(str(workdir))
+  elif not directory.exists() and (near := difflib.get_close_matches(str(workdir), registry.PUBLISHED, n=1)):
+    raise UserError(f"There is no directory {workdir}; did you mean the published weights {near[0]!r}?")
   if (directory / "checkpoints").is_dir():
     directory /= "checkpoints"
   sharding = layout.replicated(layout.make_mesh())
@@ -157,26 +160,26 @@ class Trained:
     raise NotFinite(f"{len(bad)} of {len(np.unique(numbers))} {what} are not finite ({value}; {named} {which}): {remedy}.")
 
   def bits_per_dim(self, source: data.Source, count: int | None = None, *, progress: bool = False) -> BitsPerDim:
-    """The bound on the first `count` images (None: all), as config.evaluation asks for; leaves as NumPy arrays."""
+    """The bound on `count` images (None: all; which, says Source.some), as config.evaluation asks for; NumPy leaves."""
     steps, kernel = build.bound(self.config)
     denoiser = build.denoiser(self.config, self.network)
-    count = min(count or len(source), len(source))
-    bounds = []
-    for part in _batches(count, self.config.evaluation.batch_size):
-      keys = self._keys(part)
-      x_0, cond = self.images(source, part)
+    chosen, bounds = source.some(count), []
+    for part in _batches(len(chosen), self.config.evaluation.batch_size):
+      numbers = chosen[part]
+      keys = self._keys(numbers)
+      x_0, cond = self.images(source, numbers)
       bounds.append(layout.to_host(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress)))
-      self._check_finite(np.asarray(bounds[-1].total), part, "bounds", "test images")
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *bounds)
+      self._check_finite(np.asarray(bounds[-1].total), numbers, "bounds", "test images")
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(chosen)], *bounds)
 
   def ode_bits_per_dim(self, source: data.Source, count: int | None = None) -> ode_likelihood.OdeBits:
-    """Bits/dim of the first `count` images under the ODE of a network of the schedule vp_sde; leaves as NumPy arrays."""
-    sde, count = build.sde(self.config), min(count or len(source), len(source))
-    parts = []
-    for part in _batches(count, self.config.evaluation.batch_size):
-      x_0, cond = self.images(source, part)
-      parts.append(layout.to_host(ode_likelihood.bits_per_dim(self._keys(part), self.network, sde, x_0, cond)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *parts)
+    """Bits/dim of `count` images (see bits_per_dim) under the ODE of a network of the schedule vp_sde; NumPy leaves."""
+    sde, chosen, parts = build.sde(self.config), source.some(count), []
+    for part in _batches(len(chosen), self.config.evaluation.batch_size):
+      numbers = chosen[part]
+      x_0, cond = self.images(source, numbers)
+      parts.append(layout.to_host(ode_likelihood.bits_per_dim(self._keys(numbers), self.network, sde, x_0, cond)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(chosen)], *parts)
 
   def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]:
     """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, cut over the devices."""
@@ -193,19 +196,19 @@ class Trained:
     return dataclasses.replace(self, config=config)
 
   def accuracy(self, source: data.Source, count: int | None = None) -> dict[str, float]:
-    """Of a noisy classifier: means of the parts of its loss on the first `count` images (None: all), one level each.
+    """Of a noisy classifier: means of the parts of its loss on `count` images (see bits_per_dim), one level each.
 
     Levels are spread evenly; parts named ..._q0, the least noisy quarter of levels, to ..._q3 are means over a quarter.
     """
     loss, T = losses.NoisyClassifier(build.chain(self.config)), build.schedule(self.config).T
     parts_of = jax.jit(lambda network, *inputs: loss(inputs[0], network, *inputs[1:])[1])
-    count = min(count or len(source), len(source))
+    chosen, found = source.some(count), []
+    count = len(chosen)
     n = (1 + np.random.default_rng(0).permutation(count) * T // count).astype(np.int32)
-    found = []
     for part in _batches(count, self.config.evaluation.batch_size):
-      image, label = source.gather(part)
+      image, label = source.gather(chosen[part])
       inputs = (_put(pixels.to_float(image)), _put(n[part]), {"label": _put(label)})
-      found.append(layout.to_host(parts_of(self.network, self._keys(part), *inputs)))
+      found.append(layout.to_host(parts_of(self.network, self._keys(chosen[part]), *inputs)))
     means = {}
     for name in ("cross_entropy", "top1", "top5"):
       values = np.concatenate([parts[name] for parts in found])[:count]

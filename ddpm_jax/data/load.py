@@ -39,7 +39,8 @@ def load(
       "celeb_a_hq/256" or "mnist:3.0.1"; or a path to a folder or .zip of images: one that begins with
       "/", "./", "../" or "~" or ends in ".zip".
     split: "train", "test", ...; also a part of one: "train[:90%]", "test[1000:2000]". For folders see
-      `image_files.FileRecords`; their order is that of sorted paths.
+      `image_files.FileRecords`; their order is that of sorted paths, but a part is a random sample of them, as in TFDS:
+      the first files are often of one class.
     data_dir: see `data_root`.
     image_size: pixels; None: the images' own size, which then has to be one and square.
     channels: 1 or 3; None: 3 if a picture in colour is found, else 1.
@@ -60,14 +61,17 @@ def load(
   if (path := _path(name)) is not None:
     base, part = _parse(split)
     records = FileRecords(path, base, labels)
+    order = np.random.default_rng(0).permutation(len(records))
+    kept = np.sort(order[_absolute(part, len(records))])
   else:
-    records, part = TfdsRecords(_find(name, data_dir), split), slice(None)  # TFDS cuts its splits itself
-  kept = np.arange(len(records))[_absolute(part, len(records))]
+    records = TfdsRecords(_find(name, data_dir), split)  # TFDS cuts its splits itself
+    kept = np.arange(len(records))
   if not len(kept):
     raise UserError(f"{name} {split} holds no images: choose another split.")
   size, channels, fits = wanted_shape(name, records, image_size, channels)
   decoder = Decoder(size, channels, None if fits and crop in ("adm", "lsun", "ddim") else crop)
-  source = Encoded(Info(name, split, size, channels, records.num_classes), records, decoder, kept, threads)
+  info = Info(name, split, size, channels, records.num_classes, by_name=path is not None)
+  source = Encoded(info, records, decoder, kept, threads)
   if corrupt == "skip":
     source = source.readable()
   in_memory = crop != "random" and len(source) * size * size * channels <= memory_limit

@@ -27,6 +27,7 @@ class Info:
   image_size: int  # height and width in pixels
   channels: int  # 1 grey, 3 RGB
   num_classes: int | None  # None: no labels
+  by_name: bool = False  # in the order of file names, and so often class by class, instead of in a random one
 
 
 class Source:
@@ -45,6 +46,16 @@ class Source:
       draws: uint64 [b], random bits for sources that crop at random; None reads without chance.
     """
     raise NotImplementedError
+
+  def some(self, count: int | None = None) -> np.ndarray:
+    """Numbers of `count` images (None: of all that there are, and never more), ascending, the same ones always.
+
+    The first ones; of images in the order of their names random ones, since the first may be of one class.
+    """
+    count = min(count or len(self), len(self))
+    if not self.info.by_name:
+      return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(len(self))[:count])
 
   def __getitem__(self, index: int) -> dict:
     images, labels = self.gather(np.array([range(len(self))[index]]))  # a range knows negative and bad indices

@@ -149,7 +149,7 @@ def of(source):
 
 def test_folders_and_zips_give_the_same_images_in_and_out_of_memory(folder, pictures):
   source = data.load(str(folder))
-  assert source.info == Info(str(folder), "train", image_size=20, channels=3, num_classes=3)
+  assert source.info == Info(str(folder), "train", image_size=20, channels=3, num_classes=3, by_name=True)
   assert of(source) == {tuple(picture.ravel()[:6].tolist()): number // 4 for number, picture in enumerate(pictures)}
   for other in (
     data.load(str(folder), memory_limit=0, threads=1),
@@ -194,8 +194,11 @@ def test_splits_are_subfolders_and_parts(folder):
     shutil.copy(min((folder / "train" / name).glob("b*")), folder / "test" / name)
   assert len(data.load(str(folder), "train")) == 12 and len(data.load(str(folder), "test")) == 3
   assert data.load(str(folder), "test").info.num_classes == 3
-  parts = [data.load(str(folder), f"train[{part}]").labels for part in (":25%", "25%:-4", "-4:")]
-  assert [part.tolist() for part in parts] == [[0] * 3, [0] + [1] * 4, [2] * 4]
+  whole, *parts = (data.load(str(folder), f"train{part}") for part in ("", "[:25%]", "[25%:-4]", "[-4:]"))
+  assert whole.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and [len(part) for part in parts] == [3, 5, 4]
+  pixels = [tuple(image.ravel().tolist()) for source in (whole, *parts) for image in source.images]
+  assert sorted(pixels[:12]) == sorted(pixels[12:])  # every image is in one part
+  assert all(len(set(part.labels.tolist())) > 1 for part in parts)  # which has more than one class
   assert len(data.load("digits", "test[:10]")) == 10
   for name in (str(folder), "digits"):
     with pytest.raises(UserError, match="no folder 'valid'|no split 'valid'"):
@@ -204,6 +207,15 @@ def test_splits_are_subfolders_and_parts(folder):
       data.load(name, "train[:")
     with pytest.raises(UserError, match="holds no images"):
       data.load(name, "train[5:5]")
+
+
+def test_some_images_of_a_folder_are_not_of_one_class(folder):
+  source = data.load(str(folder), memory_limit=0)
+  some = source.some(6)
+  assert (np.diff(some) > 0).all() and some.tolist() == source.in_memory().some(6).tolist()
+  assert len({source[i]["label"] for i in some}) == 3
+  assert source.some().tolist() == source.some(99).tolist() == list(range(12))
+  assert data.load("digits").some(3).tolist() == [0, 1, 2]  # lie in random order
 
 
 def test_images_are_resized_and_turned_grey_or_coloured_on_request(folder):
