@@ -28,7 +28,8 @@ OF_DRAWING = ("likelihood", "covariance", "ode", "distance", "figures")
 OF_NETWORKS = (*OF_DRAWING, "ema", "step", "overrides")
 LEAST = {"likelihood": 0, "ode": 0, "distance": 0, "num_samples": 1, "batch_size": 1}
 AGAINST = ("reference", "make_reference", "captions")
-OF_COMPARISONS = ("num_samples", "inception", "clip", "metrics", "keep", "out")
+OF_SAMPLES = ("distance", "figures", *AGAINST)
+OF_COMPARISONS = ("num_samples", "features", "inception", "clip", "metrics", "batch_size", "keep", "out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,13 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   source.add_argument("--samples", metavar="SET", help="the images to measure, if no network draws them")
 
   network = parser.add_argument_group("of a network")
-  network.add_argument("--likelihood", type=int, metavar="N", help="bits/dim of N test images (default: 128, or none where "
-                       "something else is asked for)")
+  network.add_argument("--likelihood", type=int, metavar="N", help="bits/dim of N test images, the first ones, or random "
+                       "ones of a folder or zip (default: 128, or none where something else is asked for)")
   network.add_argument("--covariance", metavar="NAMES", help="whose bits/dim: such as posterior,optimal, or all (default: "
                        "config.evaluation.covariance)")
-  network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim of N test images by the ODE (vp_sde)")
-  network.add_argument("--distance", type=int, default=0, metavar="N", help="Fréchet distance of N samples to real images")
-  network.add_argument("--figures", action="store_true", help="samples, figures 6 and 8 of DDPM, neighbours")
+  network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim of as many by the ODE (schedule vp_sde)")
+  network.add_argument("--distance", type=int, default=0, metavar="N", help="Fréchet distance of N samples to half of the "
+                       "training images, in features of a small classifier of theirs")
+  network.add_argument("--figures", action="store_true", help="64 samples, progressive decoding, interpolations, the "
+                       "training images nearest to samples (DDPM figures 6, 8 and 13)")
   network.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   network.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
 
@@ -53,16 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   what.add_argument("--reference", metavar="SET", help="images, or an .npz of moments (mu, sigma)")
   what.add_argument("--make_reference", metavar="FILE", help="write the moments of the samples to FILE instead")
   what.add_argument("--captions", metavar="FILE", help="a line of text for each sample: measure the CLIP score instead")
-  group.add_argument("--num_samples", type=int, metavar="N", help="how many (default: 50,000, as published)")
+  group.add_argument("--num_samples", type=int, metavar="N", help="how many samples there are, or are drawn (default: "
+                     "50,000, as published)")
   kinds = "; ".join(f"{name}: {meaning}" for name, meaning in INCEPTIONS.items())
-  group.add_argument("--features", default="inception_tf", help=f"{kinds}; the name of a data set: those of a small "
-                     "classifier, trained on it the first time; or a file of such a classifier (default %(default)s)")
+  group.add_argument("--features", help=f"{kinds}; the name of a data set: those of a small classifier, trained on it the "
+                     "first time; or a file of such a classifier (default: inception_tf)")
   group.add_argument("--inception", metavar="FILE", help="Inception's weights (default: from the cache, fetched once)")
   group.add_argument("--clip", metavar="FILE", help="CLIP's weights, a ViT of OpenAI's (default: ViT-B/32, fetched once)")
   group.add_argument("--metrics", help="of fid,sfid,inception_score,precision_recall,kid (default: all that can be had)")
-  group.add_argument("--batch_size", type=int, default=64, help="images per device (default %(default)s)")
+  group.add_argument("--batch_size", type=int, metavar="N", help="images per device (default: 64)")
   group.add_argument("--keep", metavar="DIR", help="where features are kept (default: features/ in the cache)")
-  group.add_argument("--out", metavar="FILE", help="the JSON (default: WORKDIR/evaluation/metrics.json, or ./metrics.json)")
+  group.add_argument("--out", metavar="FILE", help="the figures as JSON (default: WORKDIR/evaluation/metrics.json, or "
+                     "./metrics.json)")
   environment.add_arguments(parser)
 
 
@@ -70,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare(args)
   import pathlib
 
-  from ddpm_jax import build, experiment
+  from ddpm_jax import build, experiment, scores
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import image_sets
 
@@ -92,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
   out = pathlib.Path(args.workdir) / "evaluation"
-  out.mkdir(parents=True, exist_ok=True)
   if build.is_classifier(trained.config):
     if odd := next((name for name in (*OF_DRAWING, *AGAINST) if getattr(args, name)), None):
       raise UserError(f"--{odd} is about a network that draws images, and this is a noisy classifier: leave it out.")
@@ -101,6 +105,14 @@ def run(args: argparse.Namespace) -> int:
   count = args.likelihood
   if count is None and (args.covariance or not (compared or args.ode or args.distance or args.figures)):
     count = 128
+  if trained.config.data.low_res_size and (odd := next((name for name in OF_SAMPLES if getattr(args, name)), None)):
+    raise UserError(f"--{odd} is about samples, and this network only enlarges those of another: leave it out.")
+  if args.ode:
+    build.sde(trained.config)
+  if args.distance:
+    scores.check_distance(trained.config.data, args.distance)
+  if compared:
+    against(args, image_sets.of_run(trained, _count(args)), args.out or out / "metrics.json")
   if count:
     likelihood(trained, out, count, args.covariance)
   if args.ode:
@@ -109,9 +121,6 @@ def run(args: argparse.Namespace) -> int:
     distance(trained, out, args.distance)
   if args.figures:
     figures(trained, out)
-  if compared:
-    samples = image_sets.of_run(trained, _count(args))
-    against(args, samples, args.out or out / "metrics.json")
   return 0
 
 
@@ -172,10 +181,15 @@ def figures(trained, out) -> None:
 def against(args: argparse.Namespace, samples, out) -> None:
   """Prints and writes what --reference, --make_reference or --captions ask for."""
   from ddpm_jax import fetch, scores
+  from ddpm_jax.data import atomic
+  from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import evaluate, references
 
+  if not args.reference and args.num_samples not in (None, len(samples)):
+    raise UserError(f"There are {len(samples):,} samples, not {args.num_samples:,}: say the right number, or leave it out.")
   print(f"samples: {samples.name}\n  {len(samples):,} images, {samples.preprocessing}, {samples.sha256[:16]}…")
-  options = dict(batch_size=args.batch_size, folder=args.keep or fetch.cache_folder() / "features", progress=True)
+  options = dict(batch_size=args.batch_size or 64, folder=args.keep or fetch.cache_folder() / "features", progress=True)
+  atomic.check(args.make_reference or out)
   if args.captions:
     result = _clip_score(samples, args.captions, args.clip, options)
     print(f"  CLIP score {result['clip_score']['mean']:.4f} of {len(samples):,} images with their captions")
@@ -183,7 +197,8 @@ def against(args: argparse.Namespace, samples, out) -> None:
     metrics = None if args.metrics is None else args.metrics.split(",")
     evaluate.check_names(metrics or ())
     reference = None if args.make_reference else _reference(args.reference)
-    extractor = _extractor(args.features, args.inception)
+    by_moments = metrics is None or {"fid", "sfid"} & set(metrics)
+    extractor = _extractor(args.features or "inception_tf", args.inception, len(samples) if by_moments else None)
     print(f"features: {extractor.name}, {extractor.digest[:16]}…" + _accuracy_of(extractor))
     if args.make_reference:
       references.write(args.make_reference, references.make(samples, extractor, **options))
@@ -242,7 +257,7 @@ def _reference(text: str):
   return image_sets.open_set(*_set(text))
 
 
-def _extractor(name: str, weights: str | None):
+def _extractor(name: str, weights: str | None, count: int | None):
   from ddpm_jax.config import nearest
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import features, inception_weights, quality
@@ -251,7 +266,7 @@ def _extractor(name: str, weights: str | None):
     return inception_weights.load(name.removeprefix("inception_"), weights)
   if name.startswith("inception"):
     raise UserError(f"There are no features {name!r}; {nearest(name, INCEPTIONS)}")
-  return features.restore(name) if name.endswith(".npz") else quality.classifier_for(name)
+  return features.restore(name) if name.endswith(".npz") else quality.classifier_for(name, count)
 
 
 def _accuracy_of(extractor) -> str:

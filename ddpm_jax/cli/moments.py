@@ -15,6 +15,8 @@ import argparse
 
 from ddpm_jax.cli import environment
 
+EXPORTS = (".npy", ".pth", ".pt", ".ckpt")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
@@ -35,8 +37,14 @@ def run(args: argparse.Namespace) -> int:
   import pathlib
 
   from ddpm_jax import analytic, build, experiment
+  from ddpm_jax.data import atomic
+  from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import measurements
 
+  if args.export:
+    if pathlib.Path(args.export).suffix not in EXPORTS:
+      raise UserError(f"--export {args.export} should end in one of {', '.join(EXPORTS)}.")
+    atomic.check(args.export)
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   schedule, out = build.schedule(trained.config), pathlib.Path(args.workdir) / "evaluation"
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")

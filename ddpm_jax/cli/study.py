@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare_alone("study")
   import pathlib
 
-  from ddpm_jax import analytic, experiment
+  from ddpm_jax import analytic, experiment, scores
   from ddpm_jax.cli.numbers import integers
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import study
@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     raise UserError(f"There are no moments in {moments}: measure them first with ddpm-jax moments --workdir {workdir}.")
   where = {"plain": args.workdir, "npr": args.npr, "sn": args.sn}
   networks = {name: experiment.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
+  if args.samples:
+    scores.check_distance(networks["plain"].config.data, args.samples)
   cap = args.cap
   if cap is None:
     cap = 1.0 if networks["plain"].config.schedule.name == "cosine" else 2.0
@@ -75,13 +77,17 @@ def run(args: argparse.Namespace) -> int:
 
 def distance_of(trained, folder, count: int):
   """Fréchet distance of images to the training images, in the features of the data set's own classifier."""
+  import functools
+
   from ddpm_jax.evaluation import quality
 
-  train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
-  net = quality.classifier_of(train, test, folder / "classifier.npz")
-  real = quality.real_images(train)
+  @functools.cache
+  def judge():  # trained when the first samples are there, and so after everything else has been checked
+    train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
+    return quality.classifier_of(train, test, folder / "classifier.npz"), quality.real_images(train)
 
   def distance(images):
+    net, real = judge()
     found = quality.distances(net, images, real)
     return {"samples": found.samples, "real": found.real, "count": found.count, "features": net.digest}
 

@@ -10,6 +10,26 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.scale import distributed
 
 
+def check(path: str | os.PathLike) -> None:
+  """Raises `writing`'s UserError if nothing can be written to `path`, rather than after hours of work. Leaves no trace."""
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise UserError(f"{path} is a folder: give the name of a file in it.")
+  missing = [folder for folder in path.parents if not folder.exists()]
+  try:
+    with contextlib.suppress(_Enough), writing(path) as temporary:
+      temporary.touch()
+      raise _Enough
+  finally:
+    for folder in missing:
+      with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+class _Enough(Exception):
+  """It can be written; so it is not."""
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives a temporary path beside `path`, renamed to `path` when the block ends well and removed when it does not.

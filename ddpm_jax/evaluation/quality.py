@@ -34,11 +34,7 @@ def distances(net: features.FeatureNet, samples: np.ndarray, real: np.ndarray) -
   """
   half = len(real) // 2
   count = min(len(samples), half)
-  if count <= net.recipe.num_features:
-    raise UserError(
-      f"{count} images cannot give the covariance of {net.recipe.num_features} features: draw more than that, and "
-      "compare with at least twice as many real ones."
-    )
+  check_count(count, net.recipe)
   moments = lambda images: frechet.Moments.of(_features(net, images))
   reference = moments(real[:half])
   return Distances(
@@ -48,6 +44,15 @@ def distances(net: features.FeatureNet, samples: np.ndarray, real: np.ndarray) -
     half,
     net.describe(),
   )
+
+
+def check_count(count: int, recipe: features.Recipe) -> None:
+  """Raises UserError if the features of `count` images have a singular covariance."""
+  if count <= recipe.num_features:
+    raise UserError(
+      f"{count} images cannot give the covariance of {recipe.num_features} features: take more than that, and compare "
+      "with at least twice as many real ones."
+    )
 
 
 def real_images(source: Source) -> np.ndarray:
@@ -66,8 +71,7 @@ def classifier_of(
   """The feature network of a labelled data set: read from `path`, or trained and kept there (None: by the usual recipe)."""
   if os.path.exists(path):
     return features.restore(path)
-  if train.info.num_classes is None:
-    raise UserError(f"{train.info.name} has no labels, so that no classifier can be trained on it: measure FID instead.")
+  check_labels(train.info.name, train.info.num_classes)
   recipe = recipe or features.Recipe.suiting(train.info.channels)
   both = [source.gather(np.arange(len(source))) for source in (train, test)]
   net = features.train_classifier(*both[0], *both[1], recipe=recipe, progress=True)
@@ -75,10 +79,22 @@ def classifier_of(
   return net
 
 
-def classifier_for(name: str) -> features.FeatureNet:
-  """The feature network of the labelled data set of that name, kept in the cache."""
+def check_labels(name: str, num_classes: int | None) -> None:
+  """Raises UserError for a data set without classes."""
+  if num_classes is None:
+    raise UserError(f"{name} has no labels, so that no classifier can be trained on it: measure FID instead.")
+
+
+def classifier_for(name: str, count: int | None = None) -> features.FeatureNet:
+  """The feature network of the labelled data set of that name, kept in the cache.
+
+  Args:
+    count: of the images whose moments it is for; too few are refused before anything is trained.
+  """
   train, test = (data.load(name, split) for split in ("train", "test"))
   recipe = features.Recipe.suiting(train.info.channels)
+  if count is not None:
+    check_count(count, recipe)
   key = storage.text_digest([image_sets.of_source(train).sha256, dataclasses.asdict(recipe)])
   return classifier_of(train, test, fetch.cache_folder() / "classifiers" / f"{key[:16]}.npz", recipe)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddpm_jax import data
 from ddpm_jax.data import crops, images
-from ddpm_jax.data.atomic import writing
+from ddpm_jax.data.atomic import check, writing
 from ddpm_jax.data.digits import digits, levels_to_pixels, pixels_to_levels
 from ddpm_jax.errors import UserError
 
@@ -184,3 +184,14 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     temporary.write_text("ne")
     raise RuntimeError
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_refused_and_one_that_can_stays_as_it_is(tmp_path):
+  (tmp_path / "note.txt").write_text("old")
+  check(tmp_path / "note.txt")
+  check(tmp_path / "new/folder/new.txt")
+  assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+  with pytest.raises(UserError, match="note.txt/new.txt cannot be written"):
+    check(tmp_path / "note.txt/new.txt")
+  with pytest.raises(UserError, match="is a folder"):
+    check(tmp_path)

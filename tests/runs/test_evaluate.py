@@ -148,6 +148,33 @@ def test_bad_input_is_one_sentence_and_exit_code_2(workdir, files, capsys, argum
   assert len(errors) == 1 and errors[0].startswith("ddpm-jax: ") and re.search(match, errors[0]), errors
 
 
+@pytest.mark.parametrize("arguments, match", [
+  (["--distance", "64"], "64 images cannot give the covariance of 64 features"),
+  (["--distance", "64", "--likelihood", "4"], "64 images cannot give the covariance"),
+  (["--distance", "719"], "719 samples are compared with half of the 1437 training images"),
+  (["--distance", "99", "--config.data.num_classes=None"], "digits has no labels"),
+  (["--ode", "4", "--likelihood", "4"], "needs the schedule vp_sde"),
+  (["--likelihood", "4", "--features", "mnist"], "--features is about a comparison"),
+  (["--likelihood", "4", "--batch_size", "5"], "--batch_size is about a comparison"),
+  (["--reference", "digits@train", "--features", "digits", "--num_samples", "9"], "9 images cannot give the covariance"),
+  (["--reference", "digits@train", "--features", "digits", "--num_samples", "99", "--out", "/proc/none/x.json"],
+   "/proc/none/x.json cannot be written"),
+])
+def test_what_cannot_be_measured_is_refused_before_anything_is_drawn_or_trained(workdir, arguments, match, capsys):
+  before = sorted(workdir.rglob("*"))
+  assert main.run(["evaluate", "--workdir", str(workdir), *arguments]) == 2
+  shown = capsys.readouterr()
+  (error,) = shown.err.splitlines()
+  assert re.search(match, error) and "bits/dim" not in shown.out
+  assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_number_of_samples_that_is_not_theirs_is_refused(workdir, capsys):
+  options = ["--features", str(workdir / "classifier.npz"), "--num_samples", "361"]
+  assert main.run(["evaluate", "--samples", "digits@test", "--make_reference", str(workdir / "no.npz"), *options]) == 2
+  assert "There are 360 samples, not 361" in capsys.readouterr().err and not (workdir / "no.npz").exists()
+
+
 def test_bits_per_dim_with_every_covariance(workdir, capsys):
   """The analytic one by the moments that ddpm-jax moments leaves beside the results."""
   assert main.run(["moments", "--workdir", str(workdir), "--images", "16", "--levels", "5"]) == 0
