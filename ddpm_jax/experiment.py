@@ -110,7 +110,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
 
   Raises:
     UserError: for a config that cannot work, or one that is not the one of the run in `workdir`.
-    loop.Preempted: after SIGTERM, with everything saved.
+    loop.Preempted: after SIGTERM or Ctrl-C, with everything saved.
   """
   workdir = pathlib.Path(workdir)
   if workdir.exists() and not workdir.is_dir():

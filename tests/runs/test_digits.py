@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddpm_jax import config, experiment
 from ddpm_jax.cli import main
-from ddpm_jax.training import checkpoints
+from ddpm_jax.training import checkpoints, loop
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,19 @@ def test_bad_sampling_requests_get_one_sentence(run, change, says, capsys):
 def test_a_run_is_not_continued_with_another_network(run, capsys):
   assert main.run(["train", "--config", "digits:smoke", "--workdir", str(run), "--config.network.channels=24"]) == 2
   assert "another network" in capsys.readouterr().err
+
+
+def test_whatever_ends_a_run_the_checkpoint_in_the_making_is_completed(tmp_path, monkeypatch):
+  completed = []
+
+  def fit(*_, checkpoints, **__):
+    raise loop.Diverged("enough")
+
+  monkeypatch.setattr(loop, "fit", fit)
+  monkeypatch.setattr(checkpoints.Checkpoints, "close", lambda self: completed.append(self.directory.name))
+  with pytest.raises(loop.Diverged):
+    experiment.train(config.load("digits:smoke"), tmp_path)
+  assert completed == ["checkpoints"]
 
 
 def test_overrides_keep_the_type_of_a_field():
