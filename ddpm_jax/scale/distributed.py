@@ -203,10 +203,10 @@ def join(group: Group, timeout: float = 300.0, *, saves: bool = False) -> None:
 
 def wait_for_all() -> None:
   """Returns when every process has called this as often. Collectives do not wait: gloo fails after 30 s."""
-  if _lifeline is not None:
-    from jax._src import distributed  # its barrier has no public name; Orbax uses it too
+  from jax._src import distributed  # its barrier has no public name; Orbax uses it too
 
-    distributed.global_state.client.wait_at_barrier(f"ddpm_jax {next(_barriers)}", 24 * 3600 * 1000)
+  if (client := distributed.global_state.client) is not None:
+    client.wait_at_barrier(f"ddpm_jax {next(_barriers)}", 24 * 3600 * 1000)
 
 
 @contextlib.contextmanager

@@ -19,14 +19,13 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import struct
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import distributed
 from ddpm_jax.training import manifest as manifests
 from ddpm_jax.training.digest import digests
-from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest
+from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest, Mismatch
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +87,11 @@ class Checkpoints:
     found, damaged = _latest_sound(self.directory, lambda step: _restore(self.directory, step, like))
     for step in damaged:
       if jax.process_index() == 0:
-        (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
-    _together("damaged checkpoints are set aside")
+        aside = self.directory / f"{step}.damaged"
+        if aside.exists():  # the same step was damaged before, and written anew
+          aside.rmtree()
+        (self.directory / str(step)).rename(aside)
+    distributed.wait_for_all()
     return found
 
   def wait(self) -> None:
@@ -211,15 +213,11 @@ def load_config(directory: str) -> dict:
 def steps_in(directory: epath.PathLike) -> list[int]:
   """The steps of the complete checkpoints, ascending; leftovers of broken writes and damaged ones do not count."""
   path = epath.Path(directory)
-  entries = path.iterdir() if path.exists() else []
+  entries = path.iterdir() if path.is_dir() else []
   return sorted(int(p.name) for p in entries if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
-
-
-class Mismatch(CheckpointError):
-  """The checkpoint is sound, but not the one that was asked for: an older one will not do either."""
 
 
 def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -> tuple[Any, list[int]]:
@@ -316,11 +314,6 @@ def _item(name: str) -> str:
 
 def _rates(manifest: Manifest) -> list[str]:
   return sorted({name.split("/")[1] for name in manifest.leaves if name.startswith("ema/")}, key=float)
-
-
-def _together(what: str) -> None:
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
 
 
 def _first_line(error: Exception) -> str:

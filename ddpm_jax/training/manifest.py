@@ -24,6 +24,10 @@ class CheckpointError(UserError):
   """A checkpoint that cannot be used or written: which one, why, and what to do."""
 
 
+class Mismatch(CheckpointError):
+  """The checkpoint is sound, but not the one that was asked for: an older one will not do either."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
   """One stored array. `stored` is its name on disk, which a migration never changes."""
@@ -121,13 +125,17 @@ def load(document: dict) -> Manifest:
   """From JSON, of this version or an older one.
 
   Raises:
-    CheckpointError: if the text is damaged or newer than this program.
+    CheckpointError: if the text is damaged.
+    Mismatch: if it is of a newer version.
   """
   content = document["content"]
   if document["sha256"] != _sha256(content):
     raise CheckpointError("its manifest does not match its checksum")
   if content["schema"] > SCHEMA:
-    raise CheckpointError(f"it has schema {content['schema']}, this version of ddpm_jax reads up to {SCHEMA}: update it")
+    raise Mismatch(
+      f"The checkpoint of step {content['step']} has schema {content['schema']}, this version of ddpm_jax reads up to "
+      f"{SCHEMA}: update it."
+    )
   leaves = {name: Leaf(tuple(shape), dtype, stamp, name) for name, (shape, dtype, stamp) in content["leaves"].items()}
   for version in range(content["schema"], SCHEMA):
     leaves = MIGRATIONS[version](leaves)
