@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
   """Runs `argv`.
 
   Exit codes: 0 done, 2 the user can mend it (one sentence on stderr), 3 another process was lost, 42 stopped by SIGTERM
-  with everything saved.
+  or Ctrl-C with everything saved.
   """
   sys.exit(run(sys.argv[1:] if argv is None else argv))
 

@@ -1,7 +1,7 @@
 """Trains a network, or continues where the last run in the same --workdir stopped.
 
 The directory then holds checkpoints/, metrics.jsonl, events/ for TensorBoard, and preview grids of samples by the raw
-and the averaged weights. SIGTERM saves and exits with code 42; the same command continues, bit for bit.
+and the averaged weights. SIGTERM or Ctrl-C saves and exits with code 42; the same command continues, bit for bit.
 
   ddpm-jax train --config digits --workdir runs/digits
   ddpm-jax train --config configs/mnist.py:smoke --workdir /tmp/mnist --config.train.batch_size=64

@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
-  """SIGTERM came; a checkpoint of `step` is complete, and the same call continues from there."""
+  """SIGTERM or Ctrl-C came; a checkpoint of `step` is complete, and the same call continues from there."""
 
   exit_code = 42
 
   def __init__(self, step: int):
-    super().__init__(f"Stopped by SIGTERM at step {step}; it is saved, and the same command continues from there.")
+    super().__init__(f"Stopped by a signal at step {step}; it is saved, and the same command continues from there.")
     self.step = step
 
 
@@ -74,7 +74,7 @@ def fit(
     max_skipped: updates in a row that may be skipped before the run stops.
 
   Raises:
-    Preempted: after SIGTERM, with the current step saved.
+    Preempted: after SIGTERM or Ctrl-C, with the current step saved. A second Ctrl-C interrupts at once.
     Diverged: after max_skipped skipped updates in a row. The state was not touched by them.
     CheckpointError: see Checkpoints.
   """
@@ -151,21 +151,25 @@ def _on_device(batches: Iterator[dict], mesh: Mesh, ahead: int = 2) -> Iterator[
 
 
 class _Termination:
-  """Listens for SIGTERM in its block; only the main thread can. Of several processes JAX listens, and tells the others."""
+  """Listens in its block for SIGTERM, and for Ctrl-C unless that is ignored, as behind a shell's &; only the main thread
+  can. Of several processes JAX listens for SIGTERM, and tells the others."""
 
   def __enter__(self):
-    self.received = False
-    self.listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    if self.listens:
-      self.before = signal.signal(signal.SIGTERM, self._note)
+    self.received, self.before = False, {}
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+          self.before[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *_):
-    if self.listens:
-      signal.signal(signal.SIGTERM, self.before)
+    for number, handler in self.before.items():
+      signal.signal(number, handler)
 
-  def _note(self, *_):
+  def _note(self, number, _):
     self.received = True
+    if number == signal.SIGINT:
+      signal.signal(number, signal.default_int_handler)  # for the second
 
   def requested(self, step: int) -> bool:
     """Whether to stop after `step`: the same answer in every process."""

@@ -10,13 +10,16 @@ import logging
 import math
 import pathlib
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import jax
 import numpy as np
 
+from ddpm_jax.data.atomic import writing
 from ddpm_jax.data.images import save_png
+from ddpm_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 Scalars = Mapping[str, float]
@@ -47,7 +50,19 @@ class Many:
 
   def close(self):
     for writer in self.writers:
-      writer.close()
+      with contextlib.suppress(OSError):  # nothing is left to write, but what could not be written, which was said
+        writer.close()
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+  """Turns whatever the disk refuses into a sentence."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"{path} cannot be written ({error.strerror or error}): make room or mend the disk; the same command continues."
+    ) from error
 
 
 class JsonLines:
@@ -57,13 +72,15 @@ class JsonLines:
     directory.mkdir(parents=True, exist_ok=True)
     self.previews = directory / "previews"
     path = directory / "metrics.jsonl"
-    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= after]
-    path.write_text("".join(kept))
+    kept = [line for step, line in _rows(path) if step <= after]
+    with writing(path) as temporary:
+      temporary.write_text("".join(f"{line}\n" for line in kept))
     self.file = path.open("a", buffering=1)  # by line, so that one can watch it and a kill loses none
 
   def write_scalars(self, step, scalars):
     finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no NaN
-    self.file.write(json.dumps({"step": step, **finite}) + "\n")
+    with _writing(self.file.name):
+      self.file.write(json.dumps({"step": step, **finite}) + "\n")
 
   def write_images(self, step, images):
     self.previews.mkdir(exist_ok=True)
@@ -74,10 +91,11 @@ class JsonLines:
     self.file.close()
 
 
-def _complete_lines(path: pathlib.Path) -> list[str]:
-  """The lines that end: a killed run may leave half of one."""
-  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-  return [line for line in lines if line.endswith("\n")]
+def _rows(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """(step, line) of the lines that are whole: a killed run may leave half of one, a machine that went down anything."""
+  for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+      yield json.loads(line)["step"], line
 
 
 @contextlib.contextmanager
@@ -94,24 +112,35 @@ def _absent(module: str) -> Iterator[None]:
 
 
 class TensorBoard:
-  """Events in DIR; written by tensorboardX, without TensorFlow."""
+  """Events in DIR; written by tensorboardX, without TensorFlow.
+
+  Not by its SummaryWriter: that writes in a thread, and waits for it for ever once a full disk has ended it.
+  """
 
   def __init__(self, directory: pathlib.Path, after: int = 0):
     with _absent("torch"):  # tensorboardX imports it where it is installed, in 2 s and for nothing
-      from tensorboardX import SummaryWriter
-
-    self.events = SummaryWriter(str(directory), purge_step=after + 1)
+      from tensorboardX import summary
+      from tensorboardX.event_file_writer import EventsWriter
+      from tensorboardX.proto.event_pb2 import Event, SessionLog
+    self.summary, self.event = summary, Event
+    directory.mkdir(parents=True, exist_ok=True)
+    self.events = EventsWriter(str(directory / "events"))
+    self.events.write_event(Event(step=after + 1, session_log=SessionLog(status=SessionLog.START)))  # forget from there on
 
   def write_scalars(self, step, scalars):
-    for name, value in scalars.items():
-      self.events.add_scalar(name, value, step)
+    self._write(step, [self.summary.scalar(name, value) for name, value in scalars.items()])
 
   def write_images(self, step, images):
-    for name, image in images.items():
-      self.events.add_image(name, image, step, dataformats="HWC")
+    self._write(step, [self.summary.image(name, image, dataformats="HWC") for name, image in images.items()])
 
   def close(self):
     self.events.close()
+
+  def _write(self, step, summaries):
+    with _writing("events"):
+      for each in summaries:
+        self.events.write_event(self.event(wall_time=time.time(), step=step, summary=each))
+      self.events.flush()
 
 
 class Console:

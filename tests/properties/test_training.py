@@ -1,5 +1,6 @@
 """Runs: broken ones end where unbroken ones do, bitwise; poisoned batches leave no trace; devices do not matter."""
 
+import errno
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import mesh as layout
@@ -78,15 +80,30 @@ def test_a_killed_run_ends_bitwise_where_an_unbroken_one_does(mesh, made, whole,
   assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])  # each step has one row, and the same
 
 
-def test_sigterm_saves_the_step_it_comes_in_and_loses_none(mesh, made, whole, tmp_path):
-  before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_the_step_it_comes_in_and_loses_none(mesh, made, whole, tmp_path, number):
+  before = signal.getsignal(number)
   with pytest.raises(loop.Preempted, match="at step 23; it is saved") as stopped:
-    tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(23, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(23, lambda: os.kill(os.getpid(), number)))
   assert stopped.value.step == 23 and stopped.value.exit_code == 42
-  assert checkpoints.steps_in(tmp_path)[-1] == 23 and signal.getsignal(signal.SIGTERM) is before
+  assert checkpoints.steps_in(tmp_path)[-1] == 23 and signal.getsignal(number) is before
   final = tiny_run.run(tmp_path, mesh, made=made)
   assert tiny_run.fingerprint(final) == tiny_run.fingerprint(whole[0])
   assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_an_ignored_one_is_not_heard(mesh, made, tmp_path):
+  def twice():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  with pytest.raises(KeyboardInterrupt):
+    tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(3, twice))
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    tiny_run.run(tmp_path, mesh, made=made, total_steps=5, feed=before_batch(3, twice))
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_finished_run_has_nothing_to_do(mesh, made, whole):
@@ -104,8 +121,10 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(mesh, made, whole, tm
   assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])
 
 
-def test_the_step_is_traced_once(made, whole):
-  assert made[1]._cache_size() == 1
+def test_resuming_adds_no_retrace(mesh, made, tmp_path):
+  for steps in (5, 10):
+    tiny_run.run(tmp_path, mesh, made=made, total_steps=steps)
+    assert made[1]._cache_size() == 1
 
 
 def test_a_run_needs_its_number_of_steps(mesh, made):
@@ -183,6 +202,48 @@ def test_rows_after_the_restored_step_are_forgotten(tmp_path):
   log.close()
   rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").open()]
   assert rows == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": None}]
+
+
+def test_metrics_survive_a_machine_that_went_down(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(b'{"step": 1, "loss": 1.0}\n\0\0\0\xff\n{"step": 2, "loss": 0.5}')
+  writers.JsonLines(tmp_path, after=2).close()
+  assert [json.loads(row)["step"] for row in path.open()] == [1, 2]
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_ends_metrics_in_a_sentence(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  log = writers.Many([writers.JsonLines(tmp_path), writers.TensorBoard(tmp_path / "events")])
+  jsonl, board = log.writers
+  jsonl.file.close()
+  jsonl.file = open("/dev/full", "a", buffering=1)  # its close fails too, with what is left in its buffer
+  monkeypatch.setattr(board.events, "flush", full)
+  for writer, name in ((jsonl, "/dev/full"), (board, "events")):
+    with pytest.raises(UserError, match=f"^{name} cannot be written .No space left on device.: make room"):
+      for step in range(20):
+        writer.write_scalars(step, {"loss": 1.0})
+  log.close()
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+  log = writers.TensorBoard(tmp_path, after=4)
+  log.write_scalars(5, {"loss": 0.25})
+  log.write_images(5, {"raw": np.zeros((4, 4, 1), np.uint8)})
+  log.close()
+  (path,) = tmp_path.iterdir()
+  data, events = path.read_bytes(), []
+  while data:  # length, its check sum, an event, its check sum
+    size = int.from_bytes(data[:8], "little")
+    events.append(Event.FromString(data[12 : 12 + size]))
+    data = data[16 + size :]
+  version, start, scalar, image = events
+  assert version.file_version == "brain.Event:2"
+  assert (start.step, start.session_log.status) == (5, SessionLog.START)  # hides what an earlier life wrote from there on
+  assert (scalar.step, scalar.summary.value[0].tag, scalar.summary.value[0].simple_value) == (5, "loss", 0.25)
+  assert (image.summary.value[0].tag, image.summary.value[0].image.height) == ("raw", 4)
 
 
 def test_a_row_is_the_mean_since_the_last_one():
