@@ -3,7 +3,8 @@
 #
 #   launch/local.sh 2 ddpm-jax train --config digits --workdir runs/digits
 #
-# The first of them speaks. Ctrl-C and SIGTERM reach all; the exit code is the first one that is not 0.
+# The first of them speaks. Ctrl-C or SIGTERM is SIGTERM to all: a training run saves itself and ends; a second one kills them.
+# The exit code is the first one that is not 0.
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -18,9 +19,11 @@ export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-$((cores > processes ? cores /
 export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:$((20000 + RANDOM % 10000))}
 export JAX_NUM_PROCESSES=$processes
 
+signal=TERM
+trap 'kill -s $signal $(jobs -p) 2>/dev/null || true; signal=KILL' HUP INT TERM
 started=()
-trap 'kill -TERM "${started[@]}" 2>/dev/null || true' TERM INT
 for ((process = 0; process < processes; process++)); do
+  [[ $signal == TERM ]] || break # asked to stop before all have started
   JAX_PROCESS_ID=$process "$@" &
   started+=($!)
 done

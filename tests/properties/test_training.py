@@ -80,8 +80,16 @@ def test_a_killed_run_ends_bitwise_where_an_unbroken_one_does(mesh, made, whole,
   assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])  # each step has one row, and the same
 
 
+@pytest.fixture
+def ctrl_c():
+  """Ctrl-C as in a terminal; whoever runs the tests may have it ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield signal.SIGINT
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_saves_the_step_it_comes_in_and_loses_none(mesh, made, whole, tmp_path, number):
+def test_a_signal_saves_the_step_it_comes_in_and_loses_none(mesh, made, whole, tmp_path, ctrl_c, number):
   before = signal.getsignal(number)
   with pytest.raises(loop.Preempted, match="at step 23; it is saved") as stopped:
     tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(23, lambda: os.kill(os.getpid(), number)))
@@ -92,18 +100,15 @@ def test_a_signal_saves_the_step_it_comes_in_and_loses_none(mesh, made, whole, t
   assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])
 
 
-def test_a_second_ctrl_c_interrupts_at_once_and_an_ignored_one_is_not_heard(mesh, made, tmp_path):
+def test_a_second_ctrl_c_interrupts_at_once_and_an_ignored_one_is_not_heard(mesh, made, tmp_path, ctrl_c):
   def twice():
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), ctrl_c)
+    os.kill(os.getpid(), ctrl_c)
 
   with pytest.raises(KeyboardInterrupt):
     tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(3, twice))
-  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-  try:
-    tiny_run.run(tmp_path, mesh, made=made, total_steps=5, feed=before_batch(3, twice))
-  finally:
-    signal.signal(signal.SIGINT, before)
+  signal.signal(ctrl_c, signal.SIG_IGN)
+  tiny_run.run(tmp_path, mesh, made=made, total_steps=5, feed=before_batch(3, twice))
 
 
 def test_a_finished_run_has_nothing_to_do(mesh, made, whole):

@@ -1,8 +1,11 @@
 """The launch scripts: clean, and saying what they would do."""
 
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 import yaml
@@ -32,6 +35,42 @@ def test_local_starts_every_process_and_returns_the_first_failure(tmp_path):
   assert done.returncode == 7
 
 
+CHILD = """
+trap 'touch asked.$JAX_PROCESS_ID; [[ -e stubborn ]] || exit 42' TERM
+echo $$ > pid.$JAX_PROCESS_ID
+while :; do sleep 0.05; done
+"""
+
+
+def wait_for(*files: pathlib.Path) -> None:
+  until = time.monotonic() + 60
+  while not all(file.exists() and (file.stat().st_size or "pid" not in file.name) for file in files):
+    assert time.monotonic() < until
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["Ctrl-C", "kill -INT"])
+def test_local_saves_at_the_first_ctrl_c_and_kills_at_the_second(tmp_path, send):
+  for stubborn in (False, True):
+    (tmp_path / "stubborn").touch() if stubborn else None
+    started, asked = ([tmp_path / f"{name}.{k}" for k in (0, 1)] for name in ("pid", "asked"))
+    # In a process group of its own, as behind a prompt; env: whoever runs the tests may have Ctrl-C ignored.
+    command = ["env", "--default-signal=INT", LAUNCH / "local.sh", "2", "bash", "-c", CHILD]
+    local = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE)
+    wait_for(*started)
+    send(local.pid, signal.SIGINT)
+    wait_for(*asked)
+    if stubborn:
+      send(local.pid, signal.SIGINT)
+    assert local.wait(60) == (128 + signal.SIGKILL if stubborn else 42), local.stderr.read()
+    for file in started:  # no orphans
+      with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
+      file.unlink()
+    for file in asked:
+      file.unlink()
+
+
 def test_local_wants_a_number():
   done = call(LAUNCH / "local.sh", "ddpm-jax", "train")
   assert done.returncode == 2 and "usage: launch/local.sh N COMMAND" in done.stderr
@@ -48,7 +87,19 @@ def test_a_tpu_slice_is_created_used_and_deleted():
   assert "gcloud storage rsync --recursive gs://b/all/runs/adm runs/adm" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--zone", "a", "--type", "v5p-8", "train"], ["--zne", "a"], ["--zone"]])
+SLICE = ["--zone", "a", "--type", "v5p-8"]
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    [*SLICE, "train"],
+    ["--zne", "a"],
+    ["--zone"],
+    [*SLICE, "--bucket", "gs://b", "train", "--workdir", "/tmp/run"],  # would be deleted with the slice
+    [*SLICE, "--bucket", "gs://b", "train", "--workdir=run"],
+  ],
+)
 def test_a_tpu_slice_wants_to_know(arguments):
   done = call(LAUNCH / "tpu_vm.sh", "--dry_run", *arguments)
   assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
