@@ -76,12 +76,17 @@ bucket_name=${bucket_name%%/*}
 directory=${bucket#gs://"$bucket_name"}
 directory=${directory#/}
 workdir=''
-for ((i = 1; i < $#; i++)); do
-  if [[ ${!i} == --workdir ]]; then
-    next=$((i + 1))
-    workdir=${!next}
-  fi
+for ((i = 1; i <= $#; i++)); do
+  next=$((i + 1))
+  case ${!i} in
+    --workdir) workdir=${!next:-} ;;
+    --workdir=*) workdir=${!i#*=} ;;
+  esac
 done
+if [[ $workdir && $workdir != runs/?* ]]; then
+  echo "tpu_vm.sh: --workdir $workdir would be deleted with the slice: choose one in runs/, which is the bucket." >&2
+  exit 2
+fi
 
 # create
 slice create --accelerator-type="$type" --version="$version" ${spot:+--spot}
@@ -111,7 +116,7 @@ code=0
 everywhere "venv/bin/ddpm-jax $(quoted "$@")" || code=$?
 
 # collect
-if [[ $workdir == runs/* ]]; then
+if [[ $workdir ]]; then
   run mkdir -p "$workdir"
   run gcloud storage rsync --recursive "$bucket/${workdir#runs/}" "$workdir"
 fi
