@@ -62,6 +62,19 @@ def dataset(config: ConfigDict, split: str) -> data.Source:
   return data.load(section["name"], split, **{name: section[name] for name in arguments})
 
 
+def check_low_res(about: ConfigDict, shape: tuple[int, ...] | None) -> None:
+  """Raises UserError unless a run with the section `data` enlarges images of that shape [h,w,C]; None: enlarges nothing."""
+  size = about.low_res_size
+  if size is None and shape is not None:
+    raise UserError("This network does not enlarge images: an --upsampler is a run with data.low_res_size.")
+  if size is not None and shape is None:
+    raise UserError("This network enlarges small images: sample the stage before it, and name this one --upsampler.")
+  if size is not None and shape != (size, size, about.channels):
+    raise UserError(
+      f"This network enlarges images of {size}x{size} pixels and {about.channels} channels, not of shape {shape}."
+    )
+
+
 class NotFinite(UserError):
   """A network drew or scored something that is no number."""
 
@@ -249,13 +262,8 @@ class Trained:
   def _cond(self, keys: jax.Array, labels: np.ndarray | None = None, low_res: np.ndarray | None = None) -> dict | None:
     """What the network is conditioned on, as it was in training."""
     cond, size = {}, self.config.data.low_res_size
-    if size is None and low_res is not None:
-      raise UserError("This network does not enlarge images: an --upsampler is a run with data.low_res_size.")
+    check_low_res(self.config.data, None if low_res is None else low_res.shape[1:])
     if size is not None:
-      if low_res is None:
-        raise UserError("This network enlarges small images: sample the stage before it, and name this one --upsampler.")
-      if low_res.shape[1:] != (size, size, self.config.data.channels):
-        raise UserError(f"This network enlarges images of {size}x{size} pixels, not of shape {low_res.shape[1:]}.")
       noise = normal(keys, low_res.shape[1:], build.schedule(self.config).T + 1)  # a stream beyond those of the levels
       cond["low_res"] = _put(pixels.to_float(low_res)) + self.config.train.low_res_noise * noise
     if labels is not None:

@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import named
+from ddpm_jax.config import nearest
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import schedule as schedules
 from ddpm_jax.diffusion import steps as tables
@@ -44,6 +45,9 @@ def grid(config: ConfigDict, which: str = "sampling") -> np.ndarray:
   if name == "full":
     return grids.full(levels.T)
   if name not in (*GRIDS, *BEST_GRIDS):
+    if not name.startswith("ddim") and not any(map(str.isdigit, name)):
+      known = ["full", *GRIDS, *BEST_GRIDS]
+      raise UserError(f'Grid {name!r} is unknown; {nearest(name, known)} Or write sections such as "250" or "10,15,20".')
     return grids.sections(levels.T, name)
   if K is None:
     raise UserError(f'The grid "{name}" needs a number of steps: set {which}.steps.')

@@ -2,6 +2,8 @@
 
 from ddpm_jax.errors import UserError
 
+MOST = 10_000_000
+
 
 def integers(text: str, flag: str) -> list[int]:
   """The numbers of "0-63", "7" or "3,5,8-10".
@@ -12,13 +14,15 @@ def integers(text: str, flag: str) -> list[int]:
   Raises:
     UserError: if it is no such list, or empty.
   """
-  numbers = []
+  numbers: list[int] = []
   for part in text.split(","):
     first, dash, last = part.partition("-")
     try:
-      numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+      numbers += range(int(first), min(int(last), int(first) + MOST) + 1) if dash else [int(first)]
     except ValueError:
       raise UserError(f"{flag} {text!r} is no list of numbers; write one like 0-63 or 3,5,8-10.") from None
+    if len(numbers) > MOST:
+      raise UserError(f"{flag} {text!r} is more than {MOST:,} numbers: take a part at a time.")
   if not numbers:
     raise UserError(f"{flag} {text!r} is empty; write one like 0-63 or 3,5,8-10.")
   return numbers

@@ -53,15 +53,17 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax import build, experiment
   from ddpm_jax.cli.numbers import integers
   from ddpm_jax.config import nearest
+  from ddpm_jax.data import atomic
   from ddpm_jax.data import images as pixels
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import plots
+  from ddpm_jax.trained import check_low_res
 
   formats = args.formats.split(",")
   for name in formats:
     if name not in FORMATS:
       raise UserError(f"Format {name!r} is unknown; {nearest(name, FORMATS)}")
-  if args.beside and args.upsampler:
+  if args.beside is not None and args.upsampler:
     raise UserError("--beside compares what one network draws: leave out --upsampler.")
   seeds = integers(args.seeds, "--seeds")
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
@@ -70,6 +72,12 @@ def run(args: argparse.Namespace) -> int:
     classes = integers(args.classes, "--classes")
     labels = [classes[i % len(classes)] for i in range(len(seeds))]
 
+  upsampler = other = None
+  if args.upsampler:
+    upsampler = experiment.load(args.upsampler)
+    check_low_res(upsampler.config.data, trained.image_shape)
+  if args.beside is not None:
+    other = beside(trained, args.beside.split())
   steps = build.sampler(trained.config).steps
   how = describe(trained.config.sampling, len(steps.left))
   print(f"{len(seeds)} images from {args.workdir}, step {trained.step}, {trained.weights}: {how}")
@@ -79,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
     print("levels:", ", ".join(str(n) for n in [*steps.t.n[:8], *(["..."] if len(steps.t.n) > 8 else [])]))
     return 0
 
-  images, frames = draw(trained, seeds, labels, {"gif", "strip"} & set(formats))
-  if args.upsampler:
-    upsampler = experiment.load(args.upsampler)
-    labels_of_upsampler = trained.labels(seeds, labels) if upsampler.config.train.class_conditional else None
-    images = upsampler.sample(seeds, labels_of_upsampler, low_res=images, progress=True)
   named = f"step{trained.step}_{how.replace(' ', '_')}"
   out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples" / named)
+  atomic.check(out / "grid.png")
+  images, frames = draw(trained, seeds, labels, {"gif", "strip"} & set(formats))
+  if upsampler:
+    labels_of_upsampler = trained.labels(seeds, labels) if upsampler.config.train.class_conditional else None
+    images = upsampler.sample(seeds, labels_of_upsampler, low_res=images, progress=True)
   scale = max(1, 64 // images.shape[1])
   for name in formats:
     if name == "grid":
@@ -101,14 +109,31 @@ def run(args: argparse.Namespace) -> int:
       shown = frames[:: -(-len(frames) // 12)][:, :8].swapaxes(0, 1)
       strip = pixels.grid(shown.reshape(-1, *images.shape[1:]), columns=shown.shape[1], scale=scale)
       pixels.save_png(out / "denoising.png", strip)
-  if args.beside:
-    other = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=[*args.overrides, *args.beside.split()])
+  if other:
     other_how = describe(other.config.sampling, len(build.sampler(other.config).steps.left))
     others, _ = draw(other, seeds, labels)
     plots.side_by_side({how: images, other_how: others}, out / "beside.png")
     formats.append("beside.png")
   print(f"Wrote {', '.join(formats)} to {out}")
   return 0
+
+
+def beside(trained, changes: list[str]):
+  """The same network with these changes of its sampling section."""
+  import dataclasses
+
+  from ddpm_jax import build
+  from ddpm_jax import config as configs
+  from ddpm_jax.errors import UserError
+
+  if odd := [change for change in changes if not change.startswith("sampling.")] or not changes:
+    what = repr(odd[0]) if changes else "nothing"
+    raise UserError(f'--beside changes how images are drawn, not {what}: write "sampling.steps=20 sampling.eta=0".')
+  config = configs.override(trained.config.copy_and_resolve_references(), changes)
+  other = dataclasses.replace(trained, config=config)
+  build.sampler(config, other.guide)  # so that whatever cannot work is said now
+  build.guided(config, other.network, other.guide)
+  return other
 
 
 def draw(trained, seeds, labels, with_frames=()):

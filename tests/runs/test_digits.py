@@ -91,6 +91,8 @@ def _train(*overrides, spec="digits:smoke"):
     (_train("schedule.name=cosin"), ["cosin", "'cosine'"]),
     (_train(spec="digitz"), ["digitz", "'digits'"]),
     (["sample", "--workdir", "nowhere"], ["no checkpoint", "nowhere"]),
+    (["sample", "--workdir", __file__], ["no checkpoint", "test_digits.py"]),
+    (["sample", "--weights", "cifar10-dppm"], ["no directory", "did you mean the published weights 'cifar10-ddpm'"]),
   ],
 )
 def test_bad_configs_get_one_sentence_and_leave_nothing(argv, says, capsys, tmp_path, monkeypatch):
@@ -109,6 +111,14 @@ def test_bad_configs_get_one_sentence_and_leave_nothing(argv, says, capsys, tmp_
     (["--config.sampling.grid=uniform", "--config.sampling.steps=50"], ["50 steps", "T = 20"]),
     (["--config.sampling.grid=10,x"], ["10,x"]),
     (["--seeds", "1-"], ["1-"]),
+    (["--seeds", "0-99999999999"], ["0-99999999999", "10,000,000"]),
+    (["--config.sampling.grid=unifrom"], ["'unifrom'", "did you mean 'uniform'"]),
+    (["--beside", "sampling.etta=0"], ["etta", "'eta'"]),
+    (["--beside", "sampling.eta=7"], ["eta = 7.0", "[0, 1]"]),
+    (["--beside", "seed=1"], ["'seed=1'", "sampling.steps=20"]),
+    (["--beside", ""], ["nothing", "sampling.steps=20"]),
+    (["--upsampler", "nowhere"], ["no checkpoint", "nowhere"]),
+    (["--out", "/proc/none"], ["/proc/none/grid.png cannot be written"]),
     (["--formats", "jpg"], ["jpg"]),
     (["--classes", "3"], ["unconditional"]),
     (["--ema", "0.5"], ["0.5", "0.999"]),
@@ -117,7 +127,9 @@ def test_bad_configs_get_one_sentence_and_leave_nothing(argv, says, capsys, tmp_
   ],
 )
 def test_bad_sampling_requests_get_one_sentence(run, change, says, capsys):
+  before = sorted(run.rglob("*"))
   assert main.run(["sample", "--workdir", str(run), *change]) == 2
+  assert sorted(run.rglob("*")) == before
   error = capsys.readouterr().err.strip()
   assert "\n" not in error and all(word in error for word in says), error
 
