@@ -56,6 +56,7 @@ def rate_distortion(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLi
     axes.grid(alpha=0.3)
   for axes in panels[:2]:
     axes.invert_xaxis()
+  figure.draw_without_rendering()  # so that the layout knows how wide the numbers at the axes are
   figure.suptitle("Progressive lossy compression", fontsize=11)
   _save(figure, path)
 
