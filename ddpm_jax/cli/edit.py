@@ -12,81 +12,96 @@
   ddpm-jax edit interpolate    --workdir runs/mnist --seeds 0-7 --config.sampling.eta=0
 
 --images are places in the data set's test split, from 0. Steps are those of the config's sampling section, as for sample.
+ddpm-jax edit TASK --help has the flags of each.
 """
 
 import argparse
 from typing import Any
 
-TASKS = ("reconstruct", "image_to_image", "inpaint", "interpolate")
 HIDDEN = ("center", "left", "top")
 SHOWN = 16  # images of a picture's row; all frames of an interpolation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("task", choices=TASKS)
-  parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
-  parser.add_argument("--images", default="0-15", help="which test images (default %(default)s)")
-  parser.add_argument("--seeds", help="of the noise (default: the numbers of the images)")
-  parser.add_argument("--steps", default="10,20,50,100", help="of reconstruct: numbers of steps (default %(default)s)")
-  parser.add_argument("--strength", type=float, default=0.5, help="of image_to_image: 0 keeps, 1 replaces (default 0.5)")
-  parser.add_argument("--hide", choices=HIDDEN, default="center", help="of inpaint (default %(default)s)")
-  parser.add_argument("--jump", type=int, default=10, help="of inpaint: steps of a jump back (default %(default)s)")
-  parser.add_argument("--resamples", type=int, default=10, help="of inpaint: 1 does not jump (default %(default)s)")
-  parser.add_argument("--frames", type=int, default=9, help="of interpolate (default %(default)s)")
-  parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
-  parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
+  network = argparse.ArgumentParser(add_help=False)
+  network.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
+  network.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
+  network.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
+  real = argparse.ArgumentParser(add_help=False, parents=[network])
+  real.add_argument("--images", default="0-15", help="which test images (default %(default)s)")
+  noisy = argparse.ArgumentParser(add_help=False, parents=[real])
+  noisy.add_argument("--seeds", help="of the noise (default: the numbers of the images)")
+
+  tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
+
+  def task(name: str, parent: argparse.ArgumentParser, summary: str) -> argparse.ArgumentParser:
+    return tasks.add_parser(name, parents=[parent], help=summary, description=summary, allow_abbrev=False)
+
+  reconstruct = task("reconstruct", real, "to latents and back: errors by numbers of steps, and a picture")
+  reconstruct.add_argument("--steps", default="10,20,50,100", help="numbers of steps (default %(default)s)")
+  image_to_image = task("image_to_image", noisy, "taken part of the way to noise, and drawn again from there")
+  image_to_image.add_argument(
+    "--strength", type=float, default=0.5, help="that part: above 0, which changes nothing, to 1, all noise (default 0.5)"
+  )
+  inpaint = task("inpaint", noisy, "a part is drawn anew around what is known")
+  inpaint.add_argument("--hide", choices=HIDDEN, default="center", help="which part (default %(default)s)")
+  inpaint.add_argument("--jump", type=int, metavar="N", default=10, help="steps of a jump back to more noise (default 10)")
+  inpaint.add_argument("--resamples", type=int, metavar="N", default=10, help="draws of each; 1: no jumps (default 10)")
+  interpolate = task("interpolate", network, "between the latents of pairs of seeds")
+  interpolate.add_argument("--seeds", default="0-7", help="the ends: the first two, the next two, ... (default %(default)s)")
+  interpolate.add_argument("--frames", type=int, metavar="N", default=9, help="images from end to end (default 9)")
 
 
 def run(args: argparse.Namespace) -> int:
   from ddpm_jax.cli import environment
 
   environment.prepare_alone("edit")
-  import json
   import pathlib
 
   import numpy as np
 
-  from ddpm_jax import edits, experiment
+  from ddpm_jax import build, edits, experiment, scores
   from ddpm_jax.cli.numbers import integers
   from ddpm_jax.data import images as pixels
+  from ddpm_jax.diffusion import grid
   from ddpm_jax.errors import UserError
 
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   out = pathlib.Path(args.workdir) / "edits"
-  out.mkdir(parents=True, exist_ok=True)
 
   if args.task == "interpolate":
-    seeds = integers(args.seeds or "0-7", "--seeds")
-    pairs = list(zip(seeds[::2], seeds[1::2], strict=False))
-    if not pairs:
-      raise UserError("Interpolation is between seeds 0 and 1, 2 and 3 of --seeds: name at least two.")
+    seeds = integers(args.seeds, "--seeds")
+    if len(seeds) % 2:
+      raise UserError(f"--seeds {args.seeds} are {len(seeds)}: name an even number, the two ends of each interpolation.")
     classes = trained.config.data.num_classes or 1
+    pairs = zip(seeds[::2], seeds[1::2], strict=True)
     rows = [edits.interpolate(trained, *ends, args.frames, label=k % classes) for k, ends in enumerate(pairs)]
   else:
     numbers = integers(args.images, "--images")
     source = trained.dataset(trained.config.data.test_split)
     if max(numbers) >= len(source):
       raise UserError(f"There is no test image {max(numbers)}: there are {len(source)}, counted from 0.")
-    seeds = integers(args.seeds, "--seeds") if args.seeds else numbers
-    if len(seeds) != len(numbers):
-      raise UserError(f"There are {len(numbers)} images but {len(seeds)} seeds: give one for each, or leave --seeds out.")
     real = source.gather(np.asarray(numbers))[0]
-    if args.task == "image_to_image":
-      rows = [real, edits.image_to_image(trained, source, numbers, seeds, args.strength)]
-    elif args.task == "inpaint":
-      known = shown(args.hide, real.shape[1])
-      options = dict(jump=args.jump, resamples=args.resamples)
-      drawn = edits.inpaint(trained, source, numbers, seeds, known, **options)
-      rows = [real, np.where(known[:, :, None], real, 128).astype(np.uint8), drawn]
-    else:
-      rows, errors = [real], {}
-      for steps in integers(args.steps, "--steps"):
+    if args.task == "reconstruct":
+      rows, errors, many = [real], {}, integers(args.steps, "--steps")
+      for steps in many:
+        grid.check_steps(build.schedule(trained.config).T, steps)
+      for steps in many:
         again, error = edits.reconstruct(trained, source, numbers, steps)
         rows.append(again)
         errors[steps] = float(error.mean())
         print(f"{steps:5d} steps: mean square error {errors[steps]:.6f} per pixel, which is from 0 to 1")
-      result = {"images": len(numbers), "weights": trained.weights, "error": errors}
-      (out / "reconstruct.json").write_text(json.dumps(result, indent=2))
+      scores.write_json(out / "reconstruct.json", {"images": len(numbers), "weights": trained.weights, "error": errors})
+    else:
+      seeds = integers(args.seeds, "--seeds") if args.seeds else numbers
+      if len(seeds) != len(numbers):
+        raise UserError(f"There are {len(numbers)} images but {len(seeds)} seeds: give one for each, or leave --seeds out.")
+      if args.task == "image_to_image":
+        rows = [real, edits.image_to_image(trained, source, numbers, seeds, args.strength)]
+      else:
+        known = shown(args.hide, real.shape[1])
+        drawn = edits.inpaint(trained, source, numbers, seeds, known, jump=args.jump, resamples=args.resamples)
+        rows = [real, np.where(known[:, :, None], real, 128).astype(np.uint8), drawn]
 
   if args.task != "interpolate":
     rows = [row[:SHOWN] for row in rows]

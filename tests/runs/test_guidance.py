@@ -147,6 +147,27 @@ def test_edits(runs, capsys):
   np.testing.assert_array_equal(drawn[:, :, 4:], source.gather(np.arange(4))[0][:, :, 4:])
 
 
+@pytest.mark.parametrize("task, flags, match", [
+  ("reconstruct", ["--steps", "3,9999"], "9999 steps do not fit a chain of T = 20"),
+  ("reconstruct", ["--images", "9999"], "no test image 9999"),
+  ("image_to_image", ["--strength", "2"], "strength = 2.0 must be above 0"),
+  ("image_to_image", ["--seeds", "1"], "16 images but 1 seeds"),
+  ("inpaint", ["--resamples", "0"], "resamples = 0 at least 1"),
+  ("interpolate", ["--seeds", "0-2"], "name an even number"),
+  ("interpolate", ["--frames", "1"], "1 frames show no way"),
+  ("inpaint", ["--strength", "1"], "unknown argument --strength"),
+  ("interpolate", ["--images", "1"], "unknown argument --images"),
+])
+def test_edits_that_cannot_be_are_refused_at_once(runs, capsys, task, flags, match):
+  command = ["edit", task, "--workdir", f"{runs}/base", *flags]
+  try:
+    assert main.run(command) == 2
+  except SystemExit as end:
+    assert end.code == 2
+  assert match in capsys.readouterr().err.splitlines()[-1]
+  assert not (runs / "base/edits").exists()
+
+
 def test_frames_between_two_seeds_have_one_class(runs):
   how = ["sampling.guidance.kind=None", "sampling.grid=uniform", "sampling.steps=2", "sampling.eta=0"]
   run = experiment.load(runs / "cond", overrides=how)
