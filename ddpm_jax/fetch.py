@@ -1,10 +1,13 @@
 """Published files in a cache of one's own: downloaded once, whole, and checked.
 
 The cache is $DDPM_JAX_CACHE, else $XDG_CACHE_HOME/ddpm_jax, else ~/.cache/ddpm_jax. A file that is put there by hand,
-under its name, is used like a downloaded one. An interrupted download goes on where it stopped.
+under its name, is used like a downloaded one. An interrupted download goes on where it stopped. Of processes that want the
+same file at once, one downloads it and the others wait.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import http.client
 import logging
@@ -12,6 +15,7 @@ import os
 import pathlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
 import tqdm
 
@@ -61,7 +65,9 @@ def fetch(file: File, *, progress: bool = True, timeout: float = 30.0) -> pathli
   if not path.exists() and file.by_hand:
     raise UserError(f"{path.name} has to be fetched by hand: download {file.url} and put it at {path}.")
   if not path.exists():
-    _download(file, path, progress, timeout)
+    with _alone_in(path.parent):
+      if not path.exists():  # nobody else has downloaded it meanwhile
+        _download(file, path, progress, timeout)
   if file.checksum is not None and (found := checksum(path, file.checksum)) != file.checksum:
     raise UserError(f"{path} has the checksum {found}, but {file.checksum} was published; remove it and try again.")
   return path
@@ -74,8 +80,25 @@ def checksum(path: str | os.PathLike, kind: str = "sha256") -> str:
     return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
+@contextlib.contextmanager
+def _alone_in(folder: pathlib.Path) -> Iterator[None]:
+  """Lets one process at a time in, by a lock that ends with the process; `folder` is made.
+
+  Raises:
+    UserError: if nothing can be written there.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w")
+  except OSError as error:
+    raise UserError(f"{folder} cannot be written ({error.strerror}): set DDPM_JAX_CACHE to another folder.") from error
+  with lock:
+    with contextlib.suppress(OSError):  # a file system without locks
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
 def _download(file: File, path: pathlib.Path, progress: bool, timeout: float) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.partial")
   try:
     _append(file.url, partial, progress, timeout)

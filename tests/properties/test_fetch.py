@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import threading
+import time
 
 import pytest
 
@@ -13,11 +14,13 @@ CONTENT = bytes(range(256)) * 5000
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Serves CONTENT at /file; `breaks_after` bytes it hangs up once; `ranges` are the requests for a part."""
+  """Serves CONTENT at /file once `gate` is open; `breaks_after` bytes it hangs up once; `ranges` are what was asked for."""
 
   def __init__(self):
     super().__init__(("127.0.0.1", 0), Handler)
     self.breaks_after, self.ranges, self.knows_ranges = None, [], True
+    self.gate = threading.Event()
+    self.gate.set()
     threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
   @property
@@ -29,6 +32,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
     wanted, start = self.headers.get("Range"), 0
     self.server.ranges.append(wanted)
+    self.server.gate.wait(60)
     if self.path == "/garbage":
       return self.wfile.write(b"no HTTP at all\r\n\r\n")
     if self.path != "/file":
@@ -66,7 +70,29 @@ def test_a_file_is_downloaded_once(server, tmp_path):
   for kind in ("sha256", "md5"):
     path = fetch.fetch(file(server, f"{kind}:{hashlib.new(kind, CONTENT).hexdigest()}"), progress=False)
   assert path == tmp_path / "ddpm_jax/weights.bin" and path.read_bytes() == CONTENT
-  assert server.ranges == [None] and list(path.parent.iterdir()) == [path]
+  assert server.ranges == [None] and {file.name for file in path.parent.iterdir()} == {".lock", "weights.bin"}
+
+
+def test_of_two_who_want_a_file_one_downloads_it(server):
+  server.gate.clear()
+  found = []
+  two = [threading.Thread(target=lambda: found.append(fetch.fetch(file(server), progress=False))) for _ in range(2)]
+  two[0].start()
+  while not server.ranges:
+    time.sleep(0.01)
+  two[1].start()
+  time.sleep(0.1)  # without a lock it would ask the server now
+  server.gate.set()
+  for thread in two:
+    thread.join()
+  assert server.ranges == [None] and found[0] == found[1] and found[0].read_bytes() == CONTENT
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(server, tmp_path, monkeypatch):
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "file" / "cache"))
+  with pytest.raises(UserError, match="cache cannot be written .*set DDPM_JAX_CACHE"):
+    fetch.fetch(file(server), progress=False)
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
@@ -88,7 +114,7 @@ def test_what_was_left_by_a_longer_file_is_thrown_away(server):
 def test_a_wrong_checksum_is_refused(server):
   with pytest.raises(UserError, match="but md5:0123 was published"):
     fetch.fetch(file(server, "md5:0123"), progress=False)
-  assert not list(fetch.cache_folder().iterdir())
+  assert [path.name for path in fetch.cache_folder().iterdir()] == [".lock"]
   (fetch.cache_folder() / "weights.bin").write_bytes(b"put there by hand")
   with pytest.raises(UserError, match="remove it and try again"):
     fetch.fetch(file(server), progress=False)
