@@ -282,6 +282,28 @@ def test_digest_is_its_definition():
   assert digest.digests(jnp.asarray(x)) == f"{sums[0]:08x}{sums[1]:08x}"
 
 
+def test_few_digests_are_in_the_making_at_a_time(monkeypatch):
+  """More than 32 programs that wait for other devices stop the CPU backend for ever (digest.py)."""
+  waiting, most = [], []
+  digest_of, get = digest._digest, jax.device_get
+
+  def start(x):
+    waiting.append(x)
+    most.append(len(waiting))
+    return digest_of(x)
+
+  def finish(arrays):
+    waiting.clear()
+    return get(arrays)
+
+  arrays = [jnp.full(3, i) for i in range(70)]
+  alone = [digest.digests(x) for x in arrays]
+  monkeypatch.setattr(digest, "_digest", start)
+  monkeypatch.setattr(jax, "device_get", finish)
+  assert digest.digests(arrays) == alone
+  assert len(most) == 70 and max(most) <= 16
+
+
 def test_a_state_survives_being_named():
   tree = {"a": [jnp.ones(2), jnp.zeros((), jnp.int32)], "key": jax.random.key(3), "rbg": jax.random.key(1, impl="rbg")}
   flat = manifest.flatten(tree)
