@@ -183,7 +183,7 @@ def join(group: Group, timeout: float = 300.0, *, saves: bool = False) -> None:
   global _lifeline
   import jax
 
-  lifeline = Lifeline(group, timeout)
+  _lifeline = lifeline = Lifeline(group, timeout)  # from here on the others hear of whatever ends this one
   atexit.register(lifeline.close)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_enable_preemption_service", saves)
@@ -194,7 +194,6 @@ def join(group: Group, timeout: float = 300.0, *, saves: bool = False) -> None:
     initialization_timeout=max(60, int(timeout)),
     heartbeat_timeout_seconds=SUSPENDED,
   )
-  _lifeline = lifeline
   if group.process:
     logging.getLogger().setLevel(logging.ERROR)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # progress bars too; our last sentence goes to sys.__stderr__
@@ -345,11 +344,13 @@ class Lifeline:
     """Says the sentence here and to the others, and ends at once: JAX would wait for those who cannot come."""
     if not self.ended.acquire(blocking=False):
       time.sleep(60)  # the other thread is ending the process
-    self._tell(f"stop {why}")
-    sys.stdout.flush()
-    sentence = f"ddpm-jax: process {self.group.process} of {self.group.processes} stops: {why}\n"
-    os.write(2, sentence.encode())  # at once, whoever else is writing
-    os._exit(code)
+    try:
+      self._tell(f"stop {why}")
+      sentence = f"ddpm-jax: process {self.group.process} of {self.group.processes} stops: {why}\n"
+      os.write(2, sentence.encode())  # at once, whoever else is writing
+      sys.stdout.flush()
+    finally:  # also when nobody reads any more what we say
+      os._exit(code)
 
   def fail(self, error: BaseException) -> None:
     """Ends all processes because of what was raised here."""

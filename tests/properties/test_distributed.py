@@ -1,6 +1,9 @@
 """Who belongs to a run, and the meeting of its processes, without JAX."""
 
+import io
+import os
 import socket
+import sys
 import threading
 
 import pytest
@@ -109,3 +112,21 @@ def test_nobody_waits_for_ever_without_process_0():
 def test_processes_that_disagree_are_told(members, message):
   found = meet(members)
   assert all(message in word for word in found.values())
+
+
+def test_the_end_comes_even_if_nobody_reads_any_more(monkeypatch, capfd):
+  class Ended(Exception):
+    pass
+
+  def leave(code):
+    raise Ended(code)
+
+  (alone,) = meet([(0, 1)]).values()
+  output = io.StringIO()
+  output.close()
+  monkeypatch.setattr(sys, "stdout", output)  # whose flush fails, as that of a pipe without a reader
+  monkeypatch.setattr(os, "_exit", leave)
+  with pytest.raises(Ended, match="3"):
+    alone._end("Process 1 of 2 was lost.", 3)
+  monkeypatch.undo()
+  assert capfd.readouterr().err == "ddpm-jax: process 0 of 1 stops: Process 1 of 2 was lost.\n"
