@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ddpm_jax import build, data, edits
 from ddpm_jax.data import images as pixels
 from ddpm_jax.data.atomic import writing
 from ddpm_jax.diffusion.likelihood import BitsPerDim
-from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import plots, quality
-from ddpm_jax.evaluation.features import Recipe
 from ddpm_jax.trained import Trained
 
+CLASSIFIER = "classifier.npz"  # the one whose features measure distances
 NEAR = 50_000  # training images among which neighbours are looked for
 
 
@@ -132,10 +130,10 @@ def accuracy(trained: Trained, folder: str | os.PathLike) -> dict[str, Any]:
   return result
 
 
-def check_distance(about: ConfigDict, count: int) -> None:
-  """Raises UserError for what the section `data` and the number of samples alone forbid: before anything is drawn."""
-  quality.check_labels(about.name, about.num_classes)
-  quality.check_count(count, Recipe.suiting(about.channels))
+def check_distance(trained: Trained, folder: str | os.PathLike, count: int) -> None:
+  """Raises UserError for what can be known without reading data: before anything is drawn or measured."""
+  about = trained.config.data
+  quality.check(about.name, about.num_classes, about.channels, pathlib.Path(folder, CLASSIFIER), count)
 
 
 def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality.Distances:
@@ -144,17 +142,19 @@ def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality
   Raises:
     UserError: for data without labels, fewer samples than features, or more than half of the training images.
   """
-  check_distance(trained.config.data, count)
-  folder, train = pathlib.Path(folder), trained.dataset(trained.config.data.train_split)
-  if count > len(train) // 2:
-    raise UserError(f"{count} samples are compared with half of the {len(train)} training images: take at most that many.")
-  net = quality.classifier_of(train, held_out(trained), folder / "classifier.npz")
+  folder, judge = pathlib.Path(folder), yardstick(trained, folder, count)
+  judge.net  # noqa: B018  (trained now rather than after hours of drawing)
   samples = trained.sample(range(count), progress=True)
-  real = quality.real_images(train)
-  found = quality.distances(net, samples, real)
+  found = judge(samples)
   write_json(folder / "distance.json", dataclasses.asdict(found) | _whose(trained))
-  plots.nearest_neighbours(samples[:8], real, folder / "nearest_neighbours.png")
+  plots.nearest_neighbours(samples[:8], judge.real, folder / "nearest_neighbours.png")
   return found
+
+
+def yardstick(trained: Trained, folder: str | os.PathLike, count: int) -> quality.Yardstick:
+  """What measures `count` samples of this network; its classifier is kept in the folder. Raises UserError as `distance`."""
+  train = trained.dataset(trained.config.data.train_split)
+  return quality.Yardstick(train, held_out(trained), pathlib.Path(folder, CLASSIFIER), count)
 
 
 # ---------------------------------------------------------------- the figures of the paper

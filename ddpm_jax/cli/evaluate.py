@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
   if args.ode:
     build.sde(trained.config)
   if args.distance:
-    scores.check_distance(trained.config.data, args.distance)
+    scores.check_distance(trained, out, args.distance)
   if compared:
     against(args, image_sets.of_run(trained, _count(args)), args.out or out / "metrics.json")
   if count:

@@ -36,12 +36,15 @@ def run(args: argparse.Namespace) -> int:
 
   from ddpm_jax import analytic, experiment, scores
   from ddpm_jax.cli.numbers import integers
+  from ddpm_jax.data.atomic import writing
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import study
 
   for name in ("samples", "likelihood"):
     if getattr(args, name) < 0:
       raise UserError(f"--{name} {getattr(args, name)} is too few: give at least 0, which measures none.")
+  if not (args.samples or args.likelihood):
+    raise UserError("Without --samples and --likelihood there is nothing to measure: leave one of them above 0.")
   workdir = pathlib.Path(args.workdir)
   out = pathlib.Path(args.out or workdir / "study")
   moments = pathlib.Path(args.moments or workdir / "evaluation" / "moments.npz")
@@ -51,15 +54,14 @@ def run(args: argparse.Namespace) -> int:
     raise UserError(f"There are no moments in {moments}: measure them first with ddpm-jax moments --workdir {workdir}.")
   where = {"plain": args.workdir, "npr": args.npr, "sn": args.sn}
   networks = {name: experiment.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
-  if args.samples:
-    scores.check_distance(networks["plain"].config.data, args.samples)
+  judge = scores.yardstick(networks["plain"], workdir / "evaluation", args.samples) if args.samples else None
   cap = args.cap
   if cap is None:
     cap = 1.0 if networks["plain"].config.schedule.name == "cosine" else 2.0
   results = analytic.study(
     networks, out, Ks=integers(args.steps, "--steps"), moments_path=moments, costs_path=args.costs,
     names=args.methods and args.methods.split(","), trajectories=args.trajectories.split(","),
-    distance=distance_of(networks["plain"], workdir / "evaluation", args.samples) if args.samples else None,
+    distance=judge and (lambda images: _kept(judge(images))),
     samples=args.samples, likelihood=args.likelihood, ddpm_cap=cap,
   )
   panels = {}
@@ -68,27 +70,14 @@ def run(args: argparse.Namespace) -> int:
   if args.likelihood:
     panels["bits_per_dim"] = ("mean", "bits/dim")
   tables = [f"{label}\n\n{study.table(results, measure, value)}\n" for measure, (value, label) in panels.items()]
-  (out / "study.md").write_text("\n".join(tables))
+  with writing(out / "study.md") as temporary:
+    temporary.write_text("\n".join(tables))
   study.plot(results, panels, out / "study.png", str(workdir))
   print("\n" + "\n".join(tables))
   print(f"Wrote {out / 'study.md'} and .png")
   return 0
 
 
-def distance_of(trained, folder, count: int):
-  """Fréchet distance of images to the training images, in the features of the data set's own classifier."""
-  import functools
-
-  from ddpm_jax.evaluation import quality
-
-  @functools.cache
-  def judge():  # trained when the first samples are there, and so after everything else has been checked
-    train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
-    return quality.classifier_of(train, test, folder / "classifier.npz"), quality.real_images(train)
-
-  def distance(images):
-    net, real = judge()
-    found = quality.distances(net, images, real)
-    return {"samples": found.samples, "real": found.real, "count": found.count, "features": net.digest}
-
-  return distance
+def _kept(found) -> dict:
+  """What a cell keeps of quality.Distances."""
+  return {"samples": found.samples, "real": found.real, "count": found.count, "features": found.features["sha256"]}

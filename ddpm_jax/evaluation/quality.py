@@ -5,6 +5,7 @@ halves: the distance of the samples to one half stands beside the distance of as
 """
 
 import dataclasses
+import functools
 import os
 
 import numpy as np
@@ -44,6 +45,46 @@ def distances(net: features.FeatureNet, samples: np.ndarray, real: np.ndarray) -
     half,
     net.describe(),
   )
+
+
+class Yardstick:
+  """Distances of images to half of the training ones of a labelled data set, in features of its own classifier.
+
+  The classifier is read from `path`, or trained and kept there, when it is needed first; what is wrong with the data or with
+  the number of samples is said at once.
+
+  Raises:
+    UserError: for data without labels, fewer samples than features, or more than half of the training images.
+  """
+
+  def __init__(self, train: Source, test: Source, path: str | os.PathLike, count: int):
+    check(train.info.name, train.info.num_classes, train.info.channels, path, count)
+    if count > len(train) // 2:
+      raise UserError(f"{count} samples are compared with half of the {len(train)} training images: take at most that many.")
+    self._train, self._test, self._path = train, test, path
+
+  @functools.cached_property
+  def net(self) -> features.FeatureNet:
+    """The classifier."""
+    return classifier_of(self._train, self._test, self._path)
+
+  @functools.cached_property
+  def real(self) -> np.ndarray:
+    """The training images."""
+    return real_images(self._train)
+
+  def __call__(self, samples: np.ndarray) -> Distances:
+    return distances(self.net, samples, self.real)
+
+
+def check(name: str, num_classes: int | None, channels: int, path: str | os.PathLike, count: int) -> None:
+  """Raises UserError for what forbids a Yardstick whatever the images are."""
+  if os.path.exists(path):
+    recipe = features.restore(path).recipe
+  else:
+    check_labels(name, num_classes)
+    recipe = features.Recipe.suiting(channels)
+  check_count(count, recipe)
 
 
 def check_count(count: int, recipe: features.Recipe) -> None:

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ddpm_jax.data.atomic import writing
 from ddpm_jax.errors import UserError
 
 
@@ -131,7 +132,8 @@ def run(
     for name, measure in measures.items():
       if name not in result:
         result[name] = measure(cell)
-        _write(path, result)
+        with writing(path) as temporary:
+          temporary.write_text(json.dumps(result, indent=1))
         report(f"{cell.method.name}, {cell.trajectory}, K = {cell.K}: {name} {json.dumps(result[name])}")
     results.append(result)
   return results
@@ -172,7 +174,8 @@ def plot(
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
   figure.suptitle(title)
-  figure.savefig(path, dpi=110)
+  with writing(path) as temporary:
+    figure.savefig(temporary, dpi=110)
 
 
 def rows(results: Sequence[Mapping], measure: str, value: str) -> dict[tuple[str, str], dict[int, float]]:
@@ -187,11 +190,3 @@ def rows(results: Sequence[Mapping], measure: str, value: str) -> dict[tuple[str
 def _difference(old: Mapping, new: Mapping) -> str:
   key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
   return f"{key} is {old.get(key)} there and {new.get(key)} here"
-
-
-def _write(path: pathlib.Path, result: Mapping) -> None:
-  """Whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(result, indent=1))
-  os.replace(partial, path)

@@ -36,7 +36,7 @@ def test_a_stopped_study_goes_on(tmp_path):
   study.run(CELLS, measure(calls), tmp_path, {"step": 1})
   assert len(calls) == len(CELLS) + 1  # only the cell at which it was stopped, again
   results = study.run(CELLS, measure(calls, fail_at=len(calls) + 1), tmp_path, {"step": 1})
-  assert len(results) == len(CELLS) and not list(tmp_path.glob("*.partial"))
+  assert len(results) == len(CELLS) and {path.suffix for path in tmp_path.iterdir()} == {".json"}
 
 
 def test_another_measure_is_added_to_what_is_there(tmp_path):

@@ -106,6 +106,8 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
     (["moments", "--images", "0"], "0 images, seed 0: take at least 1 image"),
     (["study", "--steps", "21", "--samples", "0"], "21 steps do not fit a chain of T = 20"),
     (["study", "--steps", "3", "--samples", "0", "--methods", "NPR"], "Method 'NPR' is unknown"),
+    (["study", "--samples", "0", "--likelihood", "0"], "there is nothing to measure"),
+    (["study", "--steps", "3", "--samples", "719"], "719 samples are compared with half of the 1437 training images"),
     (["study", "--steps", "3", "--moments", "no.npz"], "There are no moments in no.npz"),
 ])
 def test_what_the_user_can_mend_is_one_sentence(runs, moments, capsys, arguments, sentence):
