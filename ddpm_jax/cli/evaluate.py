@@ -17,6 +17,7 @@ is given again. What is measured of a network is kept in WORKDIR/evaluation; ddp
 """
 
 import argparse
+import os
 
 from ddpm_jax.cli import environment
 
@@ -29,6 +30,11 @@ OF_NETWORKS = (*OF_DRAWING, "ema", "step", "overrides")
 LEAST = {"likelihood": 0, "ode": 0, "distance": 0, "num_samples": 1, "batch_size": 1}
 AGAINST = ("reference", "make_reference", "captions")
 OF_SAMPLES = ("distance", "figures", *AGAINST)
+IDLE = {  # what changes nothing of a comparison
+  "reference": ("clip",),
+  "make_reference": ("clip", "metrics", "out"),
+  "captions": ("features", "inception", "metrics"),
+}
 OF_COMPARISONS = ("num_samples", "features", "inception", "clip", "metrics", "batch_size", "keep", "out")
 
 
@@ -82,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
   for name, least in LEAST.items():
     if (value := getattr(args, name)) is not None and value < least:
       raise UserError(f"--{name} {value} is too few: give at least {least}.")
-  compared = any(getattr(args, name) for name in AGAINST)
+  compared = next((name for name in AGAINST if getattr(args, name)), None)
+  if compared and (odd := next((name for name in IDLE[compared] if getattr(args, name) is not None), None)):
+    raise UserError(f"--{odd} changes nothing of --{compared}: leave it out.")
   if args.samples is not None:
     if odd := next((name for name in OF_NETWORKS if getattr(args, name)), None):
       flag = f"config.{args.overrides[0]}" if odd == "overrides" else odd
@@ -243,17 +251,18 @@ def _count(args: argparse.Namespace) -> int:
 
 
 def _set(text: str) -> tuple[str, str]:
-  """("cifar10", "test") of "cifar10@test"; without @ the split is train."""
-  name, _, split = text.partition("@")
-  return name, split or "train"
+  """("cifar10", "test") of "cifar10@test"; without @, or where that is a file's or folder's own, the split is train."""
+  name, at, split = text.rpartition("@")
+  return (name, split) if at and not os.path.exists(text) else (text, "train")
 
 
 def _reference(text: str):
   """Moments if the file holds some, else images."""
   from ddpm_jax.evaluation import image_sets, references, storage
 
-  if text.endswith(".npz") and "mu" in storage.read_npz(text):
-    return references.read(text)
+  if text.endswith(".npz"):
+    arrays = storage.read_npz(text)
+    return (references if "mu" in arrays else image_sets).of_arrays(text, arrays)
   return image_sets.open_set(*_set(text))
 
 

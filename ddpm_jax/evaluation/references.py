@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import storage
+from ddpm_jax.evaluation import image_sets, storage
 from ddpm_jax.evaluation.extract import Extractor, extract, outputs_of
 from ddpm_jax.evaluation.frechet import Moments
-from ddpm_jax.evaluation.image_sets import ImageSet, of_arrays
+from ddpm_jax.evaluation.image_sets import ImageSet
 
 NEAR = 10_000  # images kept for precision and recall, as in OpenAI's references
 
@@ -52,7 +52,7 @@ def make(images: ImageSet, extractor: Extractor, *, near: int = NEAR, **options:
   found = extract(extractor, images.source, outputs=outputs, source=images.sha256, **options)
   kept = np.linspace(0, len(images) - 1, min(near, len(images))).round().astype(int)
   pixels, labels = images.source.gather(kept)
-  some = of_arrays(f"{len(kept)} of {images.name}", {"arr_0": pixels, "arr_1": labels})
+  some = image_sets.of_arrays(f"{len(kept)} of {images.name}", {"arr_0": pixels, "arr_1": labels})
   about = images.describe() | {"features": extractor.describe()}
   return Reference({name: Moments.of(found[name]) for name in outputs}, some, about)
 
@@ -74,17 +74,22 @@ def read(path: str | os.PathLike) -> Reference:
   Raises:
     UserError: if the file is damaged or holds no moments.
   """
-  arrays = storage.read_npz(path)
+  return of_arrays(path, storage.read_npz(path))
+
+
+def of_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> Reference:
+  """The same of all `arrays` of the file, read already: OpenAI's hold gigabytes."""
   if "mu" not in arrays or "sigma" not in arrays:
     raise UserError(f"{path} holds {', '.join(arrays)}, but no mu and sigma: it is no reference. Make one of its images "
                     "with --make_reference, or give it as the images to compare with.")
-  about = {"name": str(path), "count": None, "sha256": storage.digest(arrays), "preprocessing": "not known"}
   if storage.META in arrays:
-    arrays, stored = storage.read(path)
+    arrays, stored = storage.verified(path, arrays)
     about = stored | {"name": f"{path} ({stored['name']})"}
+  else:
+    about = {"name": str(path), "count": None, "sha256": storage.digest(arrays), "preprocessing": "not known"}
   moments = {output: _moments(path, about["count"], arrays[mean], arrays[covariance])
              for output, (mean, covariance) in MOMENTS.items() if mean in arrays}
-  return Reference(moments, of_arrays(f"arr_0 of {path}", arrays) if "arr_0" in arrays else None, about)
+  return Reference(moments, image_sets.of_arrays(f"arr_0 of {path}", arrays) if "arr_0" in arrays else None, about)
 
 
 def _moments(path, count, mean, covariance) -> Moments:

@@ -46,9 +46,14 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
   Raises:
     UserError: if the file is missing, damaged or of another kind.
   """
-  arrays = read_npz(path)
+  return verified(path, read_npz(path))
+
+
+def verified(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The same of all `arrays` of the file, read already."""
   if META not in arrays:
     raise UserError(f"{path} was not written by ddpm_jax (it holds {', '.join(arrays)}, but no {META!r}).")
+  arrays = dict(arrays)
   try:
     meta = json.loads(str(arrays.pop(META)))
     written = meta.pop(ARRAYS)
