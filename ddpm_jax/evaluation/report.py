@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,6 +112,9 @@ def _headlines(folder: pathlib.Path) -> str:
   for (name, number), label in HEADLINES.items():
     file = folder / f"{name}.json"
     found = dict(flat(json.loads(file.read_text()))) if file.exists() else {}
+    features = found.get("features.name", "inception")
+    if name == "metrics" and not features.startswith("inception"):
+      label = f"{label} in features of {features}"  # no number to compare with published ones
     rows += [(label, found[number])] if number in found else []
   return table(rows) if rows else ""
 
@@ -162,7 +166,7 @@ def _measurements(workdir: pathlib.Path) -> str:
 def _commands(workdir: pathlib.Path) -> str:
   """What repeats or continues this."""
   verbs = ("sample", "evaluate", "evaluate --figures", "report")
-  lines = "\n".join(f"ddpm-jax {verb} --workdir {workdir}" for verb in verbs)
+  lines = "\n".join(f"ddpm-jax {verb} --workdir {shlex.quote(str(workdir))}" for verb in verbs)
   return f"<pre>{html.escape(lines)}</pre>"
 
 

@@ -79,6 +79,14 @@ def test_a_reference_is_made_and_used(workdir, capsys):
   assert abs(itself["metrics"]["fid"]) < 1e-6
 
 
+def test_a_path_may_have_an_at_sign_of_its_own(workdir):
+  path = workdir / "me@home" / "digits.npz"
+  path.parent.mkdir()
+  np.savez(path, arr_0=IMAGES)
+  found = measure(workdir, "--samples", path, "--num_samples", 40, "--reference", path, metrics="kid")
+  assert found["samples"]["count"] == found["reference"]["count"] == 40
+
+
 IMAGES = digits("test").images[:40]
 BAD_FILES = {
   "floats": {"arr_0": IMAGES / 255},
@@ -133,6 +141,8 @@ REFUSED = [  # "./" stands for the folder of files
   (["./good.npz", *TRAIN, "--num_samples", "0"], "--num_samples 0 is too few"),
   (["./good.npz", *TRAIN, *OF_40, "--features", "inception_tg"], "did you mean 'inception_tf'"),
   (["./good.npz"], "have to be compared with something"),
+  (["./good.npz", *TRAIN, *OF_40, "--clip", "ViT-B-32.pt"], "--clip changes nothing of --reference: leave it out"),
+  (["./good.npz", "--make_reference", "./new.npz"], "--metrics changes nothing of --make_reference: leave"),
   (["./good.npz", *TRAIN, "--likelihood", "8"], "--likelihood is about a network"),
   (["./good.npz", *TRAIN, "--config.sampling.eta=0"], "--config.sampling.eta=0 is about a network"),
 ]  # fmt: skip
@@ -251,6 +261,8 @@ def page(workdir, tmp_path_factory):
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (workdir / "evaluation").mkdir(exist_ok=True)
   (workdir / "evaluation/distance.json").write_text(json.dumps({"samples": 12.5, "features": {"name": "<b>&"}}))
+  metrics = {"metrics": {"fid": 7.25}, "features": {"name": "classifier_8x8x1_64"}}
+  (workdir / "evaluation/metrics.json").write_text(json.dumps(metrics))
   assert main.run(["report", "--workdir", str(workdir)]) == 0
   return workdir / "report.html"
 
@@ -282,7 +294,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(page):
   assert not parsed.open and "http://" not in text and "https://" not in text and "url(" not in text
   assert [re.match(r"data:(image/\w+);base64,", src)[1] for src in parsed.images] == ["image/gif", "image/png", "image/png"]
   for words in ("digits, step 4", "Fréchet distance of samples, own features", "12.5", "<b>&", "ddpm-jax evaluate",
-                '"channel_mult"', "3 rows of metrics.jsonl", "Python"):
+                "FID in features of classifier_8x8x1_64", "7.25", '"channel_mult"', "3 rows of metrics.jsonl", "Python"):
     assert words in parsed.text, words
 
 
