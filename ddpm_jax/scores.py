@@ -178,7 +178,7 @@ def figures(trained: Trained, folder: str | os.PathLike) -> list[str]:
   plots.image_table(frames, left, folder / "progressive.png", "What is believed about x_0, by the steps that are left")
 
   source = held_out(trained)
-  pairs = source.some(8).reshape(4, 2)
+  pairs = np.resize(source.some(8), (4, 2))  # of fewer images some are taken again
   between = edits.between(trained, source, pairs, frames=11)
   ends = source.gather(pairs.ravel())[0].reshape(4, 2, 1, *trained.image_shape)
   weights = ["rec.", *(f"{weight:.1f}" for weight in np.linspace(0, 1, 11)[1:-1]), "rec."]

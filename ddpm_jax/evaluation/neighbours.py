@@ -6,7 +6,9 @@ from ddpm_jax.evaluation.precision_recall import tiles
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
-  """Indices [Q, k] of the `keys` [N, d] nearest to each of `queries` [Q, d], the nearest first (Euclidean)."""
+  """Indices [Q, k] of the `keys` [N, d] nearest to each of `queries` [Q, d], the nearest first (Euclidean); all if N < k."""
+  k = min(k, len(keys))
+
   def first(_, distances):
     some = np.argpartition(distances, k - 1, axis=1)[:, :k]
     order = np.take_along_axis(distances, some, axis=1).argsort(axis=1, kind="stable")

@@ -88,7 +88,7 @@ def training_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike
 def nearest_neighbours(samples: np.ndarray, real: np.ndarray, path: str | os.PathLike, k: int = 8) -> None:
   """Each of `samples` at the left of the `k` images of `real` most like it, pixel by pixel; both uint8 [., H, W, C]."""
   near = neighbours.nearest_pixels(samples, real, k)
-  columns = ["sample", *(str(n + 1) for n in range(k))]
+  columns = ["sample", *(str(n + 1) for n in range(near.shape[1]))]
   image_table(np.concatenate([samples[:, None], near], 1), columns, path, "Samples and the real images nearest to them")
 
 

@@ -153,5 +153,6 @@ def test_nearest_neighbours_by_brute_force():
   queries, keys = rng.standard_normal((7, 5)).astype(np.float32), rng.standard_normal((300, 5)).astype(np.float32)
   distances = scipy.spatial.distance.cdist(queries, keys)
   np.testing.assert_array_equal(nearest(queries, keys, 4), distances.argsort(axis=1)[:, :4])
+  np.testing.assert_array_equal(nearest(queries, keys[:3], 4), distances[:, :3].argsort(axis=1))  # there are no more
   images = rng.integers(0, 256, (20, 3, 3, 1), np.uint8)
   np.testing.assert_array_equal(nearest_pixels(images[5:8], images, 2)[:, 0], images[5:8])  # each is its own nearest
