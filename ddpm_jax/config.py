@@ -209,6 +209,19 @@ def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:
   return config
 
 
+def check_sampling(config: ConfigDict, assignments: list[str]) -> None:
+  """Raises UserError if one of the `assignments` that made `config` changes nothing in what it draws."""
+  sampling, assigned = config.sampling, {assignment.partition("=")[0] for assignment in assignments}
+  if "sampling.eta" in assigned and sampling.eta and sampling.solver != "gaussian":
+    raise UserError(f'--config.sampling.eta={sampling.eta:g} means nothing to the solver "{sampling.solver}": leave it out.')
+  guiding = sorted(name for name in assigned if name.startswith("sampling.guidance."))
+  if guiding and sampling.guidance.kind is None and "sampling.guidance.kind" not in guiding:
+    raise UserError(
+      f"--config.{guiding[0]} means nothing without guidance: add --config.sampling.guidance.kind=classifier, "
+      "classifier_free or autoguidance."
+    )
+
+
 def nearest(name: str, known: Any) -> str:
   """The remedy for an unknown name: "did you mean 'x'?" or the list of what there is."""
   near = difflib.get_close_matches(name, known, n=1)

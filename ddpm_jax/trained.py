@@ -50,6 +50,7 @@ def load(
   sharding = layout.replicated(layout.make_mesh())
   weights = checkpoints.load_weights(str(directory), ema=ema, step=step, sharding=sharding)
   config = configs.override(configs.from_dict(weights.config), list(overrides))
+  configs.check_sampling(config, list(overrides))
   module = build.model(config, config.data.channels, config.data.num_classes)
   build.check_weights(config, module, weights.params)
   return Trained(config, build.network(config, module, weights.params), weights.step, weights.source)

@@ -14,6 +14,11 @@ Averaged weights are taken where there are some. Nothing is written before every
 
 import argparse
 
+USES: dict[str, set[str]] = {  # arguments of each job
+  "--list": set(),
+  "--export": {"export", "workdir", "ema", "family", "attention_order"},
+  "a conversion": {"source", "out", "like", "weights", "family", "attention_order", "overrides"},
+}
 FAMILIES = ("pesser", "ho_tf", "openai", "ncsnpp", "diffusers")
 
 
@@ -38,6 +43,11 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.errors import UserError
   from ddpm_jax.experiment import parameter_count
 
+  job = "--list" if args.list else "--export" if args.export else "a conversion"
+  for name in sorted(set().union(*USES.values()) - USES[job]):
+    if getattr(args, name):
+      flag = "config." + args.overrides[0] if name == "overrides" else name
+      raise UserError(f"{'source' if name == 'source' else '--' + flag} means nothing to {job}: leave it out.")
   if args.list:
     print(listing(registry.PUBLISHED.values()))
     return 0

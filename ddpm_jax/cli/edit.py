@@ -12,7 +12,7 @@
   ddpm-jax edit interpolate    --workdir runs/mnist --seeds 0-7 --config.sampling.eta=0
 
 --images are places in the data set's test split, from 0. Steps are those of the config's sampling section, as for sample.
-ddpm-jax edit TASK --help has the flags of each.
+Each task has flags of its own: ddpm-jax edit inpaint --help.
 """
 
 import argparse

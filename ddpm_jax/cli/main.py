@@ -25,6 +25,8 @@ COMMANDS = {
   "data": "list, show and prepare data sets",
 }
 
+WITHOUT_CONFIG = ("report", "data")
+
 DESCRIPTION = """The DDPM family in JAX: trains, samples and scores.
 
   ddpm-jax train    --config digits --workdir runs/digits
@@ -66,6 +68,8 @@ def run(argv: list[str]) -> int:
   if unknown:
     parser.error(f"unknown argument {unknown[0]}; see ddpm-jax {args.command} --help")
   args.overrides = [arg.removeprefix("--config.") for arg in rest]
+  if args.overrides and args.command in WITHOUT_CONFIG:
+    parser.error(f"{rest[0]} means nothing to {args.command}, which reads no config: leave it out")
   logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
   for noisy in ("absl", "orbax", "jax"):
     logging.getLogger(noisy).setLevel(logging.WARNING)

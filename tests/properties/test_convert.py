@@ -426,6 +426,9 @@ DAMAGE = {
   "another model": (lambda path: None, ["--like", "cifar10-ddpm"], "tensors have channels=32, the config has channels=128"),
   "unknown model": (lambda path: None, ["--like", "cifar10-dpm"], "no published model and no config; nearest: cifar10-ddpm"),
   "wrong weights": (lambda path: None, ["--weights", "ema"], "has no weights 'ema'"),
+  "of another job": (lambda path: None, ["--ema", "raw"], "--ema means nothing to a conversion"),
+  "to export too": (lambda path: None, ["--export", "x.pt"], "--out means nothing to --export"),
+  "to list too": (lambda path: None, ["--list"], "--out means nothing to --list"),
 }
 
 

@@ -113,6 +113,8 @@ def test_bad_configs_get_one_sentence_and_leave_nothing(argv, says, capsys, tmp_
     (["--seeds", "1-"], ["1-"]),
     (["--seeds", "0-99999999999"], ["0-99999999999", "10,000,000"]),
     (["--config.sampling.grid=unifrom"], ["'unifrom'", "did you mean 'uniform'"]),
+    (["--config.sampling.guidance.scale=3"], ["guidance.scale means nothing without", "guidance.kind=classifier"]),
+    (["--config.sampling.solver=heun", "--config.sampling.eta=0.5"], ["eta=0.5 means nothing", '"heun"']),
     (["--beside", "sampling.etta=0"], ["etta", "'eta'"]),
     (["--beside", "sampling.eta=7"], ["eta = 7.0", "[0, 1]"]),
     (["--beside", "seed=1"], ["'seed=1'", "sampling.steps=20"]),
@@ -132,6 +134,13 @@ def test_bad_sampling_requests_get_one_sentence(run, change, says, capsys):
   assert sorted(run.rglob("*")) == before
   error = capsys.readouterr().err.strip()
   assert "\n" not in error and all(word in error for word in says), error
+
+
+@pytest.mark.parametrize("argv", [["report", "--workdir", "runs"], ["data", "list"]])
+def test_commands_that_read_no_config_refuse_changes_of_one(argv, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    main.run([*argv, "--config.sampling.eta=0"])
+  assert "--config.sampling.eta=0 means nothing to" in capsys.readouterr().err
 
 
 def test_a_run_is_not_continued_with_another_network(run, capsys):
