@@ -17,7 +17,9 @@ if "--all" in sys.argv:
 directory = pathlib.Path(sys.argv[1])
 meshes = {name: layout.make_mesh(fsdp=fsdp, devices=jax.devices()[:count]) for name, (count, fsdp) in MESHES.items()}
 made = {name: tiny_run.make(mesh, accumulate=2 if name == "1x8" else 1) for name, mesh in meshes.items()}
-report = {"curves": {}, "restored": {}, "next_loss": {}}
+report = {"curves": {}, "restored": {}, "next_loss": {}, "compiled_by_it": {}}
+compiled: list[str] = []  # whatever JAX traced, lowered or compiled
+jax.monitoring.register_event_duration_secs_listener(lambda event, _, **__: compiled.append(event))
 
 for name, mesh in meshes.items():
   final = tiny_run.run(directory / name, mesh, made=made[name])
@@ -34,7 +36,10 @@ for name, mesh in meshes.items():
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout.of_state(shapes, mesh))
   state, manifest = checkpoints.Checkpoints(directory / "1x8").restore(like)
   report["restored"][name] = tiny_run.fingerprint(state)
-  _, metrics = train_step(state, layout.put_batch(next(tiny_run.batches(manifest.step)), mesh))
+  batch = layout.put_batch(next(tiny_run.batches(manifest.step)), mesh)
+  compiled.clear()
+  _, metrics = train_step(state, batch)
+  report["compiled_by_it"][name] = [event for event in compiled if "/compile/" in event]
   report["next_loss"][name] = float(metrics["loss"])
 report["saved"] = report["restored"]["1x8"]
 report["resumed"] = tiny_run.fingerprint(tiny_run.run(directory / "1x8", meshes["1x8"], made=made["1x8"]))

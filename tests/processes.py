@@ -1,6 +1,7 @@
 """One of several processes of the run of tiny_run.py; launch/local.sh starts them. The first one prints JSON."""
 
 import argparse
+import collections
 import json
 import logging
 import os
@@ -29,6 +30,9 @@ environment.prepare(argparse.Namespace(coordinator=None, processes=None, process
 
 import jax  # noqa: E402  (after the processes have met)
 
+events: collections.Counter = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
+
 from ddpm_jax.scale import mesh as layout  # noqa: E402
 from ddpm_jax.training import loop  # noqa: E402
 
@@ -52,7 +56,9 @@ def run() -> int:
     print(stopped, flush=True)
     return stopped.exit_code
   parts = max(len({str(s.index) for s in x.global_shards}) for x in jax.tree.leaves(final.params))
-  print(json.dumps({"processes": processes, "devices": jax.device_count(), "parts": parts}), flush=True)
+  found = {"processes": processes, "devices": jax.device_count(), "parts": parts}
+  found["compiled"] = events["/jax/compilation_cache/cache_misses"]  # and not found in the cache
+  print(json.dumps(found), flush=True)
   return 0
 
 

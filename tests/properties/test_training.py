@@ -302,3 +302,7 @@ def test_a_checkpoint_of_8_devices_continues_on_any_number(devices):
 
 def test_eight_devices_resume_bitwise(devices):
   assert devices["resumed"] == devices["unbroken"]
+
+
+def test_a_restored_state_traces_and_compiles_nothing_on_any_mesh(devices):
+  assert devices["compiled_by_it"] == {name: [] for name in devices["curves"]}

@@ -42,11 +42,23 @@ def report(done: subprocess.CompletedProcess) -> dict:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> list[float]:
-  """The losses of one process with four devices."""
+def first_start(tmp_path_factory) -> tuple[pathlib.Path, dict]:
+  """(directory, report) of one process with four devices."""
   directory = tmp_path_factory.mktemp("alone")
-  assert report(train(1, 4, directory, "--steps", str(STEPS)))["processes"] == 1
-  return tiny_run.losses_of(directory)
+  return directory, report(train(1, 4, directory, "--steps", str(STEPS)))
+
+
+@pytest.fixture(scope="module")
+def alone(first_start) -> list[float]:
+  """Its losses."""
+  assert first_start[1]["processes"] == 1
+  return tiny_run.losses_of(first_start[0])
+
+
+def test_a_second_start_compiles_nothing(first_start, tmp_path):
+  cache, found = first_start
+  assert found["compiled"] > 10
+  assert report(start(1, 4, cache, tmp_path, "--steps", "2"))["compiled"] == 0
 
 
 def test_four_processes_and_then_two_lose_as_one_does(alone, tmp_path):
