@@ -4,7 +4,8 @@
 
 h is a bijection of 32-bit words (MurmurHash3's finalizer), so one wrong element always changes the digest, and any
 other damage does but once in 2^64. Sums of integers do not depend on their order: the digest is computed on the
-devices, each on its shard, and is the same on every mesh.
+devices, each on its shard, and is the same on every mesh. Small arrays are fetched: they have many shapes, and to trace,
+compile and load a program for each would take longer than all the arithmetic.
 """
 
 from typing import Any
@@ -21,14 +22,22 @@ _STRIDE = 0x9E3779B1  # odd, hence i -> c i is a bijection too
 # thread that waits there with one more is the one that another device needs for its part of a sum: all wait for ever.
 _AT_ONCE = 16
 
+_SMALL = 2**17  # elements; a millisecond or two of the host
+
 
 def digests(tree: Any) -> Any:
   """The same tree with a string of 16 hexadecimal digits for each array; waits for the arrays."""
   arrays, structure = jax.tree.flatten(tree)
   words: list[np.ndarray] = []
   for first in range(0, len(arrays), _AT_ONCE):
-    words += jax.device_get([_digest(x) for x in arrays[first : first + _AT_ONCE]])
+    some = arrays[first : first + _AT_ONCE]
+    words += jax.device_get([x if _is_small(x) else _digest(x) for x in some])
+  words = [_digest_here(word) if _is_small(x) else word for x, word in zip(arrays, words, strict=True)]
   return jax.tree.unflatten(structure, ["".join(f"{word:08x}" for word in pair) for pair in words])
+
+
+def _is_small(x: jax.Array) -> bool:
+  return x.size <= _SMALL and (x.is_fully_addressable or x.is_fully_replicated)
 
 
 @jax.jit
@@ -39,11 +48,21 @@ def _digest(x: jax.Array) -> jax.Array:
   index = jnp.zeros(bits.shape, jnp.uint32)
   for axis, size in enumerate(bits.shape):
     index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+  return jnp.stack(_sums(bits, index))
+
+
+def _digest_here(x: np.ndarray) -> np.ndarray:
+  x = np.ascontiguousarray(x).reshape(-1)
+  bits = x.view(f"<u{min(x.dtype.itemsize, 4)}").astype(np.uint32)
+  return np.stack(_sums(bits, np.arange(bits.size, dtype=np.uint32)))
+
+
+def _sums(bits, index):
   index = index * np.uint32(_STRIDE)
-  return jnp.stack([jnp.sum(_mix(bits ^ _mix(index + np.uint32(seed))), dtype=jnp.uint32) for seed in _SEEDS])
+  return [_mix(bits ^ _mix(index + np.uint32(seed))).sum(dtype=np.uint32) for seed in _SEEDS]
 
 
-def _mix(h: jax.Array) -> jax.Array:
+def _mix(h):
   h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
   return h ^ (h >> 16)

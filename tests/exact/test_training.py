@@ -251,8 +251,13 @@ def test_meshes_that_do_not_fit_are_refused():
 # ---------------------------------------------------------------------------------------------------- digests
 
 
+@pytest.fixture(params=[0, 2**17], ids=["on the device", "on the host"])
+def place(request, monkeypatch):
+  monkeypatch.setattr(digest, "_SMALL", request.param)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "uint32"])
-def test_every_single_bit_counts(dtype):
+def test_every_single_bit_counts(dtype, place):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.integers(0, 2, (5, 7)).astype(bool) if dtype == "bool" else rng.normal(size=(5, 7)) * 50, dtype)
   raw = np.asarray(x)
@@ -267,7 +272,7 @@ def test_every_single_bit_counts(dtype):
   assert digest.digests(x[::-1]) not in seen or dtype == "bool"
 
 
-def test_digest_is_its_definition():
+def test_digest_is_its_definition(place):
   def mix(h):
     h = (h ^ h >> 16) * 0x85EBCA6B % 2**32
     h = (h ^ h >> 13) * 0xC2B2AE35 % 2**32
@@ -298,10 +303,20 @@ def test_few_digests_are_in_the_making_at_a_time(monkeypatch):
 
   arrays = [jnp.full(3, i) for i in range(70)]
   alone = [digest.digests(x) for x in arrays]
+  monkeypatch.setattr(digest, "_SMALL", 0)
   monkeypatch.setattr(digest, "_digest", start)
   monkeypatch.setattr(jax, "device_get", finish)
   assert digest.digests(arrays) == alone
   assert len(most) == 70 and max(most) <= 16
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8", "bool"])
+def test_digests_are_the_same_on_the_device_and_the_host(dtype, monkeypatch):
+  rng = np.random.default_rng(1)
+  arrays = [jnp.asarray(rng.normal(size=shape) * 9, dtype) for shape in [(), (1,), (3, 5), (2, 3, 4, 5), (0, 3)]]
+  here = digest.digests(arrays)
+  monkeypatch.setattr(digest, "_SMALL", -1)
+  assert digest.digests(arrays) == here
 
 
 def test_a_state_survives_being_named():
