@@ -55,7 +55,7 @@ def plan(config: ConfigDict, *, info: data.Info | None = None, devices: list[jax
   """
   if config.train.total_steps < 1:
     raise UserError("train.total_steps is mandatory: say how many batches to train on, at least 1.")
-  for field in ("batch_size", "per_device_batch", "log_every", "checkpoint_every"):
+  for field in ("batch_size", "per_device_batch", "log_every", "checkpoint_every", "preview_images"):
     if (value := config.train[field]) is not None and value < 1:
       raise UserError(f"train.{field} = {value} has to be at least 1.")
   if config.train.label_dropout and not config.train.class_conditional:

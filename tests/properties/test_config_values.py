@@ -55,6 +55,8 @@ REFUSED = {
   "no channels": (lambda: models.make("unet_ddpm", channels=0).check_size(8, 8), "leave no network"),
   "batches of nothing": (
     lambda: experiment.plan(override(config.load("digits:smoke"), ["train.batch_size=0"])), "train.batch_size = 0"),
+  "a preview of nothing": (
+    lambda: experiment.plan(override(config.load("digits:smoke"), ["train.preview_images=0"])), "preview_images = 0"),
   "an unknown variant": (lambda: config.load("mnist_cond:smok"), "no variant 'smok'; choose from smoke"),
   "an unknown variant of two": (lambda: config.load("mnist_sr:basis"), "no variant 'basis'; choose from base, smoke"),
   "a seed of 33 bits": (lambda: experiment.checked_seeds([1, 2**32]), "Seed 4294967296 is outside 0 ... 4294967295"),
