@@ -178,8 +178,9 @@ class _Batches:
     self.trained, self.source = trained, trained.dataset(trained.config.data.train_split)
     count, devices = min(count, len(self.source)), jax.device_count()
     self.size = max(1, min(trained.config.evaluation.batch_size, count) // devices) * devices
-    self.count = max(1, count // self.size) * self.size
-    self.order = np.random.default_rng(seed).permutation(len(self.source))[: self.count]
+    whole = max(1, count // self.size) * self.size
+    self.order = np.random.default_rng(seed).permutation(len(self.source))[:whole]
+    self.count = len(self.order)  # fewer than `whole` where there are fewer images than devices
 
   def starting(self, first: int) -> Iterator[tuple[jax.Array, Any]]:
     """(x_0, cond) from image number `first` on."""

@@ -1,11 +1,14 @@
 """Bad input of Analytic-DPM: one sentence with the value, the rule and the remedy, before anything is compiled."""
 
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from ddpm_jax import analytic, config
+from ddpm_jax.data.sources import Arrays, Info
 from ddpm_jax.diffusion import grid, moments, noise, ode_likelihood, schedule, steps, trajectory
 from ddpm_jax.diffusion.covariance import Optimal
 from ddpm_jax.diffusion.kernel import ReverseKernel
@@ -66,3 +69,11 @@ def test_refusal(name):
   with pytest.raises(UserError, match=re.escape(sentence)) as caught:
     jax.block_until_ready(act())
   assert "\n" not in str(caught.value)
+
+
+def test_fewer_images_than_devices_are_all_measured(monkeypatch):
+  few = Arrays(Info("few", "train", 2, 1, None), np.zeros((5, 2, 2, 1), np.uint8), np.zeros(5))
+  trained = types.SimpleNamespace(config=config.default(), dataset=lambda split: few)
+  monkeypatch.setattr(jax, "device_count", lambda: 8)
+  batches = analytic._Batches(trained, 1000, seed=0)
+  assert batches.count == len(batches.order) == 5  # moments are kept once `count` images are measured
