@@ -80,6 +80,16 @@ def test_a_killed_run_ends_bitwise_where_an_unbroken_one_does(mesh, made, whole,
   assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])  # each step has one row, and the same
 
 
+def test_dropout_is_the_same_in_every_life(mesh, tmp_path):
+  made = tiny_run.make(mesh, dropout=0.1)
+  run = lambda name, **options: tiny_run.run(tmp_path / name, mesh, made=made, total_steps=12, **options)
+  first = tiny_run.fingerprint(run("first"))
+  assert tiny_run.fingerprint(run("again")) == first
+  with pytest.raises(Killed):
+    run("broken", feed=before_batch(8, kill))
+  assert tiny_run.fingerprint(run("broken")) == first
+
+
 @pytest.fixture
 def ctrl_c():
   """Ctrl-C as in a terminal; whoever runs the tests may have it ignored."""
