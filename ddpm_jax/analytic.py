@@ -28,6 +28,7 @@ from ddpm_jax.trained import Trained
 
 log = logging.getLogger(__name__)
 
+HEADS = {"npr": "residual", "sn": "second_moment"}
 SAVE_EVERY = 30  # seconds
 
 
@@ -125,9 +126,13 @@ def study(
   for name, trained in networks.items():
     if not np.array_equal(build.schedule(trained.config).alpha_bar, schedule.alpha_bar):
       raise UserError(f"The {name} head was trained on another schedule than the backbone; a study needs one.")
+    if name in HEADS and (second := trained.config.prediction.second) != HEADS[name]:
+      raise UserError(f"--{name} is no run of --config {name}: its second head is {second!r}, not {HEADS[name]!r}.")
   for K in Ks:
     grids.check_steps(schedule.T, K)
   methods = _known(names, studies.methods(ddpm_cap))
+  if names and (absent := next((method for method in methods if method.network not in networks), None)):
+    raise UserError(f"{absent.name} is a method of a second head: give its run as --{absent.network}.")
   methods = [method for method in methods if method.network in networks]
   if moments_path is None:
     methods = [m for m in methods if m.network != "plain" or m.sampling["covariance"] != "optimal"]

@@ -60,7 +60,9 @@ class Yardstick:
   def __init__(self, train: Source, test: Source, path: str | os.PathLike, count: int):
     check(train.info.name, train.info.num_classes, train.info.channels, path, count)
     if count > len(train) // 2:
-      raise UserError(f"{count} samples are compared with half of the {len(train)} training images: take at most that many.")
+      raise UserError(
+        f"{count} samples are compared with half of the {len(train)} training images: take at most {len(train) // 2}."
+      )
     self._train, self._test, self._path = train, test, path
 
   @functools.cached_property

@@ -44,7 +44,12 @@ def methods(ddpm_cap: float = 2.0, ddim_cap: float = 1.0) -> list[Method]:
     ddpm_cap: most grey levels of noise in the last but one step, for DDPM with an optimal covariance: 2 on linear schedules
       and CelebA, 1 on cosine schedules and ImageNet (Analytic-DPM section 5).
     ddim_cap: the same for DDIM.
+
+  Raises:
+    UserError: for a cap that is not above 0.
   """
+  if min(ddpm_cap, ddim_cap) <= 0:
+    raise UserError(f"A cap of {min(ddpm_cap, ddim_cap):g} grey levels leaves no noise: give more than 0.")
   ddpm = dict(eta=1.0, keep_eps=False, residual=False)
   ddim = dict(eta=0.0, keep_eps=True, residual=False, covariance="optimal", cap_pixels=ddim_cap)
   best = dict(ddpm, covariance="optimal", cap_pixels=ddpm_cap)

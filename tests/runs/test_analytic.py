@@ -106,12 +106,17 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
     (["moments", "--images", "0"], "0 images, seed 0: take at least 1 image"),
     (["study", "--steps", "21", "--samples", "0"], "21 steps do not fit a chain of T = 20"),
     (["study", "--steps", "3", "--samples", "0", "--methods", "NPR"], "Method 'NPR' is unknown"),
+    (["study", "--samples", "0", "--steps", "3", "--methods", "NPR-DDPM"], "give its run as --npr"),
+    (["study", "--samples", "0", "--steps", "3", "--npr", "PLAIN"], "no run of --config npr: its second head is None"),
+    (["study", "--samples", "0", "--steps", "3", "--cap", "-1"], "A cap of -1 grey levels"),
+    (["moments", "--images", "2", "--levels", "2", "--export", "gamma.txt"], "should end in one of .npy"),
     (["study", "--samples", "0", "--likelihood", "0"], "there is nothing to measure"),
     (["study", "--steps", "3", "--samples", "719"], "719 samples are compared with half of the 1437 training images"),
     (["study", "--steps", "3", "--moments", "no.npz"], "There are no moments in no.npz"),
 ])
 def test_what_the_user_can_mend_is_one_sentence(runs, moments, capsys, arguments, sentence):
   command, *options = arguments
+  options = [option.replace("PLAIN", f"{runs}/plain") for option in options]
   assert main.run([command, "--workdir", f"{runs}/plain", *options]) == 2
   said = capsys.readouterr().err.splitlines()[-1]
   assert said.startswith("ddpm-jax: ") and sentence in said
