@@ -4,6 +4,7 @@ Commands import JAX only when they run, so that --help answers at once.
 """
 
 import argparse
+import gc
 import importlib
 import logging
 import sys
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
   Exit codes: 0 done, 2 the user can mend it (one sentence on stderr), 3 another process was lost, 42 stopped by SIGTERM
   or Ctrl-C with everything saved.
   """
+  gc.set_threshold(100_000, 50, 100)  # imports and traces make millions of objects, nearly all to stay: a tenth of a start
   sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
