@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import struct
@@ -145,7 +146,8 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
   """Orbax's, except that replicas share the writing of an array only where each has a MiB or more to write: to slice
   hundreds of small ones holds up the run for seconds."""
   arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
-  types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+  whole = ocp.type_handlers.NumpyHandler()  # converters'
+  types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (np.ndarray, whole))
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   registry.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(type_handler_registry=types))
   registry.add(None, ocp.args.JsonSave, ocp.JsonCheckpointHandler())

@@ -37,7 +37,7 @@ def digests(tree: Any) -> Any:
 
 
 def _is_small(x: jax.Array) -> bool:
-  return x.size <= _SMALL and (x.is_fully_addressable or x.is_fully_replicated)
+  return x.size <= _SMALL and (isinstance(x, np.ndarray) or x.is_fully_addressable or x.is_fully_replicated)
 
 
 @jax.jit

@@ -91,7 +91,7 @@ def test_one_average_is_read_without_the_rest(harmed):
 
 
 def test_converted_weights_are_a_checkpoint(tmp_path):
-  params = {"conv": {"kernel": jnp.ones((2, 2))}}
+  params = {"conv": {"kernel": np.ones((2, 2), np.float32)}}
   checkpoints.save_weights(tmp_path, params, CONFIG, rate="0.9999", step=500_000)
   weights = checkpoints.load_weights(tmp_path)
   assert_bitwise_equal(weights.params, params)
