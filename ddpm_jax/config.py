@@ -142,7 +142,12 @@ def load(spec: str) -> ConfigDict:
   module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
   assert module_spec and module_spec.loader  # as for every .py file
   module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
+  try:
+    module_spec.loader.exec_module(module)
+  except (SyntaxError, ImportError) as error:
+    raise UserError(f"Config file {path} cannot be read ({error}): mend it, or take another.") from error
+  if not hasattr(module, "get_config"):
+    raise UserError(f"Config file {path} has no function get_config(variant) that returns a config.")
   return module.get_config(variant)
 
 

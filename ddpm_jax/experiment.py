@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build, data
 from ddpm_jax import config as configs
+from ddpm_jax.data import atomic
 from ddpm_jax.data import images as pixels
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import mesh as layout
@@ -115,6 +116,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
   workdir = pathlib.Path(workdir)
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"{workdir} is a file: choose another --workdir.")
+  atomic.check(workdir / "metrics.jsonl")
   run = plan(config)
   config = run.config
   _same_run(workdir, config)

@@ -25,15 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   how.add_argument("--image_size", type=int, help="pixels (default: the images' own)")
   how.add_argument("--channels", type=int, help="1 or 3 (default: by the images)")
   how.add_argument("--crop", default="adm", help="adm, lsun, ddim or celeba: how images are fitted (default %(default)s)")
-  how.add_argument("--labels", default="auto", help="auto, folders, prefix, none or a .csv of paths and classes")
-  how.add_argument("--corrupt", default="error", help="error, or skip: leave out what cannot be decoded, and count it")
-  how.add_argument("--threads", type=int, help="default: by the number of cores")
+  how.add_argument("--labels", default="auto", help="of folders and zips: auto, folders, prefix, none or a .csv of paths "
+                   "and classes (default %(default)s)")
+  how.add_argument("--corrupt", default="error", help="error, or skip: leave out what cannot be decoded, and count it "
+                   "(default %(default)s)")
+  how.add_argument("--threads", type=int, metavar="N", help="of decoding (default: by the size of images and the cores)")
   actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
   actions.add_parser("list", parents=[where], help="data sets in --data_dir", allow_abbrev=False)
   show = actions.add_parser("show", parents=[how], help="size, classes and a picture of its images", allow_abbrev=False)
   show.add_argument("name", help="name of a data set, or path to a folder or .zip (./photos)")
   show.add_argument("--split", default="train", help="train, test, train[:10%%], ... (default %(default)s)")
-  show.add_argument("--out", help="write the first 64 images to this .png")
+  show.add_argument("--out", help="write 64 images to this .png: the first, or random ones of a folder")
   prepare = actions.add_parser("prepare", parents=[how], help="make a data set once and for all", allow_abbrev=False)
   prepare.add_argument("name", help="what it will be called")
   prepare.add_argument("path", help="the files as they were handed out")
@@ -45,26 +47,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> None:
-  from ddpm_jax import data
+  import pathlib
 
+  from ddpm_jax import data
+  from ddpm_jax.errors import UserError
+
+  if args.data_dir and not pathlib.Path(args.data_dir).is_dir():
+    raise UserError(f"There is no folder {args.data_dir}: check --data_dir.")
   for name, splits in data.prepared(args.data_dir).items():
     print(f"{name}  {', '.join(f'{split} {count}' for split, count in splits.items())}")
 
 
 def _show(args: argparse.Namespace) -> None:
-  import numpy as np
-
   from ddpm_jax import data
   from ddpm_jax.data import images
+  from ddpm_jax.errors import UserError
 
+  if args.out and not args.out.endswith(".png"):
+    raise UserError(f"--out {args.out} should end in .png, which is what is written.")
   source = data.load(args.name, args.split, **_load_options(args))
   info = source.info
   print(f"{info.name} {info.split}: {len(source)} images of {info.image_size}x{info.image_size}x{info.channels}")
-  first, labels = source.gather(np.arange(min(64, len(source))))
+  shown, labels = source.gather(source.some(64))
   if info.num_classes:
-    print(f"{info.num_classes} classes; labels of the first images: {' '.join(map(str, labels[:16]))} ...")
+    print(f"{info.num_classes} classes; labels of some images: {' '.join(map(str, labels[:16]))} ...")
   if args.out:
-    images.save_png(args.out, images.grid(first, scale=max(1, 64 // info.image_size)))
+    images.save_png(args.out, images.grid(shown, scale=max(1, 64 // info.image_size)))
     print(f"wrote {args.out}")
 
 

@@ -43,17 +43,21 @@ def run(args: argparse.Namespace) -> int:
 
   from ddpm_jax import config as configs
   from ddpm_jax.config import nearest
-  from ddpm_jax.data.atomic import writing
+  from ddpm_jax.data import atomic
   from ddpm_jax.errors import UserError
   from ddpm_jax.scale import plan
 
   kinds = {"train": plan.training, "sample": plan.sampling}
   if args.utilisation is not None and not 0 < args.utilisation <= 1:
     raise UserError(f"--utilisation {args.utilisation:g} is no share of the speed at best: give more than 0, at most 1.")
+  if args.price_per_chip_hour is not None and not args.price_per_chip_hour > 0:
+    raise UserError(f"--price_per_chip_hour {args.price_per_chip_hour:g} is no price: give more than 0, or leave it out.")
   wanted = args.programs.split(",")
   for name in wanted:
     if name not in kinds:
       raise UserError(f"Program {name!r} is unknown; {nearest(name, kinds)}")
+  if args.json:
+    atomic.check(args.json)
   config = configs.override(configs.load(args.config), args.overrides)
   devices = plan.devices(args.topology)
   chip, memory = plan.chip_of(devices[0]), plan.memory_of(devices[0])
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     print(roofline(name, config, fit.program, chip, args.utilisation, args.price_per_chip_hour))
     figures[name] |= {"seconds": fit.program.seconds(chip), "images_per_second": fit.program.images_per_second(chip)}
   if args.json:
-    with writing(args.json) as temporary:
+    with atomic.writing(args.json) as temporary:
       temporary.write_text(json.dumps(figures, indent=2))
   return 0
 

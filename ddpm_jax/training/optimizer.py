@@ -29,8 +29,10 @@ def schedule(learning_rate: float, total_steps: int, *, warmup_steps: int = 0, d
   The first update of a warm-up has rate 0, as Ho's.
 
   Raises:
-    UserError: if the decay is unknown or the warm-up does not end before total_steps.
+    UserError: if the decay is unknown, the rate not above 0, or the warm-up does not end before total_steps.
   """
+  if not learning_rate > 0:
+    raise UserError(f"optimizer.learning_rate = {learning_rate:g} would learn nothing: give more than 0.")
   if decay not in DECAYS:
     raise UserError(f"Learning-rate decay {decay!r} is unknown; choose one of {', '.join(DECAYS)}.")
   if not 0 <= warmup_steps < total_steps:
@@ -61,6 +63,14 @@ def make_optimizer(
     weight_decay: decoupled (Loshchilov & Hutter 2019): params lose learning_rate * weight_decay of themselves per update.
     clip_norm: the largest global l2 norm a gradient keeps; None does not clip. Losses here are means over pixels: the
       DDIM code's sum over a 3x32x32 image clipped at 1.0 is a mean clipped at 1 / 3072.
+
+  Raises:
+    UserError: for numbers that Adam has no meaning for.
   """
+  if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps > 0 and weight_decay >= 0 and (clip_norm is None or clip_norm > 0)):
+    raise UserError(
+      f"optimizer.b1 = {b1:g} and b2 = {b2:g} have to be at least 0 and below 1, eps = {eps:g} above 0, weight_decay = "
+      f"{weight_decay:g} at least 0, and clip_norm = {clip_norm} above 0 or None."
+    )
   clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   return optax.chain(*clip, optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay))
