@@ -2,6 +2,7 @@
 
     cifar    DDPM's for CIFAR-10, google/ddpm-cifar10-32: 35.7 M parameters
     small    the same on 28x28x1 with 32 channels, widths 1, 2, 2 and attention at 14x14: 1.6 M parameters
+    adm64    ADM's for ImageNet 64x64, without its labels: 295 M parameters
     tiny     to try the scripts
 """
 
@@ -11,23 +12,39 @@ import itertools
 import numpy as np
 import side_by_side
 
+HO = {  # what diffusers' network needs to be Ho's, and ADM's
+  "norm_eps": 1e-6,
+  "downsample_padding": 0,
+  "flip_sin_to_cos": False,
+  "freq_shift": 1,
+  "attention_head_dim": None,
+}
+ADM = {
+  "resnet_time_scale_shift": "scale_shift",
+  "attn_norm_num_groups": 32,
+  "downsample_type": "resnet",
+  "upsample_type": "resnet",
+  "attention_head_dim": 64,
+}
+ADM64 = dict(channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3, attention_resolutions=(32, 16, 8))
 NETWORKS = {  # network section of a config, image size, image channels
   "cifar": (dict(channels=128, channel_mult=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16,)), 32, 3),
   "small": (dict(channels=32, channel_mult=(1, 2, 2), num_res_blocks=2, attention_resolutions=(14,)), 28, 1),
+  "adm64": (dict(name="unet_adm", head_channels=64, resblock_updown=True, **ADM64), 64, 3),
   "tiny": (dict(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,)), 8, 1),
 }
 CLIP, RATE, DROPOUT = 1.0, 2e-4, 0.1  # of training steps
 
 
 def config(name: str):
-  """Our config: the training recipe of cifar10_ddpm."""
+  """Our config: the training recipe of cifar10_ddpm; of ADM's network the mean alone."""
   from ddpm_jax.config import default
 
   network, size, channels = NETWORKS[name]
   made = default()
   with made.ignore_type():
     made.data.update(image_size=size, channels=channels)
-  made.network = dict(name="unet_ddpm", dropout=DROPOUT, **network)
+  made.network = {"name": "unet_ddpm", "dropout": DROPOUT, **network}
   made.optimizer.update(learning_rate=RATE, clip_norm=CLIP)
   made.ema.update(rates=(0.9999,), warmup=False)
   made.train.update(total_steps=1000)
@@ -74,21 +91,19 @@ def torch_network(name: str):
   from ddpm_jax.convert import names
 
   fields, size, channels = NETWORKS[name]
+  adm = fields.get("name") == "unet_adm"
   attends = [size >> level in fields["attention_resolutions"] for level in range(len(fields["channel_mult"]))]
+  blocks = lambda way, plain, levels: [f"Attn{way}Block2D" if attend else f"{plain}Block2D" for attend in levels]
   network = UNet2DModel(
     sample_size=size,
     in_channels=channels,
     out_channels=channels,
     block_out_channels=[fields["channels"] * mult for mult in fields["channel_mult"]],
     layers_per_block=fields["num_res_blocks"],
-    down_block_types=["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
-    up_block_types=["AttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]],
-    norm_eps=1e-6,
-    downsample_padding=0,
-    flip_sin_to_cos=False,
-    freq_shift=1,
-    attention_head_dim=None,
+    down_block_types=blocks("Down", "ResnetDownsample" if adm else "Down", attends),
+    up_block_types=blocks("Up", "ResnetUpsample" if adm else "Up", attends[::-1]),
     dropout=DROPOUT,
+    **(ADM if adm else HO),
   )
   params = weights(name)
   tensors = names.save(names.entries(module(name), params, "diffusers"), params)
