@@ -81,7 +81,7 @@ def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
     UserError: if they are not uint8 [N, H, W, 1 or 3].
   """
   if "arr_0" not in arrays:
-    raise UserError(f"{name} holds {', '.join(arrays) or 'nothing'}, but no images, which are called arr_0.")
+    raise UserError(f"{name} holds {', '.join(arrays) or 'nothing'}, but no arr_0, which is where images are looked for.")
   images = arrays["arr_0"]
   check_pixels(name, images)
   labels = arrays.get("arr_1", np.full(len(images), NO_LABEL))
@@ -93,7 +93,9 @@ def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
 
 
 def check_pixels(name: str, images: np.ndarray) -> None:
-  """Raises UserError unless `images` are square uint8 [N, H, W, 1 or 3], saying what they are."""
+  """Raises UserError unless `images` are square uint8 [N, H, W, 1 or 3], at least one, saying what they are."""
+  if not images.size:
+    raise UserError(f"{name} holds no images: its array of them has shape {images.shape}.")
   if np.issubdtype(images.dtype, np.floating):
     finite = np.isfinite(images)
     if not finite.all():

@@ -92,6 +92,8 @@ BAD_FILES = {
   "floats": {"arr_0": IMAGES / 255},
   "nan": {"arr_0": np.where(np.arange(40).reshape(-1, 1, 1, 1) == 3, np.nan, IMAGES / 127.5 - 1)},
   "few": {"arr_0": IMAGES[:10]},
+  "none": {"arr_0": IMAGES[:0] / 255, "arr_1": np.zeros(0, int)},
+  "unnamed": {"images": IMAGES},
   "large": {"arr_0": IMAGES.repeat(2, 1).repeat(2, 2)},
   "rgb": {"arr_0": IMAGES.repeat(3, 3)},
   "oblong": {"arr_0": IMAGES[:, :4]},
@@ -121,6 +123,8 @@ TRAIN, OF_40 = ["--reference", "digits@train"], ["--num_samples", "40"]
 REFUSED = [  # "./" stands for the folder of files
   (["./floats.npz", *TRAIN], "are float64 from 0 to 1; they have to be uint8"),
   (["./nan.npz", *TRAIN], "Image 3 of .*nan.npz has pixels that are not finite"),
+  (["./none.npz", *TRAIN, *OF_40], r"none.npz holds no images: its array of them has shape \(0, 8, 8, 1\)"),
+  (["./unnamed.npz", *TRAIN, *OF_40], "unnamed.npz holds images, but no arr_0"),
   (["./few.npz", *TRAIN, "--num_samples", "10"], "10 samples are too few for fid of 16 features"),
   (["./few.npz", *TRAIN, *OF_40], "There are 10 samples, but 40 were meant"),
   (["./good.npz", *TRAIN], "40 samples, but published FIDs are of 50,000"),
