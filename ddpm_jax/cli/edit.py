@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
   trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   out = pathlib.Path(args.workdir) / "edits"
+  print(f"{args.workdir}, step {trained.step}, {trained.weights}")
 
   if args.task == "interpolate":
     seeds = integers(args.seeds, "--seeds")

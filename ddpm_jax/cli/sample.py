@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", "--weights", required=True, help=where)
   parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,5,8-10; one image each (default %(default)s)")
   parser.add_argument("--classes", help="such as 3,5: label images with these in turn (default: all classes in turn)")
-  parser.add_argument("--upsampler", metavar="WORKDIR", help="a super-resolution network that enlarges the images")
+  parser.add_argument("--upsampler", metavar="WORKDIR", help="a super-resolution run: enlarges them as its own config says")
   formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
   parser.add_argument("--formats", default="grid", help=f"comma-separated (default %(default)s). {formats}")
   parser.add_argument(

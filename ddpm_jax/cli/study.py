@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     raise UserError(f"There are no moments in {moments}: measure them first with ddpm-jax moments --workdir {workdir}.")
   where = {"plain": args.workdir, "npr": args.npr, "sn": args.sn}
   networks = {name: experiment.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
+  for name, trained in networks.items():
+    print(f"{where[name]}, step {trained.step}, {trained.weights}")
   judge = scores.yardstick(networks["plain"], workdir / "evaluation", args.samples) if args.samples else None
   cap = args.cap
   if cap is None:

@@ -66,6 +66,7 @@ def test_the_table_of_published_weights_is_that_of_the_registry():
   assert published["PAGE"].read_text() == published["page"](), "run python docs/published.py"
 
 
+IN_TABLE = re.compile(r"`((?:…|ddpm-jax) [^`]*)`")
 BLOCK = re.compile(r"^```bash\n(?P<fenced>.*?)^```|(?P<indented>(?:^ {4}.*\n)+)", re.M | re.S)
 
 
@@ -76,6 +77,8 @@ def commands(path: pathlib.Path) -> list[str]:
     text = "".join(found[0] for found in BLOCK.finditer(text))
   else:
     text = text.split('"""')[1].replace("\\\\", "\\")
+  if path == ROOT / "README.md":  # its table
+    text += "\n".join(command.replace("…", "ddpm-jax sample --workdir W") for command in IN_TABLE.findall(path.read_text()))
   lines = (line.strip() for line in re.sub(r"\\\n\s*", " ", text).splitlines())
   return [re.sub(r"\s{3,}[^-\s].*", "", line) for line in lines if line.startswith("ddpm-jax ")]
 
@@ -98,6 +101,14 @@ def test_every_command_that_is_written_down_parses(monkeypatch):
     published = registry.PUBLISHED.get(getattr(args, "workdir", None))
     changed = published.config() if published else config.default()
     config.override(config.load(args.config) if getattr(args, "config", None) else changed, args.overrides)
+
+
+def test_the_functions_in_the_readme_run():
+  first, functions = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+  compile(first, "README.md", "exec")  # of the quickstart's run
+  found: dict = {}
+  exec(functions, found)
+  assert found["x"].shape == (64, 32, 32, 3) and found["beliefs"].shape == (50, 64, 32, 32, 3)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
