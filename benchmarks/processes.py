@@ -1,9 +1,10 @@
-"""The same losses, whatever runs them: 1, 2 and 4 processes of 4, 2 and 1 virtual devices, FSDP over 1, 2 and 4.
+"""The same losses, whatever runs them: 1, 2 and 4 processes with four virtual devices in all and FSDP over 1, 2 and 4, and
+with eight and FSDP over 8.
 
     python benchmarks/processes.py --steps 50 --out benchmarks/processes.json
 
-Runs tests/processes.py (a small network, checkpoints, everything that a run has) in each of nine arrangements, then one
-that changes them on the way: 4 processes until the middle, killed, and 2 processes from the last checkpoint on.
+Runs tests/processes.py (a small network, checkpoints, everything that a run has) in each of these twelve arrangements, then
+one that changes them on the way: 4 processes until the middle, killed, and 2 processes from the last checkpoint on.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-ARRANGEMENTS = [(processes, 4 // processes, fsdp) for processes in (1, 2, 4) for fsdp in (1, 2, 4)]
+MESHES = ((4, 1), (4, 2), (4, 4), (8, 8))  # devices, fsdp
+ARRANGEMENTS = [(processes, devices // processes, fsdp) for processes in (1, 2, 4) for devices, fsdp in MESHES]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--steps", type=int, default=50)
