@@ -41,12 +41,16 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare()
   import json
 
+  import jax
+
   from ddpm_jax import config as configs
   from ddpm_jax.config import nearest
   from ddpm_jax.data import atomic
   from ddpm_jax.errors import UserError
   from ddpm_jax.scale import plan
 
+  if args.topology:  # the cache takes programs for chips that are not there, and cannot give them back
+    jax.config.update("jax_enable_compilation_cache", False)
   kinds = {"train": plan.training, "sample": plan.sampling}
   if args.utilisation is not None and not 0 < args.utilisation <= 1:
     raise UserError(f"--utilisation {args.utilisation:g} is no share of the speed at best: give more than 0, at most 1.")
