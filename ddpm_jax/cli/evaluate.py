@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        "ones of a folder or zip (default: 128, or none where something else is asked for)")
   network.add_argument("--covariance", metavar="NAMES", help="whose bits/dim: such as posterior,optimal, or all (default: "
                        "config.evaluation.covariance)")
-  network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim of as many by the ODE (schedule vp_sde)")
+  network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim of N such images by the ODE (vp_sde)")
   network.add_argument("--distance", type=int, default=0, metavar="N", help="Fréchet distance of N samples to half of the "
                        "training images, in features of a small classifier of theirs")
   network.add_argument("--figures", action="store_true", help="64 samples, progressive decoding, interpolations, the "
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      "first time; or a file of such a classifier (default: inception_tf)")
   group.add_argument("--inception", metavar="FILE", help="Inception's weights (default: from the cache, fetched once)")
   group.add_argument("--clip", metavar="FILE", help="CLIP's weights, a ViT of OpenAI's (default: ViT-B/32, fetched once)")
-  group.add_argument("--metrics", help="of fid,sfid,inception_score,precision_recall,kid (default: all that can be had)")
+  group.add_argument("--metrics", help="of fid,sfid,inception_score,precision_recall,kid (default: all possible)")
   group.add_argument("--batch_size", type=int, metavar="N", help="images per device (default: 64)")
   group.add_argument("--keep", metavar="DIR", help="where features are kept (default: features/ in the cache)")
   group.add_argument("--out", metavar="FILE", help="the figures as JSON (default: WORKDIR/evaluation/metrics.json, or "

@@ -21,11 +21,12 @@ EXPORTS = (".npy", ".pth", ".pt", ".ckpt")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
   parser.add_argument("--workdir", "--weights", required=True, help=where)
-  parser.add_argument("--images", type=int, default=1000, help="how many, in whole batches (default %(default)s)")
-  parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels, interpolate (default: all)")
+  parser.add_argument("--images", type=int, default=1000, help="training images, in whole batches (default %(default)s)")
+  parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels and interpolate (default: measure all)")
   parser.add_argument("--seed", type=int, default=0, help="draws the images and their noise (default %(default)s)")
   costs = dict(choices=("marginal", "posterior", "optimal"), metavar="COVARIANCE")
-  parser.add_argument("--costs", **costs, help="also costs of all steps, for marginal, posterior or optimal")
+  parser.add_argument("--costs", **costs, help="also measure what every step costs by this covariance: marginal, "
+                      "posterior or optimal")
   parser.add_argument("--export", metavar="FILE", help="also write the vector: .npy, or .pth for Analytic-DPM's own code")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")

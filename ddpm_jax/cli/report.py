@@ -10,7 +10,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
-  parser.add_argument("--out", help="default: WORKDIR/report.html")
+  parser.add_argument("--out", metavar="FILE", help="the page (default: WORKDIR/report.html)")
 
 
 def run(args: argparse.Namespace) -> int:

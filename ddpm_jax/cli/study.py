@@ -17,14 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--sn", metavar="DIR", help="a run of --config sn on it")
   parser.add_argument("--steps", default="10,25,50,100,200,400,1000", help="numbers of steps K (default %(default)s)")
   parser.add_argument("--methods", help="such as DDPM-small,Analytic-DDPM (default: all that the networks allow)")
-  parser.add_argument("--trajectories", default="even", help="even, optimal, or both with a comma (default %(default)s)")
+  parser.add_argument("--trajectories", default="even", help="of steps: even, optimal or even,optimal (default %(default)s)")
   parser.add_argument("--samples", type=int, default=1000, help="images per distance; 0: none (default %(default)s)")
   parser.add_argument("--likelihood", type=int, default=128, help="test images per bits/dim; 0: none (default %(default)s)")
   parser.add_argument("--cap", type=float, help="grey levels of noise that DDPM may have in the last but one step (default: "
                       "2, and 1 on cosine schedules, as in the papers)")
-  parser.add_argument("--moments", metavar="FILE", help="default: WORKDIR/evaluation/moments.npz, of ddpm-jax moments")
+  parser.add_argument("--moments", metavar="FILE", help="of ddpm-jax moments (default: WORKDIR/evaluation/moments.npz)")
   parser.add_argument("--costs", metavar="FILE", help="of ddpm-jax moments --costs marginal: for DDPM-large's best grids")
-  parser.add_argument("--out", help="default: WORKDIR/study")
+  parser.add_argument("--out", metavar="DIR", help="where entries, tables and picture are kept (default: WORKDIR/study)")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
 
 
