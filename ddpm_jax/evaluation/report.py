@@ -22,7 +22,7 @@ from ddpm_jax import __version__
 from ddpm_jax.data.atomic import writing
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import plots
-from ddpm_jax.training import checkpoints
+from ddpm_jax.training import checkpoints, writers
 
 TABLES = ("interpolation", "nearest_neighbours", "progressive")  # of pictures: shown whole on a phone too
 PICTURES = {".png": "image/png", ".gif": "image/gif"}
@@ -138,7 +138,7 @@ def _samples(workdir: pathlib.Path) -> str:
 def _training(workdir: pathlib.Path) -> str:
   """Curves of metrics.jsonl."""
   log = workdir / "metrics.jsonl"
-  rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+  rows = [json.loads(line) for _, line in writers.rows_of(log)]
   if len(rows) < 2:
     return ""
   plots.training_curves(rows, workdir / "evaluation" / "training.png")

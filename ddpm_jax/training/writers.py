@@ -72,7 +72,7 @@ class JsonLines:
     directory.mkdir(parents=True, exist_ok=True)
     self.previews = directory / "previews"
     path = directory / "metrics.jsonl"
-    kept = [line for step, line in _rows(path) if step <= after]
+    kept = [line for step, line in rows_of(path) if step <= after]
     with writing(path) as temporary:
       temporary.write_text("".join(f"{line}\n" for line in kept))
     self.file = path.open("a", buffering=1)  # by line, so that one can watch it and a kill loses none
@@ -91,7 +91,7 @@ class JsonLines:
     self.file.close()
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+def rows_of(path: pathlib.Path) -> Iterator[tuple[int, str]]:
   """(step, line) of the lines that are whole: a killed run may leave half of one, a machine that went down anything."""
   for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
     with contextlib.suppress(ValueError, KeyError, TypeError):

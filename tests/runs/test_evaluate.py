@@ -262,7 +262,7 @@ def page(workdir, tmp_path_factory):
   pixels.save_png(workdir / "samples/50steps/grid.png", grid)
   pixels.save_gif(workdir / "samples/50steps/denoising.gif", [grid, 255 - grid])
   rows = [{"step": step, "loss": 1 / step, "grad_norm": 1.0, "images_per_second": 100.0} for step in (1, 2, 3)]
-  (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')  # killed
   (workdir / "evaluation").mkdir(exist_ok=True)
   (workdir / "evaluation/distance.json").write_text(json.dumps({"samples": 12.5, "features": {"name": "<b>&"}}))
   metrics = {"metrics": {"fid": 7.25}, "features": {"name": "classifier_8x8x1_64"}}
