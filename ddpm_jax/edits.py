@@ -111,8 +111,10 @@ def interpolate(trained: Trained, first: int, last: int, frames: int, label: int
     label: the class of all frames, where the network or its guide wants one.
 
   Raises:
-    UserError: for fewer than two frames, or a class or seed that does not exist.
+    UserError: for fewer than two frames, a class or seed that does not exist, or a network that enlarges images.
   """
+  if trained.config.data.low_res_size:
+    raise UserError("This network enlarges small images, and seeds tell of none: interpolate with the stage before it.")
   if frames < 2:
     raise UserError(f"{frames} frames show no way from one image to another: take at least 2.")
   labels = trained.labels(range(frames))
@@ -121,9 +123,9 @@ def interpolate(trained: Trained, first: int, last: int, frames: int, label: int
   keys = image_keys(checked_seeds([first, last]))
   x_T = PerImage(keys).initial(trained.image_shape)
   x, y = (jnp.broadcast_to(end, (frames, *trained.image_shape)) for end in x_T[:, None])
-  between = slerp(x, y, jnp.linspace(0, 1, frames))
+  latents = slerp(x, y, jnp.linspace(0, 1, frames))
   denoiser = build.guided(trained.config, trained.network, trained.guide)
   cond = None if labels is None else {"label": jnp.asarray(labels, jnp.int32)}
   sampler = build.sampler(trained.config, trained.guide)
-  drawn = sample(keys[jnp.zeros(frames, jnp.int32)], denoiser, sampler, between, cond)[0]
+  drawn = sample(keys[jnp.zeros(frames, jnp.int32)], denoiser, sampler, latents, cond)[0]
   return trained.to_pixels(drawn, np.linspace(first, last, frames))

@@ -168,6 +168,11 @@ def test_edits_that_cannot_be_are_refused_at_once(runs, capsys, task, flags, mat
   assert not (runs / "base/edits").exists()
 
 
+def test_an_upsampler_has_no_images_of_its_own_to_interpolate(runs, capsys):
+  assert main.run(["edit", "interpolate", "--workdir", f"{runs}/sr"]) == 2
+  assert "This network enlarges small images, and seeds tell of none" in capsys.readouterr().err
+
+
 def test_frames_between_two_seeds_have_one_class(runs):
   how = ["sampling.guidance.kind=None", "sampling.grid=uniform", "sampling.steps=2", "sampling.eta=0"]
   run = experiment.load(runs / "cond", overrides=how)
