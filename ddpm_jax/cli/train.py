@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     run = experiment.plan(config)
     params = jax.eval_shape(run.init).params
     print(run.config)
-    print(f"{len(run.source)} images of {run.source.info}")
+    info = run.source.info
+    print(f"{len(run.source):,} images of {info.name} {info.split}: {info.image_size}x{info.image_size}x{info.channels}")
     print(f"{experiment.parameter_count(params):,} parameters on {run.mesh.size} devices ({jax.default_backend()})")
     return 0
   if not args.workdir:
