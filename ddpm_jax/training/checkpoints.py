@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import struct
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint import multihost
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import distributed
@@ -49,7 +50,9 @@ class Checkpoints:
     self.directory = epath.Path(directory).absolute()
     kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
     self._options = ocp.CheckpointManagerOptions(
-      preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+      preservation_policy=policies.AnyPreservationPolicy(kept),
+      cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
     )
     self._manager: ocp.CheckpointManager | None = None
 
@@ -57,7 +60,7 @@ class Checkpoints:
     """Starts to write `state`, any pytree of arrays, as the checkpoint of `step`; it may be donated right after.
 
     A step that is there already is left as it is. Waits for the previous one first. If that, or this one, could not be
-    written, it is tried once more.
+    written, it is tried once more, unless this is one of several processes.
 
     Raises:
       CheckpointError: if it fails again. The checkpoints before are as they were.
@@ -68,6 +71,8 @@ class Checkpoints:
       if wait:
         self.wait()
     except CheckpointError as error:
+      if jax.process_count() > 1:  # the others wait in Orbax for what failed here: nobody would come to a new beginning
+        raise
       log.warning("%s Trying once more.", error)
       self._start(state, step, config)
       self.wait()
@@ -140,6 +145,14 @@ class Checkpoints:
         + (f"The last complete one is step {last}. " if last is not None else "")
         + "Make room or mend the disk; the same command continues."
       ) from error
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+  """Orbax's barrier, but a process whose write has failed raises that, instead of waiting 20 minutes for the others, who
+  wait for it."""
+  if jax.process_count() > 1 and (failed := sys.exception()) is not None:
+    raise failed
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:

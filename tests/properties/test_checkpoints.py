@@ -263,6 +263,20 @@ def test_a_failed_write_is_tried_again_with_a_fresh_manager(harmed, monkeypatch,
   assert restore(harmed)[1].step == 30
 
 
+def test_one_process_of_several_does_not_begin_again_alone(tmp_path, monkeypatch):
+  run, now, failed = Checkpoints(tmp_path), make_state(1), []
+
+  def fail():
+    failed.append(True)
+    raise CheckpointError("No space left.")
+
+  monkeypatch.setattr(run, "wait", fail)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(CheckpointError, match="No space left"):  # which ends the others too (distributed.together)
+    run.save(now, 1, CONFIG)
+  assert len(failed) == 1 and not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_ends_in_one_sentence_and_harms_nothing(harmed, monkeypatch):
   run = Checkpoints(harmed)
   run.save(make_state(20), 20, CONFIG)
