@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import resource
 import signal
 import sys
 
@@ -22,6 +23,7 @@ parser.add_argument("--fsdp", type=int, default=1)
 parser.add_argument("--at", type=int, help="the batch before which processes get a signal")
 parser.add_argument("--signal", default="KILL", help="KILL, TERM (default %(default)s)")
 parser.add_argument("--who", type=int, help="which process gets it (default: all)")
+parser.add_argument("--disk", type=int, help="bytes that a file of theirs may have at most")
 args = parser.parse_args()
 logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 for noisy in ("absl", "orbax", "jax"):
@@ -37,6 +39,8 @@ from ddpm_jax.scale import mesh as layout  # noqa: E402
 from ddpm_jax.training import loop  # noqa: E402
 
 process, processes = jax.process_index(), jax.process_count()
+if args.disk and args.who in (None, process):
+  resource.setrlimit(resource.RLIMIT_FSIZE, (args.disk, args.disk))
 source = train_batches(tiny_run.data(), tiny_run.BATCH, flip=True, process=process, processes=processes)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -94,6 +95,15 @@ def test_a_lost_process_ends_the_other_in_a_sentence(tmp_path, lost):
   assert sentence + "training continues from the last checkpoint.\n" in done.stderr  # between JAX's own words
   assert "Traceback" not in done.stderr
   assert seconds < 30  # 0.3 on an idle machine
+
+
+def test_a_full_disk_of_one_process_ends_both_in_a_sentence(tmp_path):
+  done = train(2, 1, tmp_path, "--steps", "1000", "--fsdp", "2", "--disk", "6000", "--who", "1")
+  assert done.returncode == 3, done.stderr  # of process 0, the first
+  for process in (0, 1):
+    sentence = f"ddpm-jax: process {process} of 2 stops: A checkpoint could not be written to {re.escape(str(tmp_path))}: "
+    assert re.search(sentence + ".*File too large.* the same command continues", done.stderr), done.stderr
+  assert "Traceback" not in done.stderr
 
 
 @pytest.fixture
