@@ -26,6 +26,8 @@ def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Modu
   block_size = unet.pop("block_size", 1)
   if not isinstance(block_size, int) or block_size < 1:
     raise UserError(f"network.block_size = {block_size!r} should be at least 1, which are no blocks.")
+  if not 0 <= (dropout := unet.get("dropout", 0)) < 1:
+    raise UserError(f"network.dropout = {dropout:g} is the share of activations that is dropped: at least 0, below 1.")
   if "backbone" not in unet and unet["name"] == "two_headed":
     raise UserError("A second head stands on a finished network: set train.backbone to its run.")
   if is_classifier(config) != (unet["name"] == "classifier") or (is_classifier(config) and config.train.class_conditional):

@@ -17,6 +17,7 @@ import pytest
 from ddpm_jax import config
 from ddpm_jax.cli import main
 from ddpm_jax.convert import registry
+from ddpm_jax.data.load import SOURCES
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
@@ -121,6 +122,7 @@ def test_an_example_is_short_and_runs(path, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(path))
   finally:
     jax.config.update("jax_numpy_rank_promotion", promotion)
+    SOURCES.pop("discs", None)  # which other tests do not know
   assert capsys.readouterr().out
 
 

@@ -89,6 +89,7 @@ def _train(*overrides, spec="digits:smoke"):
     (_train("network.channel_mult=(1,2,2,2,2)"), ["8x8", "halved 4 times"]),
     (_train("loss.name=hybrid"), ["hybrid", "second"]),
     (_train("schedule.name=cosin"), ["cosin", "'cosine'"]),
+    (_train("network.dropout=1.5"), ["dropout = 1.5", "below 1"]),
     (_train("optimizer.learning_rate=-1"), ["learning_rate = -1", "more than 0"]),
     (_train("optimizer.b1=2.0"), ["b1 = 2", "below 1"]),
     (_train(spec="digitz"), ["digitz", "'digits'"]),
