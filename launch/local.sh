@@ -20,7 +20,7 @@ export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:$((20000 + R
 export JAX_NUM_PROCESSES=$processes
 
 signal=TERM
-trap 'kill -s $signal $(jobs -p) 2>/dev/null || true; signal=KILL' HUP INT TERM
+trap 'now=$signal signal=KILL heard=yes; kill -s $now $(jobs -p) 2>/dev/null || true' HUP INT TERM
 started=()
 for ((process = 0; process < processes; process++)); do
   [[ $signal == TERM ]] || break # asked to stop before all have started
@@ -30,10 +30,9 @@ done
 
 code=0
 for child in "${started[@]}"; do
-  result=0
-  wait "$child" || result=$?
-  while ((result > 128)) && kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
-    result=0
+  heard=yes
+  while [[ $heard ]]; do # a signal ends the wait, perhaps not the child; bash keeps the code of one that has ended
+    heard='' result=0
     wait "$child" || result=$?
   done
   if ((code == 0)); then code=$result; fi
