@@ -19,7 +19,7 @@ export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-$((cores > processes ? cores /
 export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:$((20000 + RANDOM % 10000))}
 export JAX_NUM_PROCESSES=$processes
 
-signal=TERM
+signal=TERM now=''
 trap 'now=$signal signal=KILL heard=yes; kill -s $now $(jobs -p) 2>/dev/null || true' HUP INT TERM
 started=()
 for ((process = 0; process < processes; process++)); do
