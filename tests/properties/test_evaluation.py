@@ -305,7 +305,7 @@ def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_p
   open(path, "wb").write(content[:5000])
   refuses("is no .npz, or was cut short", image_sets.open_set, path)
   np.savez(tmp_path / "stats.npz", mu=np.zeros(20), sigma=np.eye(20))
-  refuses("holds mu, sigma, but no images", image_sets.open_set, str(tmp_path / "stats.npz"))
+  refuses("holds mu, sigma, but no arr_0", image_sets.open_set, str(tmp_path / "stats.npz"))
   refuses("but no mu and sigma: it is no reference", references.read, npz(images))
 
   refuses("There are 700 samples, but published FIDs are of 50,000", evaluate, *halves, projection)
