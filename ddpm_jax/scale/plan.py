@@ -231,7 +231,7 @@ MOST_SAMPLED = 1024  # images per device at a time: more make no sampler faster
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A program with `per_device` images at a time on each device; `searched`: no larger power of two should fit."""
+  """A program with `per_device` images at a time on each device; `searched`: no larger power of two fits."""
 
   program: Program
   per_device: int
@@ -273,7 +273,8 @@ def _fit(measure: Callable[[int], Program], configured: int, most: int, on: list
 def largest(measure: Callable[[int], Program], memory: int, most: int) -> tuple[int, Program]:
   """The largest power of two of images per device, up to `most`, whose program fits `memory` bytes; and the program.
 
-  Memory grows almost linearly with the batch: each program that fits predicts how much larger the next may be.
+  Memory grows about linearly with the batch: each program that fits predicts the next, at least twice as large, until one
+  does not fit.
 
   Raises:
     TooLarge: if not even one image fits.
@@ -286,7 +287,7 @@ def largest(measure: Callable[[int], Program], memory: int, most: int) -> tuple[
     if (larger := _fitting(measure, guess, memory)) is not None:
       fits, program = guess, larger
       per_image = max((program.peak - one.peak) / (fits - 1), 1)
-      guess = min(most, int(1 + (memory - one.peak) / per_image))
+      guess = min(most, max(2 * fits, int(1 + (memory - one.peak) / per_image)))
     else:
       most = guess = guess - 1
     guess = 1 << (guess.bit_length() - 1)

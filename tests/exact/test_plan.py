@@ -170,13 +170,14 @@ def test_the_largest_batch_that_fits(memory, most, per_device):
     return program(100 + 14 * images)
 
   assert plan.largest(measure, memory, most) == (per_device, program(100 + 14 * per_device))
-  assert len(asked) <= 3
+  assert len(asked) <= 4  # 1, 2, as many as they predict, and twice that
 
 
 def test_a_large_batch_may_need_less_than_small_ones_predict():
   """As XLA's do: 7 GiB per image from 1 to 2, 3 from there on."""
   peak = {1: 7, 2: 14, 4: 20, 8: 32, 16: 56, 32: 104}
   assert plan.largest(lambda images: program(peak[images]), 95, 32) == (16, program(56))
+  assert plan.largest(lambda images: program(peak[images]), 20, 32) == (4, program(20))
 
 
 def test_a_state_that_fits_nowhere_is_said_so():
