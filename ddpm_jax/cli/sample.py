@@ -126,8 +126,9 @@ def beside(trained, changes: list[str]):
   from ddpm_jax import config as configs
   from ddpm_jax.errors import UserError
 
-  if odd := [change for change in changes if not change.startswith("sampling.")] or not changes:
-    what = repr(odd[0]) if changes else "nothing"
+  odd = [change for change in changes if not change.startswith("sampling.")]
+  if odd or not changes:
+    what = repr(odd[0]) if odd else "nothing"
     raise UserError(f'--beside changes how images are drawn, not {what}: write "sampling.steps=20 sampling.eta=0".')
   config = configs.override(trained.config.copy_and_resolve_references(), changes)
   other = dataclasses.replace(trained, config=config)

@@ -1,7 +1,6 @@
 """The embedded data set: scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels."""
 
-import importlib.util
-import pathlib
+import importlib.metadata
 
 import numpy as np
 
@@ -33,8 +32,8 @@ def pixels_to_levels(pixels: np.ndarray) -> np.ndarray:
 
 def digits(split: str) -> Arrays:
   """The 1,437 "train" or the 360 "test" digits, uint8 [N, 8, 8, 1]."""
-  package = importlib.util.find_spec("sklearn").submodule_search_locations[0]  # importing it would take 1.3 s
-  table = np.loadtxt(pathlib.Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+  scikit_learn = importlib.metadata.distribution("scikit-learn")  # importing it would take 1.3 s
+  table = np.loadtxt(str(scikit_learn.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
   images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
   # RandomState's stream is frozen by NumPy: this permutation is the same everywhere and for ever.
   order = np.random.RandomState(0).permutation(len(labels))
