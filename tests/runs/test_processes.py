@@ -58,7 +58,7 @@ def alone(first_start) -> list[float]:
 
 def test_a_second_start_compiles_nothing(first_start, tmp_path):
   cache, found = first_start
-  assert found["compiled"] > 10
+  assert found["compiled"] >= 2  # the first state and the step, whatever else JAX needs
   assert report(start(1, 4, cache, tmp_path, "--steps", "2"))["compiled"] == 0
 
 
