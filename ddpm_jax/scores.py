@@ -143,7 +143,6 @@ def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality
     UserError: for data without labels, fewer samples than features, or more than half of the training images.
   """
   folder, judge = pathlib.Path(folder), yardstick(trained, folder, count)
-  judge.net  # noqa: B018  (trained now rather than after hours of drawing)
   samples = trained.sample(range(count), progress=True)
   found = judge(samples)
   write_json(folder / "distance.json", dataclasses.asdict(found) | _whose(trained))
