@@ -79,8 +79,10 @@ def default() -> ConfigDict:
     log_every=100,
     preview_every=0,  # steps between preview grids; 0: only at the end
     preview_images=16,
+    # Steps between checkpoints, and the most that any death of the process costs: halfway between two a further one is
+    # written, which the next replaces.
     checkpoint_every=1000,
-    keep=2,  # newest checkpoints kept ...
+    keep=2,  # newest checkpoints kept, besides that one ...
     keep_every=None,  # ... and every one whose step is a multiple of this
     max_skipped=20,  # updates in a row that may be skipped for NaN before the run stops
   ))  # fmt: skip

@@ -135,9 +135,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
   def feed(first: int) -> Iterator[dict]:
     return ({name: batch[name] for name in named} for batch in batches.iterate(first))
 
-  kept = checkpoints.Checkpoints(
-    str(workdir / "checkpoints"), keep=config.train.keep, keep_every=config.train.keep_every
-  )
+  every, keep_every = config.train.checkpoint_every, config.train.keep_every
+  kept = checkpoints.Checkpoints(str(workdir / "checkpoints"), keep=config.train.keep, every=every, keep_every=keep_every)
   with contextlib.closing(kept):  # whatever ends the run, the checkpoint that is being written is completed
     return loop.fit(
       run.init,
@@ -147,7 +146,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
       total_steps=config.train.total_steps,
       checkpoints=kept,
       config=config.to_dict(),
-      checkpoint_every=config.train.checkpoint_every,
+      checkpoint_every=every,
       open_writer=lambda after: writers.open_all(str(workdir), config.train.total_steps, after),
       log_every=config.train.log_every,
       preview=None if build.is_classifier(config) else _preview(run),

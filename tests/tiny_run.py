@@ -85,7 +85,7 @@ def run(directory, mesh=None, *, total_steps=TOTAL, accumulate=1, made=None, fee
   """The final state of a run that keeps its checkpoints and metrics in `directory`."""
   mesh = layout.make_mesh() if mesh is None else mesh
   init, train_step = made or make(mesh, accumulate=accumulate)
-  saved = checkpoints.Checkpoints(directory, keep=keep)
+  saved = checkpoints.Checkpoints(directory, keep=keep, every=every)
   try:
     return loop.fit(
       init,

@@ -40,15 +40,17 @@ class Checkpoints:
 
   Args:
     directory: DIR above; made when the first checkpoint is written.
-    keep: how many of the latest stay.
+    keep: how many of the latest stay, among those whose step is a multiple of `every`. Any other one stays while it is
+      the latest of all.
     keep_every: besides, every checkpoint whose step is a multiple of this stays.
   """
 
-  def __init__(self, directory: str, *, keep: int = 3, keep_every: int | None = None):
+  def __init__(self, directory: str, *, keep: int = 3, every: int = 1, keep_every: int | None = None):
     if keep < 1:
       raise UserError(f"keep = {keep} would delete every checkpoint: keep at least 1.")
     self.directory = epath.Path(directory).absolute()
-    kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+    kept = [policies.LatestN(1), policies.EveryNSteps(every, max_to_keep=keep)]
+    kept += [policies.EveryNSteps(keep_every)] if keep_every else []
     self._options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(kept),
       cleanup_tmp_directories=True,
@@ -249,7 +251,8 @@ def steps_in(directory: epath.PathLike) -> list[int]:
 def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -> tuple[Any, list[int]]:
   """(read(step) of the latest step for which every process succeeds, the later steps that are damaged)."""
   damaged: dict[int, str] = {}
-  for step in reversed(candidates or steps_in(path)):
+  steps = candidates or steps_in(path)
+  for step in reversed(steps):
     result, reason = None, None
     try:
       result = read(step)
@@ -259,6 +262,8 @@ def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -
       reason = _first_line(error)
     if distributed.agreed(reason is None):
       return result, list(damaged)
+    if not candidates and not distributed.agreed(steps_in(path)[-1:] == steps[-1:]):
+      return _latest_sound(path, read)  # a run goes on there, and has replaced this one by a later one
     damaged[step] = reason or "another process cannot read it"
     log.warning("Checkpoint %s is damaged: %s.", path / str(step), damaged[step])
   raise CheckpointError(

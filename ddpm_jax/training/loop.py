@@ -66,7 +66,9 @@ def fit(
     batches: batches(s) iterates over the batches from number s on, this process's share of each.
     checkpoints: where they go; None keeps nothing.
     config: stored in each checkpoint; JSON.
-    checkpoint_every: steps between checkpoints; there is one at the end too.
+    checkpoint_every: steps between checkpoints, and the most that any death of the process can cost; there is one at the
+      end too. They are written while training goes on, and each begins when the one before is complete; halfway between
+      two there is a further one, which the next replaces. So of the last two begun, one is complete.
     open_writer: open_writer(s) gives the writer of a run that starts at step s.
     log_every: steps between rows of metrics, each the mean over those steps.
     preview: preview(state) gives pictures by name, uint8 [H, W, C].
@@ -115,11 +117,11 @@ def fit(
       unread = step, metrics
 
       stop, last = termination.requested(step), step == total_steps
-      if stop or last or step % checkpoint_every == 0:
+      if stop or last or step % checkpoint_every in (0, checkpoint_every // 2):
         read(*unread)  # before the checkpoint, so that no row is missing after it
         unread = None
         if checkpoints is not None:
-          checkpoints.save(state, step, config or {}, wait=stop or last)
+          checkpoints.save(state, step, config or {}, wait=stop or last or checkpoint_every == 1)  # 1 has no half
       if preview and (last or preview_every and step % preview_every == 0):
         writer.write_images(step, preview(state))
       if stop and not last:

@@ -123,6 +123,31 @@ def test_the_last_few_stay_and_every_so_many(tmp_path):
   assert not [p.name for p in tmp_path.iterdir() if "tmp" in p.name]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_those_of_the_interval_stay_and_the_newest_of_all(tmp_path, restarted):
+  run = Checkpoints(tmp_path, keep=2, every=6, keep_every=9)
+  left = {3: [3], 6: [6], 9: [6, 9], 12: [6, 9, 12], 14: [6, 9, 12, 14], 15: [6, 9, 12, 15], 18: [9, 12, 18]}
+  for step, steps in left.items():
+    if restarted:
+      run.close()
+      run = Checkpoints(tmp_path, keep=2, every=6, keep_every=9)
+    run.save({"x": jnp.full(3, step)}, step, {}, wait=True)
+    assert checkpoints.steps_in(tmp_path) == steps
+  run.close()
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_called_damaged(harmed, monkeypatch, caplog):
+  real = checkpoints._manifest
+
+  def replaced(path, step):
+    if step == 20:
+      (harmed / "20").rename(harmed / "30")
+    return real(path, step)
+
+  monkeypatch.setattr(checkpoints, "_manifest", replaced)
+  assert checkpoints.load_weights(harmed).step == 30 and not caplog.text
+
+
 def test_leftovers_of_a_broken_write_are_ignored_and_swept(harmed):
   leftover = harmed / "30.orbax-checkpoint-tmp"
   shutil.copytree(harmed / "20" / "params", leftover / "params")

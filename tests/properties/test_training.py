@@ -136,6 +136,57 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(mesh, made, whole, tm
   assert tiny_run.losses_of(tmp_path) == tiny_run.losses_of(whole[1])
 
 
+@pytest.mark.parametrize(
+  "every, written, left",
+  [
+    (1, range(1, 14), [12, 13]),
+    (2, range(1, 14), [10, 12, 13]),
+    (5, [2, 5, 7, 10, 12, 13], [5, 10, 13]),
+    (6, [3, 6, 9, 12, 13], [6, 12, 13]),
+  ],
+)
+def test_halfway_between_two_checkpoints_there_is_a_passing_one(mesh, made, tmp_path, monkeypatch, every, written, left):
+  saves, save = [], checkpoints.Checkpoints.save
+
+  def recorded(self, state, step, config, *, wait):
+    saves.append((step, wait))
+    save(self, state, step, config, wait=wait)
+
+  monkeypatch.setattr(checkpoints.Checkpoints, "save", recorded)
+  tiny_run.run(tmp_path, mesh, made=made, total_steps=13, every=every, keep=2)
+  assert saves == [(step, step == 13 or every == 1) for step in written]  # nobody waits for the others
+  assert checkpoints.steps_in(tmp_path) == left
+
+
+class Slowest(checkpoints.Checkpoints):
+  """Its writes are complete when somebody waits for them, and never sooner."""
+
+  begun = complete = 0
+
+  def save(self, state, step, config, *, wait):
+    self.costs.append(step - self.complete)  # of a death right now
+    super().save(state, step, config, wait=wait)
+
+  def _start(self, state, step, config):
+    self.begun = step
+
+  def wait(self):
+    self.complete = self.begun
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("first", [0, 3, 4], ids="from {}".format)  # 3 and 4: a passing one, or of a signal
+def test_no_death_costs_more_than_the_interval_however_slow_the_disk(mesh, made, tmp_path, monkeypatch, every, first):
+  if first:
+    tiny_run.run(tmp_path, mesh, made=made, total_steps=first)
+  costs: list[int] = []
+  for field, value in dict(costs=costs, begun=first, complete=first).items():
+    monkeypatch.setattr(Slowest, field, value, raising=False)
+  monkeypatch.setattr(checkpoints, "Checkpoints", Slowest)
+  tiny_run.run(tmp_path, mesh, made=made, total_steps=first + 3 * every + 1, every=every)
+  assert max(costs) == every
+
+
 def test_resuming_adds_no_retrace(mesh, made, tmp_path):
   for steps in (5, 10):
     tiny_run.run(tmp_path, mesh, made=made, total_steps=steps)

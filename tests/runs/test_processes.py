@@ -95,6 +95,7 @@ def test_a_lost_process_ends_the_other_in_a_sentence(tmp_path, lost):
   assert sentence + "training continues from the last checkpoint.\n" in done.stderr  # between JAX's own words
   assert "Traceback" not in done.stderr
   assert seconds < 30  # 0.3 on an idle machine
+  assert len(tiny_run.losses_of(tmp_path)) - checkpoints.steps_in(tmp_path)[-1] <= 10  # checkpoint_every of processes.py
 
 
 def test_a_full_disk_of_one_process_ends_both_in_a_sentence(tmp_path):
