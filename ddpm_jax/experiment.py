@@ -24,6 +24,9 @@ from ddpm_jax.data import atomic
 from ddpm_jax.data import images as pixels
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import mesh as layout
+from ddpm_jax.scale import shapes
+from ddpm_jax.scale.chips import memory_of
+from ddpm_jax.scale.memory import compile_lowered, least_remat
 from ddpm_jax.trained import NotFinite, Trained, checked_seeds, dataset, load
 from ddpm_jax.training import checkpoints, loop, optimizer, state, step, writers
 
@@ -42,6 +45,11 @@ class Plan:
   mesh: jax.sharding.Mesh
   init: Callable[[], state.TrainState]
   step: step.Step
+
+  def arguments(self) -> tuple[Any, dict]:
+    """What `step` takes, in shapes."""
+    state = jax.eval_shape(self.init)
+    return shapes.shaped(state, layout.of_state(state, self.mesh)), shapes.training_batch(self.config, self.mesh)
 
 
 def plan(config: ConfigDict, *, info: data.Info | None = None, devices: list[jax.Device] | None = None) -> Plan:
@@ -117,7 +125,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"{workdir} is a file: choose another --workdir.")
   atomic.check(workdir / "metrics.jsonl")
-  run = plan(config)
+  run = _with_least_remat(plan(config))
   config = run.config
   _same_run(workdir, config)
   batches = data.train_batches(
@@ -155,6 +163,27 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
     )
 
 
+def with_remat(config: ConfigDict, remat: str) -> ConfigDict:
+  """A copy with another network.remat."""
+  config = config.copy_and_resolve_references()
+  config.network.remat = remat
+  return config
+
+
+def _with_least_remat(run: Plan) -> Plan:
+  """`run`, network.remat="auto" decided by the memory of these devices; where nobody tells it, on CPUs, it means "none"."""
+  limit = memory_of(jax.local_devices()[0])
+  if limit is None or run.config.network.get("remat") != "auto":
+    return run
+
+  def measure(remat: str) -> tuple[Plan, int]:
+    candidate = plan(with_remat(run.config, remat), info=run.source.info)
+    _, needs = compile_lowered(candidate.step.lower(*candidate.arguments()))
+    return candidate, needs.peak
+
+  return dataclasses.replace(least_remat(measure, limit), source=run.source)
+
+
 def _preview(run: Plan) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
   """Grids of samples by the raw and the averaged weights: seeing both tells a bad model from a slow average."""
   config, count = run.config, run.config.train.preview_images
@@ -185,6 +214,8 @@ def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
   before, now = (json.loads(json.dumps(each)) for each in (stored, config.to_dict()))
   for field in ("data_dir", "test_split", "corrupt"):
     before["data"][field] = now["data"][field] = None
+  for each in (before, now):
+    each["network"].pop("remat", None)  # what is recomputed changes no result
   for section in ("seed", "data", "schedule", "network", "prediction", "loss", "time_sampler", "ema"):
     if before[section] != now[section]:
       raise UserError(

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.data import atomic
   from ddpm_jax.errors import UserError
   from ddpm_jax.scale import plan
+  from ddpm_jax.scale.chips import chip_of, memory_of
 
   if args.topology:  # the cache takes programs for chips that are not there, and cannot give them back
     jax.config.update("jax_enable_compilation_cache", False)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     atomic.check(args.json)
   config = configs.override(configs.load(args.config), args.overrides)
   devices = plan.devices(args.topology)
-  chip, memory = plan.chip_of(devices[0]), plan.memory_of(devices[0])
+  chip, memory = chip_of(devices[0]), memory_of(devices[0])
   where = f"{args.topology}: {len(devices)} chips" if args.topology else f"{len(devices)} x {devices[0].device_kind}"
   print(f"{args.config} on {where}" + (f" of {memory / 2**30:.0f} GiB" if memory else ""))
   print(f"{plan.parameters(config):,} parameters, mesh.fsdp = {config.mesh.fsdp}")
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 REMEDY = {
-  "train": " Share the state by a larger mesh.fsdp, set network.remat=True, or take more or larger chips.",
+  "train": " Share the state by a larger mesh.fsdp, set network.remat=blocks, or take more or larger chips.",
   "sample": " Every chip holds all weights of a sampler: take larger chips.",
 }
 
@@ -103,6 +104,8 @@ def describe(name: str, config, fit, memory: int | None) -> str:
   size += f" x {shared} microbatches" if shared > 1 else ""
   if fit.searched:
     size += ", the largest power of two that fits"
+  if program.remat:
+    size += f", with remat={program.remat}"
   peak = f"{program.peak / gib:.2f} GiB" + (f" of {memory / gib:.0f}" if memory else "")
   collectives = ", ".join(f"{count} {kind} ({size / 1e9:.3g} GB)" for kind, (count, size) in program.collectives.items())
   return f"""

@@ -39,7 +39,12 @@ def _parse(field, value):
     return make(**value)
   if field == "dtype":
     return _dtype(value)
-  return tuple(value) if isinstance(value, list) else value
+  value = tuple(value) if isinstance(value, list) else value
+  return _REMAT.get(value, value) if field == "remat" else value
+
+
+# Configs of before had a truth value. "auto" is decided where a run begins (experiment.py); elsewhere there is no gradient.
+_REMAT = {True: "blocks", False: "none", "auto": "none"}
 
 
 def _dtype(value):

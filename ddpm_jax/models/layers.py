@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.convolution import convolve
@@ -91,6 +92,32 @@ def _thirds(init, scale):
   return draw
 
 
+# ---------------------------------------------------------------- what the backward pass recomputes
+
+_COSTLY = "costly"
+# `UNet.remat` -> what of a layer is kept until its gradient is taken, beside its input: each keeps less than the one before
+REMAT = {
+  "none": jax.checkpoint_policies.everything_saveable,
+  "norms": jax.checkpoint_policies.save_only_these_names(_COSTLY),
+  "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def recomputing(layer: type[nn.Module], remat: str, **how) -> type[nn.Module]:
+  """`layer`, with a policy of REMAT; `how`: further arguments of nn.remat."""
+  if remat not in REMAT:
+    raise UserError(f'remat={remat!r} is unknown; use "auto", {", ".join(map(repr, REMAT))}')
+  return layer if remat == "none" else nn.remat(layer, policy=REMAT[remat], **how)
+
+
+def _costly(x: jax.Array) -> jax.Array:
+  """x, known to REMAT as what is cheaper kept than computed twice."""
+  return checkpoint_name(x, _COSTLY)
+
+
+# ---------------------------------------------------------------- norms
+
+
 class GroupNorm(nn.Module):
   """Group normalization (Wu & He 2018), [B,...,C] -> float32 of that shape, with two-pass statistics.
 
@@ -112,7 +139,7 @@ class GroupNorm(nn.Module):
 
     def mean(x):
       x = jnp.mean(x, pixels, keepdims=True)
-      grouped = jnp.mean(x.reshape(*x.shape[:-1], self.groups, -1), -1)
+      grouped = _costly(jnp.mean(x.reshape(*x.shape[:-1], self.groups, -1), -1))
       return jnp.repeat(grouped, channels // self.groups, -1)
 
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -172,17 +199,17 @@ class Style:
     """3x3 convolution; `padding` is the same for both axes."""
     inits = self._inits(9 * x.shape[-1], last)
     how = dict(dtype=dtype or self.dtype, conv_general_dilated=convolve)
-    return nn.Conv(features, (3, 3), strides, [padding] * 2, name=name, **how, **inits)(x)
+    return _costly(nn.Conv(features, (3, 3), strides, [padding] * 2, name=name, **how, **inits)(x))
 
   def dense(self, x, features, name, *, last=False, dtype=None):
     """The same matrix at every position, torch's 1x1 convolution."""
-    return nn.Dense(features, dtype=dtype or self.dtype, name=name, **self._inits(x.shape[-1], last))(x)
+    return _costly(nn.Dense(features, dtype=dtype or self.dtype, name=name, **self._inits(x.shape[-1], last))(x))
 
   def qkv(self, x, name):
     """[B, N, C] -> [B, N, 3 C]: queries, keys, values."""
     inits = self._inits(x.shape[-1], last=False)
     inits["kernel_init"] = _thirds(inits["kernel_init"], self.qkv_scale)
-    return nn.Dense(3 * x.shape[-1], dtype=self.dtype, name=name, **inits)(x)
+    return _costly(nn.Dense(3 * x.shape[-1], dtype=self.dtype, name=name, **inits)(x))
 
   def _inits(self, fan_in, last):
     kernel, last_kernel, draw_bias, draw_last_bias = _INITIALIZATIONS[self.initialization]
@@ -260,7 +287,7 @@ class Attention(nn.Module):
     h = self.style.norm(x, "norm").reshape(b, height * width, channels)
     qkv = self.style.qkv(h, "qkv").reshape(b, height * width, 3, self.heads, channels // self.heads)
     q, k, v = (qkv[:, :, i] for i in range(3))
-    h = jax.nn.dot_product_attention(q, k, v, implementation=implementation(self.style, channels // self.heads))
+    h = _costly(jax.nn.dot_product_attention(q, k, v, implementation=implementation(self.style, channels // self.heads)))
     h = self.style.dense(h.reshape(b, height, width, channels), channels, "out", last=True)
     return _residual(self.style, x, h)
 

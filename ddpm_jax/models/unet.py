@@ -37,7 +37,9 @@ class UNet(nn.Module):
     groups: of GroupNorm; 32 in every publication.
     attention: "auto", "xla", or "cudnn" on an NVIDIA GPU (needs dtype bfloat16).
     dtype: in which convolutions and attention compute.
-    remat: recompute each block in the backward pass instead of storing its activations.
+    remat: what the backward pass computes again instead of keeping it: "none"; "norms", with all that is elementwise
+      between convolutions, dense layers and attentions; "blocks", whole residual blocks and attentions. In a config
+      also "auto": the first of these with which the training step fits the device's memory.
   """
 
   channels: int = 128
@@ -51,7 +53,7 @@ class UNet(nn.Module):
   groups: int = 32
   attention: str = "auto"
   dtype: Any = jnp.float32
-  remat: bool = False
+  remat: str = "none"
 
   @nn.compact
   def __call__(self, x, time, cond=None, *, train: bool = False, features: bool = False):
@@ -125,12 +127,12 @@ class UNet(nn.Module):
 
   @nn.nowrap
   def block(self, features, name, **options):
-    block = nn.remat(layers.ResBlock, static_argnums=(3,)) if self.remat else layers.ResBlock
+    block = layers.recomputing(layers.ResBlock, self.remat, static_argnums=(3,))
     return block(self.style, features, self.dropout, name=name, **options)
 
   @nn.nowrap
   def attend(self, h, name, up=False):
-    attention = nn.remat(layers.Attention) if self.remat else layers.Attention
+    attention = layers.recomputing(layers.Attention, self.remat)
     return attention(self.style, self.heads(h.shape[-1], up), name=name)(h)
 
   # -------------------------------------------------------------- what a family answers

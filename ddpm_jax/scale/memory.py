@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.models.layers import REMAT
 from ddpm_jax.scale import distributed
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ def compile_lowered(lowered: Any, options: dict | None = None) -> tuple[Any, Nee
 # ---------------------------------------------------------------- network.remat = "auto"
 
 Step = TypeVar("Step")
-LEAST_FIRST = ("none", "norms", "blocks")  # each recomputes more than the one before, and keeps less
 
 
 def least_remat(measure: Callable[[str], tuple[Step, int]], limit: int) -> Step:
@@ -58,15 +58,15 @@ def least_remat(measure: Callable[[str], tuple[Step, int]], limit: int) -> Step:
   Args:
     measure: measure(remat) -> (the step, its peak in bytes); may raise TooLarge. Processes may ask one after another.
   """
-  step, said = None, []
-  for remat in LEAST_FIRST:
+  said = []
+  for remat in REMAT:
     step, fits = None, False
     try:
       step, peak = measure(remat)
       said.append(f"{remat} needs {peak / 2**30:.3g}")
       fits = peak <= limit
     except TooLarge:
-      if remat == LEAST_FIRST[-1]:
+      if remat == [*REMAT][-1]:
         raise
       said.append(f"{remat} is too large to be compiled")
     if distributed.agreed(fits):

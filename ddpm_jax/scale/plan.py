@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -29,32 +28,15 @@ from ddpm_jax.diffusion.guidance import Classifier
 from ddpm_jax.diffusion.noise import PerImage
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
+from ddpm_jax.models.layers import REMAT
 from ddpm_jax.scale import flops, hlo
 from ddpm_jax.scale import mesh as layout
+from ddpm_jax.scale.chips import Chip, chip_of, memory_of
+from ddpm_jax.scale.memory import TooLarge, compile_lowered, least_remat
+from ddpm_jax.scale.shapes import conditions, labels, shaped
 from ddpm_jax.training import checkpoints
 
-# ---------------------------------------------------------------- chips
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """Published figures of one chip: bf16 operations per second, HBM bytes, HBM bytes per second, bytes per second that
-  it can send over all its links (half of the bidirectional bandwidth)."""
-
-  name: str
-  peak: float
-  hbm: float
-  bandwidth: float
-  links: float
-
-
-# docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e ("key specifications"), read in November 2026
-CHIPS = {
-  "TPU v5 lite": Chip("v5e", 197e12, 16 * 2**30, 819e9, 200e9),
-  "TPU v5": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 600e9),
-  "TPU v6 lite": Chip("v6e", 918e12, 32 * 2**30, 1638e9, 400e9),
-}
-
+# ---------------------------------------------------------------- devices
 
 # libtpu does not ask which slice this machine is in, nor complain that it is in none, nor lock out a second planner.
 NOWHERE = {
@@ -89,25 +71,7 @@ def devices(topology: str | None) -> list[jax.Device]:
     raise UserError(f"{topology} is no TPU slice ({why}): write one like v5e:4x4, v5p:2x2x4 or v6e:8x8.") from None
 
 
-def chip_of(device: jax.Device) -> Chip | None:
-  """Its published figures, if we have them."""
-  return CHIPS.get(device.device_kind)
-
-
-def memory_of(device: jax.Device) -> int | None:
-  """Bytes of memory of one device, if anybody says so."""
-  if (chip := chip_of(device)) is not None:
-    return int(chip.hbm)
-  with contextlib.suppress(Exception):  # devices that compile only, and CPUs, have no statistics
-    return device.memory_stats()["bytes_limit"]
-  return None
-
-
 # ---------------------------------------------------------------- programs
-
-
-class TooLarge(UserError):
-  """The compiler says that the program does not fit the chip's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +89,7 @@ class Program:
     collectives: kind -> (how many, bytes) in a call.
     sent: bytes over the links in a call.
     compile_seconds: of the compiler, on the machine that plans.
+    remat: what network.remat="auto" came to mean; None: it was not "auto".
   """
 
   images: int
@@ -137,6 +102,7 @@ class Program:
   collectives: dict[str, tuple[int, int]]
   sent: int
   compile_seconds: float
+  remat: str | None = None
 
   def seconds(self, chip: Chip) -> dict[str, float]:
     """What each bound of the roofline allows for one call; the largest counts."""
@@ -166,22 +132,14 @@ def compiled(function: Callable, arguments: tuple, images: int, mesh: Mesh, *, e
   lowered = traced.lower()
   least = mesh.devices.flat[0].platform == "tpu" and not exact
   began = time.perf_counter()
-  try:
-    program = lowered.compile(compiler_options={"exec_time_optimization_effort": -1.0} if least else None)
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    raise TooLarge(next(line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line)) from None
+  program, needs = compile_lowered(lowered, {"exec_time_optimization_effort": -1.0} if least else None)
   seconds = time.perf_counter() - began
-  memory, moves = program.memory_analysis(), hlo.traffic(program.as_text())
-  arguments_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  moves = hlo.traffic(program.as_text())
   return Program(
     images=images,
     devices=mesh.size,
     flops=flops.count(traced.jaxpr) / images,
-    arguments=arguments_bytes,
-    temporaries=memory.temp_size_in_bytes,
-    peak=arguments_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+    **dataclasses.asdict(needs),
     moved=moves.moved,
     collectives=moves.collectives,
     sent=moves.sent,
@@ -191,12 +149,19 @@ def compiled(function: Callable, arguments: tuple, images: int, mesh: Mesh, *, e
 
 def train_step(config: ConfigDict, on: list[jax.Device], *, exact: bool = False) -> Program:
   """The training step of `config`, as a run compiles it, on the devices `on`."""
-  run = experiment.plan(config, info=described(config), devices=on)
-  shapes = jax.eval_shape(run.init)
-  state = _shaped(shapes, layout.of_state(shapes, run.mesh))
-  batch = config.train.batch_size
-  images = {"image": _images(run.config, batch, run.mesh, jnp.uint8)} | _conditions(run.config, batch, run.mesh)
-  return compiled(run.step, (state, images), batch, run.mesh, exact=exact)
+
+  def measure(config: ConfigDict) -> Program:
+    run = experiment.plan(config, info=described(config), devices=on)
+    return compiled(run.step, run.arguments(), config.train.batch_size, run.mesh, exact=exact)
+
+  def measure_with(remat: str) -> tuple[Program, int]:
+    program = measure(experiment.with_remat(config, remat))
+    return dataclasses.replace(program, remat=remat), program.peak
+
+  limit = memory_of(on[0])
+  if limit is None or config.network.get("remat") != "auto":
+    return measure(config)
+  return least_remat(measure_with, limit)
 
 
 def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact: bool = False) -> Program:
@@ -205,16 +170,16 @@ def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact:
   batch = per_device * len(on)
   network, guide = _network(config, mesh), _guide(config, mesh)
   denoiser, walk = build.guided(config, network, guide), build.sampler(config, guide)
-  keys = _shaped(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)), layout.over_batch(mesh))
+  keys = shaped(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)), layout.over_batch(mesh))
 
   def draw(keys, denoiser, walk, cond):
     x_T = PerImage(keys).initial((config.data.image_size,) * 2 + (config.data.channels,))
     return sample(keys, denoiser, walk, x_T, cond)[0]
 
-  cond = _conditions(config, batch, mesh)
+  cond = conditions(config, batch, mesh)
   if config.sampling.guidance.kind == "classifier":
-    cond |= _labels(batch, mesh)
-  given = (keys, _shaped(denoiser, layout.replicated(mesh)), _shaped(walk, layout.replicated(mesh)), cond or None)
+    cond |= labels(batch, mesh)
+  given = (keys, shaped(denoiser, layout.replicated(mesh)), shaped(walk, layout.replicated(mesh)), cond or None)
   return compiled(jax.jit(draw, out_shardings=layout.over_batch(mesh)), given, batch, mesh, exact=exact)
 
 
@@ -241,9 +206,14 @@ class Fit:
 def training(config: ConfigDict, on: list[jax.Device], *, search: bool = True, exact: bool = False) -> Fit:
   """The training step with the largest microbatches that fit, or as configured.
 
+  With network.remat="auto" they are found for each policy, and the fastest policy is taken, by the roofline. A run with so
+  many images at a time comes to the same: with a policy that recomputes less they do not fit.
+
   Raises:
     TooLarge: if not even one image per device fits.
   """
+  if search and config.network.get("remat") == "auto" and memory_of(on[0]) is not None:
+    return _fastest_remat(config, on, exact)
 
   def measure(per_device: int) -> Program:
     changed = config.copy_and_resolve_references()
@@ -260,6 +230,18 @@ def sampling(config: ConfigDict, on: list[jax.Device], *, search: bool = True, e
   """The sampler with the largest batch that fits, or as configured. Raises TooLarge like `training`."""
   measure = lambda per_device: sampler(config, on, per_device, exact=exact)
   return _fit(measure, -(-config.sampling.batch_size // len(on)), MOST_SAMPLED, on, search)
+
+
+def _fastest_remat(config: ConfigDict, on: list[jax.Device], exact: bool) -> Fit:
+  """Of what fits with each policy, the fastest by the roofline; on chips without published figures the first."""
+  chip, fits = chip_of(on[0]), []
+  for remat in REMAT:
+    with contextlib.suppress(TooLarge):
+      fit = training(experiment.with_remat(config, remat), on, exact=exact)
+      fits.append(dataclasses.replace(fit, program=dataclasses.replace(fit.program, remat=remat)))
+  if not fits:
+    raise TooLarge("Not even one image per chip fits, whatever is recomputed.")
+  return max(fits, key=lambda fit: fit.program.images_per_second(chip) if chip else 0)
 
 
 def _fit(measure: Callable[[int], Program], configured: int, most: int, on: list[jax.Device], search: bool) -> Fit:
@@ -301,7 +283,7 @@ def _fitting(measure: Callable[[int], Program], images: int, memory: int) -> Pro
   return None
 
 
-# ---------------------------------------------------------------- shapes in the place of arrays
+# ---------------------------------------------------------------- data and networks that are not there
 
 # (pixels, channels, classes) of the data sets of our configs, for who plans before having them
 KNOWN = {"digits": (8, 1, 10), "mnist": (28, 1, 10), "cifar10": (32, 3, 10)}
@@ -334,31 +316,6 @@ def _complete(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def _shaped(tree: Any, shardings: Any) -> Any:
-  """ShapeDtypeStructs for the arrays (or shapes) of a tree, with one sharding, or a tree of them."""
-  if isinstance(shardings, jax.sharding.Sharding):
-    shardings = jax.tree.map(lambda _: shardings, tree)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=s), tree, shardings)
-
-
-def _images(config: ConfigDict, batch: int, mesh: Mesh, dtype: Any = jnp.float32, size: int | None = None) -> Any:
-  side = size or config.data.image_size
-  return jax.ShapeDtypeStruct((batch, side, side, config.data.channels), dtype, sharding=layout.over_batch(mesh))
-
-
-def _labels(batch: int, mesh: Mesh) -> dict[str, Any]:
-  return {"label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=layout.over_batch(mesh))}
-
-
-def _conditions(config: ConfigDict, batch: int, mesh: Mesh) -> dict[str, Any]:
-  cond = {}
-  if "label" in build.conditions(config):
-    cond |= _labels(batch, mesh)
-  if config.data.low_res_size is not None:
-    cond["low_res"] = _images(config, batch, mesh, size=config.data.low_res_size)
-  return cond
-
-
 def _params(config: ConfigDict) -> Any:
   data = config.data
   module = build.model(config, data.channels, data.num_classes)
@@ -367,7 +324,7 @@ def _params(config: ConfigDict) -> Any:
 
 def _network(config: ConfigDict, mesh: Mesh) -> Any:
   module = build.model(config, config.data.channels, config.data.num_classes)
-  return build.network(config, module, _shaped(_params(config), layout.replicated(mesh)))
+  return build.network(config, module, shaped(_params(config), layout.replicated(mesh)))
 
 
 def _guide(config: ConfigDict, mesh: Mesh) -> Classifier | Any | None:

@@ -14,6 +14,7 @@ from ddpm_jax import models
 from ddpm_jax.convert import names
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import layers
+from ddpm_jax.scale import flops
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -107,20 +108,56 @@ def test_cudnn_attention_is_never_replaced_in_silence():
     shapes(network, X, TIME)
 
 
+REMAT = ("none", "norms", "blocks")  # each recomputes more than the one before
+
+
+def training_loss(remat, **fields):
+  """Of the weights of a network with dropout."""
+  network, rngs = models.make(**fields, dropout=0.2, remat=remat), {"dropout": jax.random.key(0)}
+  return lambda params: jnp.square(network.apply({"params": params}, X, TIME, train=True, rngs=rngs)).mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_remat_changes_no_parameter(kind):
+  trees = [shapes(models.make(**KINDS[kind], remat=remat), X, TIME, {}) for remat in REMAT]
+  assert trees[0] == trees[1] == trees[2]
+
+
 def test_remat_changes_no_gradient():
   fields = dict(KINDS["adm"], **ONE_LEVEL)
   params = random_params(**fields)
-
-  def gradient(**options):
-    network = models.make(**fields, dropout=0.2, **options)
-    rngs = {"dropout": jax.random.key(0)}
-    loss = lambda p: jnp.square(network.apply({"params": p}, X, TIME, train=True, rngs=rngs)).mean()
-    return jit(jax.grad(loss))(params)
-
-  kept, recomputed = gradient(), gradient(remat=True)
+  kept, *recomputed = (jit(jax.grad(training_loss(remat, **fields)))(params) for remat in REMAT)
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(kept))
   close = lambda a, b: np.testing.assert_allclose(b, a, rtol=0, atol=1e-6 * largest)  # sums in another order
-  jax.tree.map(close, kept, recomputed)
+  for gradient in recomputed:
+    jax.tree.map(close, kept, gradient)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "adm", "ncsnpp"])
+def test_remat_keeps_less_and_only_blocks_repeats_convolutions(kind):
+  """By the arrays that wait for the backward pass, and by the products and convolutions of a gradient."""
+  params = jax.eval_shape(lambda: random_params(**KINDS[kind]))
+  kept, operations = [], []
+  for remat in REMAT:
+    loss = training_loss(remat, **KINDS[kind])
+    waiting = jax.tree.leaves(jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params))
+    weights = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)}
+    kept.append(sum(x.size for x in waiting if (x.shape, x.dtype) not in weights))
+    operations.append(flops.count(jax.make_jaxpr(jax.grad(loss))(params)))
+  none, norms, blocks = kept
+  assert blocks < 0.7 * norms and norms < 0.3 * none
+  none, norms, blocks = operations
+  assert none <= norms < 1.01 * none  # logits of attention
+  assert blocks > 1.15 * none
+
+
+def test_remat_as_configs_said_it_before_and_as_nobody_says_it():
+  make = lambda remat: models.make(**KINDS["ddpm"], remat=remat)
+  assert make(True) == make("blocks") and make(False) == make("auto") == make("none")
+  with pytest.raises(UserError, match="remat='all' is unknown; use \"auto\", 'none', 'norms', 'blocks'"):
+    shapes(make("all"), X, TIME)
+  with pytest.raises(UserError, match="remat = 3 of 'unet_ddpm' has to be a text"):
+    make(3)
 
 
 def test_dropout_only_when_training():

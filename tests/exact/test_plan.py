@@ -1,6 +1,8 @@
 """Plans: operations counted by others, traffic that can be worked out by hand, and memory laws; nothing is run."""
 
+import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -13,10 +15,11 @@ import pytest
 from ddpm_jax import build
 from ddpm_jax import config as configs
 from ddpm_jax.cli.main import run
-from ddpm_jax.cli.plan import roofline
+from ddpm_jax.cli.plan import describe, roofline
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import flops, hlo, plan
-from ddpm_jax.scale.plan import Program, TooLarge
+from ddpm_jax.scale.memory import TooLarge, least_remat
+from ddpm_jax.scale.plan import Fit, Program
 
 HERE = pathlib.Path(__file__).parents[1]
 
@@ -183,6 +186,80 @@ def test_a_large_batch_may_need_less_than_small_ones_predict():
 def test_a_state_that_fits_nowhere_is_said_so():
   with pytest.raises(TooLarge, match="One image per chip needs 2.0 GiB of 1.0 GiB"):
     plan.largest(lambda images: program(2**31), 2**30, 8)
+
+
+GIB = 2**30
+PEAKS = {"none": 30 * GIB, "norms": 12.5 * GIB, "blocks": 8 * GIB}
+
+
+@pytest.mark.parametrize(
+  ("limit", "remat", "said"),
+  [
+    (32, "none", "remat=none: none needs 30 of 32 GiB."),
+    (12.5, "norms", "remat=norms: none needs 30, norms needs 12.5 of 12.5 GiB."),
+    (10, "blocks", "remat=blocks: none needs 30, norms needs 12.5, blocks needs 8 of 10 GiB."),
+    (1, "blocks", "remat=blocks: none needs 30, norms needs 12.5, blocks needs 8 of 1 GiB."),
+  ],
+)
+def test_no_more_is_recomputed_than_the_memory_asks_for(limit, remat, said, caplog):
+  caplog.set_level("INFO")
+  assert least_remat(lambda remat: (remat, PEAKS[remat]), limit * GIB) == remat
+  assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize("refused", [1, 3])
+def test_what_the_compiler_refuses_is_recomputed(refused, caplog):
+  caplog.set_level("INFO")
+  refusals = iter([TooLarge("no")] * refused)
+
+  def measure(remat):
+    for refusal in refusals:
+      raise refusal
+    return remat, PEAKS[remat]
+
+  if refused == 3:
+    with pytest.raises(TooLarge, match="no"):
+      least_remat(measure, 16 * GIB)
+  else:
+    assert least_remat(measure, 16 * GIB) == "norms"
+    assert caplog.messages == ["remat=norms: none is too large to be compiled, norms needs 12.5 of 16 GiB."]
+
+
+def undecided():
+  return configs.override(configs.load("digits:smoke"), ["network.channels=8", "network.groups=4", "network.remat=auto"])
+
+
+@pytest.mark.parametrize(("limit", "remat", "asked"), [(16 * GIB, "norms", 2), (None, None, 1)])
+def test_a_plan_recomputes_as_a_run_would(limit, remat, asked, monkeypatch):
+  config, peaks = undecided(), iter(PEAKS.values())
+  monkeypatch.setattr(plan, "memory_of", lambda device: limit)
+  monkeypatch.setattr(plan, "compiled", lambda *_, **__: program(next(peaks)))
+  found = plan.train_step(config, jax.devices()[:1])
+  assert found.remat == remat and len(list(peaks)) == 3 - asked
+  assert ("with remat=norms" in describe("train", config, Fit(found, 1, False), limit)) == (remat is not None)
+
+
+@pytest.mark.parametrize(
+  ("limit", "remat", "images"), [(16 * GIB, "none", 16), (4 * GIB, "norms", 16), (GIB, "blocks", 16), (1, None, 0)]
+)
+def test_a_plan_that_searches_takes_the_fastest_policy_with_its_largest_batch(limit, remat, images, monkeypatch):
+  """Made up: each policy needs a quarter of the memory and is a fifth slower, twice as many images are a tenth faster."""
+  chip = plan.Chip("made up", peak=1e9, hbm=limit, bandwidth=1.0, links=1e9)
+  monkeypatch.setattr(plan, "memory_of", lambda device: limit)
+  monkeypatch.setattr(plan, "chip_of", lambda device: chip)
+
+  def train_step(config, on, exact):
+    policy, images = [*PEAKS].index(config.network.remat), config.train.per_device_batch
+    flops = 1e9 * 1.2**policy * 0.9 ** math.log2(images)
+    return dataclasses.replace(program(GIB * images // 4**policy), flops=flops, moved=0)
+
+  monkeypatch.setattr(plan, "train_step", train_step)
+  if remat is None:
+    with pytest.raises(TooLarge, match="whatever is recomputed"):
+      plan.training(undecided(), jax.devices()[:1])
+  else:
+    fit = plan.training(undecided(), jax.devices()[:1])
+    assert (fit.program.remat, fit.per_device, fit.searched) == (remat, images, True)
 
 
 def test_roofline_is_the_slowest_of_three():

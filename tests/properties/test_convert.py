@@ -503,7 +503,7 @@ def test_every_published_model_has_a_config_that_builds(name):
 
 
 def test_configs_of_published_files_are_the_networks_whose_sizes_are_known():
-  plain = dict(dropout=0.0, dtype=np.float32, remat=False, initialization="openai")
+  plain = dict(dropout=0.0, dtype=np.float32, remat="none", initialization="openai")
   unets = [row for row in PUBLISHED.values() if "backbone" not in row[0]]
   known = {(models.make(**fields).clone(**plain), size) for fields, size, *_ in unets}
   for entry in registry.PUBLISHED.values():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm_jax import config, experiment
 from ddpm_jax.cli import main
+from ddpm_jax.scale.memory import Needs
 from ddpm_jax.training import checkpoints, loop
 
 
@@ -167,6 +168,30 @@ def test_whatever_ends_a_run_the_checkpoint_in_the_making_is_completed(tmp_path,
   with pytest.raises(loop.Diverged):
     experiment.train(config.load("digits:smoke"), tmp_path)
   assert completed == ["checkpoints"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_remat_auto_is_decided_by_the_memory_of_the_device(known, tmp_path, monkeypatch, caplog):
+  caplog.set_level("INFO")
+  stored, peaks = [], iter([3 * 2**30, 2**30])
+
+  def compile_lowered(lowered):
+    assert "stablehlo.convolution" in lowered.as_text()
+    return None, Needs(0, 0, next(peaks))
+
+  monkeypatch.setattr(experiment, "memory_of", lambda device: 2**31 if known else None)
+  monkeypatch.setattr(experiment, "compile_lowered", compile_lowered)
+  monkeypatch.setattr(loop, "fit", lambda *_, config, **__: stored.append(config))
+  experiment.train(config.override(config.load("digits:smoke"), ["network.remat=auto"]), tmp_path)
+  assert stored[0]["network"]["remat"] == ("norms" if known else "auto")
+  assert ("remat=norms: none needs 3, norms needs 1 of 2 GiB." in caplog.messages) == known
+
+
+def test_a_run_is_continued_whatever_is_recomputed(run):
+  for remat in ("blocks", True, "auto"):
+    changed = config.load("digits:smoke")
+    changed.network.remat = remat
+    assert experiment.train(changed, run).step == changed.train.total_steps
 
 
 def test_overrides_keep_the_type_of_a_field():
