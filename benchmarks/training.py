@@ -57,7 +57,7 @@ def train(config: str, overrides: list[str], workdir: str, cache: str, steps: in
   log = pathlib.Path(workdir) / "metrics.jsonl"
   before = len(log.read_text().splitlines()) if log.exists() else 0
   command = [sys.executable, "-m", "ddpm_jax", "train", "--config", config, "--workdir", workdir]
-  settings = dict(total_steps=steps, log_every=every, checkpoint_every=max(steps // 2, 1), preview_every=0, preview_images=1)
+  settings = dict(total_steps=steps, log_every=every, checkpoint_every=steps, preview_every=0, preview_images=1)
   command += overrides + [f"--config.train.{name}={value}" for name, value in settings.items()]
   start = time.perf_counter()
   with tempfile.TemporaryFile() as errors:

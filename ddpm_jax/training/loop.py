@@ -5,7 +5,6 @@ import contextlib
 import logging
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,9 +87,9 @@ def fit(
     return state
   writer, meter = open_writer(start), Meter(total_steps)
 
-  def read(step: int, metrics: Any) -> None:
+  def read(step: int, metrics: Any, images: int) -> None:
     values = jax.device_get(metrics)
-    meter.add(values)
+    meter.add(values, images)
     if step % log_every == 0 or step == total_steps:
       writer.write_scalars(step, meter.row(step))
     if values["skipped_in_row"] >= max_skipped:
@@ -104,17 +103,15 @@ def fit(
     feed = _on_device(batches(start), mesh)
     unread = None
     for step in range(start + 1, total_steps + 1):
-      began = time.perf_counter()
-      batch, size = next(feed)
-      waited = time.perf_counter() - began
+      with meter.waiting():
+        batch, size = next(feed)
       if step == start + 1 and jax.process_count() > 1:
         train_step.lower(state, batch).compile()  # before anybody waits for the others inside the program
         distributed.wait_for_all()
       state, metrics = train_step(state, batch)
       if unread:
         read(*unread)
-        meter.clock(size, waited, time.perf_counter() - began)
-      unread = step, metrics
+      unread = step, metrics, size
 
       stop, last = termination.requested(step), step == total_steps
       if stop or last or step % checkpoint_every in (0, checkpoint_every // 2):

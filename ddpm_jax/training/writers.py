@@ -189,16 +189,26 @@ class Meter:
 
   def __init__(self, total_steps: int):
     self.total_steps = total_steps
+    self._ended: float | None = None  # when the last step did ...
+    self._waited = 0.0  # ... and seconds of waiting for data since
     self._forget()
 
-  def add(self, metrics: Mapping[str, np.ndarray]) -> None:
-    """The metrics of one step."""
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """A block that waits for data."""
+    began = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - began
+
+  def add(self, metrics: Mapping[str, np.ndarray], images: int) -> None:
+    """The metrics of a step of so many images that has just ended. It took the time since the one before, with whatever
+    else was done, and the first one none: it compiles."""
+    ended = time.perf_counter()
+    if self._ended is not None:
+      self.times.append((images, self._waited, ended - self._ended))
+    self._ended, self._waited = ended, 0.0
     for name, value in metrics.items():
       self.values.setdefault(name, []).append(np.asarray(value))
-
-  def clock(self, images: int, waited: float, elapsed: float) -> None:
-    """One iteration took `elapsed` seconds for `images` images, `waited` of them for data."""
-    self.times.append((images, waited, elapsed))
 
   def row(self, step: int) -> dict[str, float]:
     """The means since the last row, over the steps where they are finite; counters (integers) as they stand."""

@@ -312,16 +312,28 @@ def test_tensorboard_reads_what_was_written(tmp_path):
   assert (image.summary.value[0].tag, image.summary.value[0].image.height) == ("raw", 4)
 
 
-def test_a_row_is_the_mean_since_the_last_one():
+def test_a_row_is_the_mean_since_the_last_one(monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(writers.time, "perf_counter", lambda: clock[0])
   meter = writers.Meter(total_steps=100)
+
+  def step(loss, waited, others, **counters):
+    with meter.waiting():
+      clock[0] += waited
+    clock[0] += others
+    meter.add({"loss": np.float32(loss), **counters}, images=64)
+
+  step(5.0, 3.0, 30.0)
+  assert meter.row(59) == {"loss": 5.0}  # the first step compiles
   for loss in (1.0, 2.0, 6.0):
-    meter.add({"loss": np.float32(loss), "skipped": np.int32(loss)})
-    meter.clock(images=64, waited=0.5, elapsed=2.0)
+    step(loss, 0.5, 1.5, skipped=np.int32(loss))
   expected = {"loss": 3.0, "skipped": 6, "images_per_second": 32.0, "data_wait": 0.25, "seconds_left": 80.0}
   assert meter.row(60) == pytest.approx(expected)
-  meter.add({"loss": np.float32(4.0)})
-  meter.add({"loss": np.float32("nan")})  # of a skipped step
-  assert meter.row(61) == {"loss": 4.0}
+  step(4.0, 0.0, 0.5)
+  clock[0] += 1.0  # a checkpoint, a preview
+  step(float("nan"), 0.0, 0.5)  # of a skipped step
+  expected = {"loss": 4.0, "images_per_second": 64.0, "data_wait": 0.0, "seconds_left": 39.0}
+  assert meter.row(61) == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------------------------------------------- size does not matter
