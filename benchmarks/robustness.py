@@ -133,12 +133,12 @@ def missing(directory: pathlib.Path) -> dict:
 # ---------------------------------------------------------------------------------------------------- signals
 
 
-def kills(directory: pathlib.Path) -> dict:
+def kills(directory: pathlib.Path, every: int = 2) -> dict:
   """SIGKILL at a moment uniform in the first 2 s of training, again and again, a checkpoint every other step.
 
-  A kill costs the steps since the last checkpoint, and that checkpoint too if it is still being written.
+  None may cost more than `every` steps, whatever is being written.
   """
-  rng, run, every = random.Random(0), directory / "run", 2
+  rng, run = random.Random(0), directory / "run"
   reached, lost, damaged, leftovers = 0, [], 0, 0
   for _ in range(KILLS):
     process = start(run, "--steps", "1000000", "--every", str(every), "--verbose")
@@ -159,7 +159,7 @@ def kills(directory: pathlib.Path) -> dict:
     reached = max(reached, done)
     leftovers += any("tmp" in p.name for p in run.iterdir()) if run.exists() else 0
   last = max(int(p.name) for p in run.iterdir() if p.name.isdigit())
-  stormy = finish(start(run, "--steps", str(last + 4), "--every", "2"))
+  stormy = finish(start(run, "--steps", str(last + 4), "--every", str(every)))
   calm = finish(start(directory / "calm", "--steps", str(last + 4), "--every", str(last + 4)))
   rows = lambda path: [json.loads(row)["loss"] for row in (path / "log" / "metrics.jsonl").open()]
   return {
@@ -223,7 +223,7 @@ def resumption(directory: pathlib.Path) -> dict:
     devices = {"JAX_NUM_CPU_DEVICES": count}
     whole, again, broken = (directory / f"{name}{count}" for name in ("whole", "again", "broken"))
     first = finish(start(whole, "--dropout", "0.1", **devices))
-    process = start(broken, "--dropout", "0.1", "--every", "17", "--die", "19", **devices)
+    process = start(broken, "--dropout", "0.1", "--every", "1", "--die", "18", **devices)
     process.communicate(timeout=600)
     result[f"{count}_devices"] = {
       "killed_by": -process.returncode,
