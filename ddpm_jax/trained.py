@@ -22,6 +22,7 @@ from ddpm_jax.diffusion.noise import PerImage, image_keys, normal
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
+from ddpm_jax.scale import alone
 from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training import checkpoints
 
@@ -138,7 +139,8 @@ class Trained:
       keys = self._keys(np.asarray(seeds)[part])
       cond = self._cond(keys, *(None if a is None else a[part] for a in (labels, low_res)))
       x_T = PerImage(keys).initial(self.image_shape)
-      x, kept = sample(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=progress)
+      draw = sample if len(part) > 1 and jax.device_count() > 1 else _sample_alone
+      x, kept = draw(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=progress)
       images.append(self.to_pixels(x, np.asarray(seeds)[part]))
       saved.append(layout.to_host(kept))
     images = np.concatenate(images)[: len(seeds)]
@@ -280,15 +282,19 @@ def checked_seeds(seeds: Sequence[int]) -> np.ndarray:
   return np.asarray(seeds, np.uint32)
 
 
+_sample_alone = alone.jitted(sample, static_argnames=("save", "save_every", "progress"))
+
+
 def _put(array: np.ndarray) -> jax.Array:
   return layout.put_whole(array, layout.make_mesh())
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:
-  """Indices 0 ... count - 1 in parts of equal size; the last one repeats the last index."""
+  """Indices 0 ... count - 1 in parts of equal size, which all devices share unless there is only one image; the last one
+  repeats the last index."""
   if size < 1:
     raise UserError(f"batch_size = {size} has to be at least 1.")
-  devices = jax.device_count()
+  devices = jax.device_count() if count > 1 or jax.process_count() > 1 else 1
   size = -(-min(size, count) // devices) * devices
   for start in range(0, count, size):
     yield np.minimum(np.arange(start, start + size), count - 1)

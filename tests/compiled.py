@@ -1,10 +1,13 @@
-"""What compiled programs hold on 8 devices: JAX_NUM_CPU_DEVICES=8 python tests/compiled.py, prints JSON."""
+"""What compiled programs hold and do on 8 devices: JAX_NUM_CPU_DEVICES=8 python tests/compiled.py, prints JSON."""
 
 import json
 
 import jax
+import numpy as np
 
+from ddpm_jax import build, trained
 from ddpm_jax import config as configs
+from ddpm_jax.scale import mesh as layout
 from ddpm_jax.scale import plan
 
 TINY = ["network.channels=8", "network.groups=4"]
@@ -26,8 +29,30 @@ def figures(program: plan.Program) -> dict:
   return {"collectives": program.collectives, "arguments": program.arguments, "images": program.images}
 
 
+def one_image_and_eight() -> dict:
+  """Image 5 by itself, on the first device, and as one of eight, one on each."""
+  config, drawn_on = tiny("sampling.grid=uniform", "sampling.steps=3"), []
+  with config.data.ignore_type():
+    config.data.update(image_size=8, channels=1, num_classes=10)
+  module = build.model(config, config.data.channels, config.data.num_classes)
+  drawn = build.initial_params(module, jax.random.key(0), config.data.image_size, config.data.channels)
+  params = jax.device_put(jax.tree.map(lambda w: w + 0.01, drawn), layout.replicated(layout.make_mesh()))  # none is zero
+  run = trained.Trained(config, build.network(config, module, params), 0, "random")
+  to_pixels = trained.Trained.to_pixels
+
+  def noted(self, x, seeds):
+    drawn_on.append(len(x.sharding.device_set))
+    return to_pixels(self, x, seeds)
+
+  trained.Trained.to_pixels = noted
+  eight, one = run.sample(range(8), range(8)), run.sample([5], [5])
+  difference = np.abs(eight[5].astype(int) - one[0].astype(int)).max()
+  return {"devices": drawn_on, "spread": int(np.ptp(eight)), "difference": int(difference)}
+
+
 on = jax.devices()
 report = {"samplers": {name: figures(plan.sampler(tiny(*changes), on, 1)) for name, changes in SAMPLERS.items()}}
 report["parameters"] = plan.parameters(tiny())
 report["train"] = {fsdp: figures(plan.train_step(tiny(f"mesh.fsdp={fsdp}"), on)) for fsdp in (1, 8)}
+report["images"] = one_image_and_eight()
 print(json.dumps(report))

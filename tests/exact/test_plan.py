@@ -138,6 +138,12 @@ def test_samplers_on_eight_devices_hold_no_collectives(on_eight):
   assert all(found["images"] == 8 for found in on_eight["samplers"].values())
 
 
+def test_one_image_is_drawn_once_and_is_the_same(on_eight):
+  found = on_eight["images"]
+  assert found["devices"] == [8, 1]
+  assert found["spread"] > 100 and found["difference"] <= 1  # rounded, in another order of sums
+
+
 def test_data_parallel_training_adds_up_the_gradient_once(on_eight):
   """One float32 per parameter, and a few numbers more for the loss and its parts."""
   collectives = on_eight["train"]["1"]["collectives"]

@@ -89,14 +89,15 @@ def ddim(network, x, *, alpha_bar, levels, draw=None, clip=True, keep_eps=False,
 @pytest.fixture
 def visited(monkeypatch):
   """The states that the samplers of the command line pass through: an array [10,B,H,W,C] for each."""
-  states, sample = [], trained.sample
+  states = []
 
-  def spy(*args, save=None, **options):
+  def spy(*args, sample, save=None, **options):
     x, kept = sample(*args, save=_state, **options)
     states.append(np.asarray(kept))
     return x, kept
 
-  monkeypatch.setattr(trained, "sample", spy)
+  for name in ("sample", "_sample_alone"):
+    monkeypatch.setattr(trained, name, functools.partial(spy, sample=getattr(trained, name)))
   return states
 
 
