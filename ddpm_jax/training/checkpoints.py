@@ -79,6 +79,10 @@ class Checkpoints:
       self._start(state, step, config)
       self.wait()
 
+  def latest(self) -> int:
+    """The step of the latest checkpoint, sound or not; 0 if there is none at all."""
+    return max(steps_in(self.directory), default=0)
+
   def restore(self, like: Any) -> tuple[Any, Manifest] | None:
     """The latest checkpoint that is sound, as (state, its manifest), or None if there is none at all.
 

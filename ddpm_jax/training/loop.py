@@ -1,6 +1,7 @@
 """The training loop: a plain function for notebooks and for the command line."""
 
 import collections
+import concurrent.futures
 import contextlib
 import logging
 import signal
@@ -81,7 +82,7 @@ def fit(
   """
   if total_steps < 1:
     raise UserError(f"total_steps = {total_steps}: a run needs its number of steps, at least 1.")
-  state, start = _start(init, checkpoints, mesh)
+  state, start = _start(init, train_step, batches, mesh, total_steps, checkpoints)
   if start >= total_steps:
     log.info("Nothing to train: step %d of %d is reached.", start, total_steps)
     return state
@@ -105,9 +106,8 @@ def fit(
     for step in range(start + 1, total_steps + 1):
       with meter.waiting():
         batch, size = next(feed)
-      if step == start + 1 and jax.process_count() > 1:
-        train_step.lower(state, batch).compile()  # before anybody waits for the others inside the program
-        distributed.wait_for_all()
+      if step == start + 1:
+        distributed.wait_for_all()  # here, and not inside the program
       state, metrics = train_step(state, batch)
       if unread:
         read(*unread)
@@ -126,17 +126,28 @@ def fit(
   return state
 
 
-def _start(init: Callable[[], TrainState], checkpoints: Checkpoints | None, mesh: Mesh) -> tuple[TrainState, int]:
-  """(state, its step): the latest checkpoint's, or a new one."""
+def _start(
+  init: Callable[[], TrainState],
+  train_step: Step,
+  batches: Callable[[int], Iterator[dict]],
+  mesh: Mesh,
+  total_steps: int,
+  checkpoints: Checkpoints | None,
+) -> tuple[TrainState, int]:
+  """(state, its step): the latest checkpoint's, or a new one; meanwhile `train_step` is compiled, or read from the cache."""
   shapes = jax.eval_shape(init)
   shardings = layout.of_state(shapes, mesh)
-  if checkpoints is not None:
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    if found := checkpoints.restore(like):
+  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  latest = checkpoints.latest() if checkpoints else 0
+  with concurrent.futures.ThreadPoolExecutor(1, "compile") as meanwhile:
+    if latest < total_steps:
+      batch = layout.put_batch(next(batches(latest)), mesh)
+      meanwhile.submit(train_step.lower(like, batch).compile)  # jit keeps it; what it raises, the first step raises too
+    if checkpoints and (found := checkpoints.restore(like)):
       state, manifest = found
       log.info("Continuing from step %d in %s.", manifest.step, checkpoints.directory)
       return state, manifest.step
-  return place(init, mesh), 0
+    return place(init, mesh), 0
 
 
 def _on_device(batches: Iterator[dict], mesh: Mesh, ahead: int = 2) -> Iterator[tuple[dict, int]]:

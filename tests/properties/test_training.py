@@ -193,6 +193,18 @@ def test_resuming_adds_no_retrace(mesh, made, tmp_path):
     assert made[1]._cache_size() == 1
 
 
+def test_a_step_is_compiled_once(mesh, tmp_path):
+  """While the state is made, for shapes alone: the first call finds it."""
+  compiled = []
+  listener = lambda event, _, **about: compiled.append(about.get("fun_name")) if "backend_compile" in event else None
+  jax.monitoring.register_event_duration_secs_listener(listener)
+  try:
+    tiny_run.run(tmp_path, mesh, made=tiny_run.make(mesh, width=8), total_steps=2)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listener)
+  assert [name for name in compiled if "step" in name] == ["jit(step)"]
+
+
 def test_a_run_needs_its_number_of_steps(mesh, made):
   with pytest.raises(UserError, match="total_steps = 0: a run needs its number of steps"):
     loop.fit(*made, tiny_run.batches, mesh=mesh, total_steps=0)
