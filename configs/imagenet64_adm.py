@@ -38,7 +38,7 @@ def adm(image_size: int, channel_mult: tuple):
     head_channels=64,
     resblock_updown=True,
     dtype="bfloat16",
-    remat="blocks",
+    remat="blocks",  # the least memory; what is faster where: benchmarks/README.md, and "auto"
   )
   config.prediction.second = "range"
   config.loss = dict(name="hybrid", weight=1.0)

@@ -5,6 +5,7 @@ Nothing runs, and neither data nor weights are needed.
 
   ddpm-jax plan --config imagenet64_adm --topology v5e:4x4
   ddpm-jax plan --config imagenet256_adm --topology v5p:2x2x4 --config.mesh.fsdp=16 --price_per_chip_hour 1
+  ddpm-jax plan --config imagenet64_adm --topology v5e:4x4 --config.network.remat=auto     which policy is fastest, too
   ddpm-jax plan --config digits                                             the devices at hand
 
 The time at best is a bound, the roofline: no run is faster. How much of it a run reaches is known by measuring only; say

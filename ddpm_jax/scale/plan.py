@@ -166,7 +166,7 @@ def train_step(config: ConfigDict, on: list[jax.Device], *, exact: bool = False)
 
 def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact: bool = False) -> Program:
   """The sampler of `config`, from keys to images, as `ddpm-jax sample` compiles it."""
-  config, mesh = _complete(config), layout.make_mesh(devices=on)
+  config, mesh = complete(config), layout.make_mesh(devices=on)
   batch = per_device * len(on)
   network, guide = _network(config, mesh), _guide(config, mesh)
   denoiser, walk = build.guided(config, network, guide), build.sampler(config, guide)
@@ -185,7 +185,7 @@ def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact:
 
 def parameters(config: ConfigDict) -> int:
   """Numbers that the network of `config` learns."""
-  config = _complete(config)
+  config = complete(config)
   return experiment.parameter_count(_params(config))
 
 
@@ -309,7 +309,8 @@ def described(config: ConfigDict) -> Info:
   return Info(data.name, data.train_split, size, channels, classes)
 
 
-def _complete(config: ConfigDict) -> ConfigDict:
+def complete(config: ConfigDict) -> ConfigDict:
+  """A copy with what `described` tells of its data."""
   config, info = config.copy_and_resolve_references(), described(config)
   with config.data.ignore_type():
     config.data.update(image_size=info.image_size, channels=info.channels, num_classes=info.num_classes)
@@ -338,6 +339,6 @@ def _guide(config: ConfigDict, mesh: Mesh) -> Classifier | Any | None:
     guide = configs.from_dict(checkpoints.load_config(os.path.join(section.model, "checkpoints")))
   else:
     guide = configs.load(section.model)
-  guide = _complete(guide)
+  guide = complete(guide)
   build.check_guide(config, guide)
   return _network(guide, mesh)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm_jax import config, experiment
 from ddpm_jax.cli import main
+from ddpm_jax.scale import mesh as layout
 from ddpm_jax.scale.memory import Needs
 from ddpm_jax.training import checkpoints, loop
 
@@ -185,6 +186,17 @@ def test_remat_auto_is_decided_by_the_memory_of_the_device(known, tmp_path, monk
   experiment.train(config.override(config.load("digits:smoke"), ["network.remat=auto"]), tmp_path)
   assert stored[0]["network"]["remat"] == ("norms" if known else "auto")
   assert ("remat=norms: none needs 3, norms needs 1 of 2 GiB." in caplog.messages) == known
+
+
+@pytest.mark.parametrize("name", ["digits:smoke", "imagenet256_adm_upsampler:smoke"])
+def test_a_step_is_planned_for_the_batches_that_it_gets(name, tmp_path, monkeypatch):
+  """So that a policy that was tried is not compiled a second time."""
+  given = []
+  monkeypatch.setattr(loop, "fit", lambda init, step, feed, mesh, **_: given.append(layout.put_batch(next(feed(0)), mesh)))
+  experiment.train(config.load(name), tmp_path)
+  _, planned = experiment.plan(config.load(name)).arguments()
+  described = [{name: (x.shape, x.dtype, x.sharding.spec) for name, x in batch.items()} for batch in (*given, planned)]
+  assert described[0] == described[1]
 
 
 def test_a_run_is_continued_whatever_is_recomputed(run):
