@@ -24,6 +24,7 @@ from ddpm_jax.data.images import to_float
 from ddpm_jax.errors import UserError
 from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training import ema, trainable
+from ddpm_jax.training.optimizer import guarded, kept_unless
 from ddpm_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -68,6 +69,7 @@ def make_train_step(
   """
   if label_dropout and null_label is None:
     raise UserError(f"label_dropout = {label_dropout} needs null_label, the label that means no label (num_classes).")
+  optimizer = guarded(optimizer)
   images = layout.over_batch(mesh)
   microbatches = NamedSharding(mesh, PartitionSpec(None, *images.spec))
   # XLA's CPU backend runs gradients of lax's convolutions 20 times slower inside a loop: there is no loop there. Those of
@@ -119,16 +121,16 @@ def make_train_step(
     good = jnp.isfinite(grad_norm) & jnp.isfinite(means["loss"])
 
     learning, frozen = trainable.split(state.params, learns)
-    updates, opt_state = optimizer.update(grads, state.opt_state, learning)
-    params = trainable.merge(optax.apply_updates(learning, updates), frozen)
+    updates, opt_state = optimizer.update(grads, state.opt_state, learning, good=good)
+    params = kept_unless(good, trainable.merge(optax.apply_updates(learning, updates), frozen), state.params)
+    averages = ema.update(state.ema, params, state.updates, warmup=ema_warmup)
+    times = time_sampler.update(state.time_sampler, n, terms["loss"])
     new = state.replace(
+      step=state.step + 1,
       params=params,
       opt_state=opt_state,
-      ema=ema.update(state.ema, params, state.updates, warmup=ema_warmup),
-      time_sampler=time_sampler.update(state.time_sampler, n, terms["loss"]),
-    )
-    new = jax.tree.map(lambda a, b: a if a is b else jnp.where(good, a, b), new, state).replace(
-      step=state.step + 1,
+      ema=kept_unless(good, averages, state.ema),
+      time_sampler=kept_unless(good, times, state.time_sampler),
       skipped=state.skipped + ~good,
       skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
     )
