@@ -2,10 +2,10 @@
 
     python benchmarks/training.py --config mnist --out benchmarks/training.json
 
-The bare step has one batch on the devices and is called again and again; end to end is `ddpm-jax train`, with data, metrics
-written every 10 steps and an asynchronous checkpoint, at a constant learning rate. Both run twice, in turns. A start is
-timed from the command until the metrics of step 1 are on disk; the second one continues from a checkpoint with everything
-compiled.
+The bare step has one batch on the devices and is called again and again; end to end is `ddpm-jax train` from one checkpoint
+to the next, with data, rows of metrics and the checkpoint halfway as the config has them, at a constant learning rate. Both
+run twice, in turns. A start is timed from the command until the metrics of step 1 are on disk; the second one continues from
+a checkpoint with everything compiled.
 """
 
 import argparse
@@ -37,9 +37,14 @@ class Bare:
 
     run = experiment.plan(configs.override(configs.load(config), [text.removeprefix("--config.") for text in overrides]))
     self.jax, self.step, self.batch_size = jax, run.step, run.config.train.batch_size
+    self.recipe = run.config.train
     image, label = run.source.gather(range(self.batch_size))
     named = {"image": image} | ({"label": label} if run.config.loss.name == "classifier" else {})
     self.batch, self.state = layout.put_batch(named, run.mesh), state.place(run.init, run.mesh)
+
+  def between_checkpoints(self):
+    """(steps, of them between rows of metrics)."""
+    return self.recipe.checkpoint_every, self.recipe.log_every
 
   def rate(self, steps):
     """Images per second, by the median step."""
@@ -53,7 +58,7 @@ class Bare:
 
 
 def train(config: str, overrides: list[str], workdir: str, cache: str, steps: int, every: int) -> dict:
-  """Runs `ddpm-jax train` to step `steps`: seconds to its first row, and the medians of its rows."""
+  """Runs `ddpm-jax train` to step `steps`: seconds to its first row, and the means over the rows behind it."""
   log = pathlib.Path(workdir) / "metrics.jsonl"
   before = len(log.read_text().splitlines()) if log.exists() else 0
   command = [sys.executable, "-m", "ddpm_jax", "train", "--config", config, "--workdir", workdir]
@@ -70,15 +75,18 @@ def train(config: str, overrides: list[str], workdir: str, cache: str, steps: in
     errors.seek(0)
     assert process.returncode == 0, errors.read().decode()[-2000:]
   rows = [json.loads(line) for line in log.read_text().splitlines()][before:]
-  rows = [row for row in rows if "images_per_second" in row][1:] or rows[-1:]  # the first one compiles
-  middle = lambda name: statistics.median(row[name] for row in rows if name in row) if name in rows[0] else None
-  return {"first_row_s": round(first, 2), "images_per_second": middle("images_per_second"), "data_wait": middle("data_wait")}
+  rows = rows[1:] or rows  # the first one compiles
+  return {
+    "first_row_s": round(first, 2),
+    "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),  # rows have as many images
+    "data_wait": statistics.mean(row["data_wait"] for row in rows),
+  }
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", default="mnist")
-  parser.add_argument("--steps", type=int, default=60)
+  parser.add_argument("--steps", type=int, default=60, help="of the bare step, each time (%(default)s)")
   parser.add_argument("--out")
   args, overrides = parser.parse_known_args()
   # Runs as short as these have no room for a warm-up; with a decay, which knows the end, a longer run is another program.
@@ -87,10 +95,12 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as cache:
     bare = side_by_side.Contender(Bare, args.config, overrides)
     bare.ask("rate", 3)
+    steps, every = bare.ask("between_checkpoints")
     for _ in range(2):
       result["bare"].append(bare.ask("rate", args.steps))
       with tempfile.TemporaryDirectory() as workdir:
-        result["end_to_end"].append(train(args.config, overrides, workdir, cache, args.steps, 10))
+        result["end_to_end"].append(train(args.config, overrides, workdir, cache, steps, every))
+    result["bare"].append(bare.ask("rate", args.steps))
     bare.close()
     rates = [statistics.median(result["bare"]), statistics.median(row["images_per_second"] for row in result["end_to_end"])]
     result["share_of_bare"] = round(rates[1] / rates[0], 3)
