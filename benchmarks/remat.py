@@ -33,7 +33,7 @@ ROWS = (
   ("cifar10_ddpm", [], {"norms": (8,), "blocks": (8,)}),
   ("imagenet64_adm", [], {"none": (16,), "norms": (32,)}),
   ("imagenet256_adm", ["mesh.fsdp=16"], {"none": (4,), "norms": (8,)}),
-  ("imagenet512_adm", ["mesh.fsdp=16"], {"norms": (1,)}),
+  ("imagenet512_adm", ["mesh.fsdp=16"], {"norms": (1,), "blocks": (1,)}),
 )
 
 

@@ -207,7 +207,7 @@ def training(config: ConfigDict, on: list[jax.Device], *, search: bool = True, e
   """The training step with the largest microbatches that fit, or as configured.
 
   With network.remat="auto" they are found for each policy, and the fastest policy is taken, by the roofline. A run with so
-  many images at a time comes to the same: with a policy that recomputes less they do not fit.
+  many images at a time comes to the same, unless a policy that recomputes less fits there too.
 
   Raises:
     TooLarge: if not even one image per device fits.
