@@ -80,9 +80,9 @@ def default() -> ConfigDict:
     preview_every=0,  # steps between preview grids; 0: only at the end
     preview_images=16,
     # Steps between checkpoints, and the most that any death of the process costs: halfway between two a further one is
-    # written, which the next replaces.
+    # written, which does not stay.
     checkpoint_every=1000,
-    keep=2,  # newest checkpoints kept, besides that one ...
+    keep=2,  # newest whole ones kept, and the newest two of all ...
     keep_every=None,  # ... and every one whose step is a multiple of this
     max_skipped=20,  # updates in a row that may be skipped for NaN before the run stops
   ))  # fmt: skip

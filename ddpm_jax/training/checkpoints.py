@@ -40,8 +40,8 @@ class Checkpoints:
 
   Args:
     directory: DIR above; made when the first checkpoint is written.
-    keep: how many of the latest stay, among those whose step is a multiple of `every`. Any other one stays while it is
-      the latest of all.
+    keep: how many of the latest stay, among those whose step is a multiple of `every`. The latest two of all stay, too,
+      for one may be damaged, unless keep is 1.
     keep_every: besides, every checkpoint whose step is a multiple of this stays.
   """
 
@@ -49,7 +49,7 @@ class Checkpoints:
     if keep < 1:
       raise UserError(f"keep = {keep} would delete every checkpoint: keep at least 1.")
     self.directory = epath.Path(directory).absolute()
-    kept = [policies.LatestN(1), policies.EveryNSteps(every, max_to_keep=keep)]
+    kept = [policies.LatestN(min(keep, 2)), policies.EveryNSteps(every, max_to_keep=keep)]
     kept += [policies.EveryNSteps(keep_every)] if keep_every else []
     self._options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(kept),

@@ -124,9 +124,9 @@ def test_the_last_few_stay_and_every_so_many(tmp_path):
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_those_of_the_interval_stay_and_the_newest_of_all(tmp_path, restarted):
+def test_the_last_few_of_the_interval_stay_and_of_all(tmp_path, restarted):
   run = Checkpoints(tmp_path, keep=2, every=6, keep_every=9)
-  left = {3: [3], 6: [6], 9: [6, 9], 12: [6, 9, 12], 14: [6, 9, 12, 14], 15: [6, 9, 12, 15], 18: [9, 12, 18]}
+  left = {3: [3], 6: [3, 6], 9: [6, 9], 12: [6, 9, 12], 14: [6, 9, 12, 14], 15: [6, 9, 12, 14, 15], 18: [9, 12, 15, 18]}
   for step, steps in left.items():
     if restarted:
       run.close()
@@ -134,6 +134,15 @@ def test_those_of_the_interval_stay_and_the_newest_of_all(tmp_path, restarted):
     run.save({"x": jnp.full(3, step)}, step, {}, wait=True)
     assert checkpoints.steps_in(tmp_path) == steps
   run.close()
+
+
+def test_another_interval_leaves_a_checkpoint_to_fall_back_to(tmp_path):
+  for every, steps in ((500, (500, 1000)), (6, (1002,))):
+    run = Checkpoints(tmp_path, keep=2, every=every)
+    for step in steps:
+      run.save({"x": jnp.full(3, step)}, step, {}, wait=True)
+    run.close()
+  assert checkpoints.steps_in(tmp_path) == [1000, 1002]
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_called_damaged(harmed, monkeypatch, caplog):

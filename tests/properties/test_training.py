@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(mesh, made, whole, tm
   [
     (1, range(1, 14), [12, 13]),
     (2, range(1, 14), [10, 12, 13]),
-    (5, [2, 5, 7, 10, 12, 13], [5, 10, 13]),
+    (5, [2, 5, 7, 10, 12, 13], [5, 10, 12, 13]),
     (6, [3, 6, 9, 12, 13], [6, 12, 13]),
   ],
 )
@@ -249,7 +249,7 @@ def test_a_run_survives_a_nan(mesh, made, tmp_path):
 def test_a_run_that_only_skips_stops_and_keeps_its_checkpoints(mesh, made, whole, tmp_path):
   with pytest.raises(loop.Diverged, match="The last 20 updates up to step 31 were skipped"):
     tiny_run.run(tmp_path, mesh, made=made, feed=poisoned(12, 99), keep=9)
-  assert checkpoints.steps_in(tmp_path) == [5, 10, 15, 20, 25, 30]
+  assert checkpoints.steps_in(tmp_path) == [5, 10, 15, 20, 25, 27, 30]
   at_10, at_30 = (checkpoints.load_weights(tmp_path, step=step, ema="raw").params for step in (15, 30))
   assert all((a == b).all() for a, b in zip(jax.tree.leaves(at_10), jax.tree.leaves(at_30), strict=True))
 
