@@ -49,7 +49,7 @@ class Plan:
   def arguments(self) -> tuple[Any, dict]:
     """What `step` takes, in shapes."""
     state = jax.eval_shape(self.init)
-    return shapes.shaped(state, layout.of_state(state, self.mesh)), shapes.training_batch(self.config, self.mesh)
+    return layout.shaped(state, layout.of_state(state, self.mesh)), shapes.training_batch(self.config, self.mesh)
 
 
 def plan(config: ConfigDict, *, info: data.Info | None = None, devices: list[jax.Device] | None = None) -> Plan:

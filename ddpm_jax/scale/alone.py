@@ -11,20 +11,21 @@ from typing import Any
 
 import jax
 
-_OLDER_KERNELS = {
-  "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",  # all that is left to YNN
+_ALL_CORES = {
+  "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",  # sums are all that is left to YNN
   "xla_cpu_prefer_vector_width": 512,  # bits, where the processor has them
 }
 
 
 def jitted(function: Callable, static_argnames: tuple[str, ...] = ()) -> Callable:
   """`function`, jitted for the first device, where its positional arguments, trees of arrays, are taken from any others."""
-  compiled = None
+
+  @functools.cache
+  def compiled() -> Callable:  # asks for the backend, which importing must not start
+    return jax.jit(function, static_argnames=static_argnames, compiler_options=_options())
 
   def call(*args, **options):
-    nonlocal compiled
-    compiled = compiled or jax.jit(function, static_argnames=static_argnames, compiler_options=_options())
-    return compiled(*jax.tree.map(_of_first, args), **options)
+    return compiled()(*jax.tree.map(_of_first, args), **options)
 
   return functools.wraps(function)(call)
 
@@ -38,11 +39,11 @@ def _of_first(x: Any) -> Any:
 
 @functools.cache
 def _options() -> dict | None:
-  """_OLDER_KERNELS on a CPU whose compiler knows them: they are experimental, and another jaxlib may call them otherwise."""
+  """_ALL_CORES on a CPU whose compiler knows them: they are experimental, and another jaxlib may call them otherwise."""
   if jax.default_backend() != "cpu":
     return None
   try:
-    jax.jit(lambda: 0, compiler_options=_OLDER_KERNELS).lower().compile()
+    jax.jit(lambda: 0, compiler_options=_ALL_CORES).lower().compile()
   except jax.errors.JaxRuntimeError:
     return None
-  return _OLDER_KERNELS
+  return _ALL_CORES

@@ -11,6 +11,7 @@ difference. Axes are of type Auto: the compiler derives every other layout from 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -59,6 +60,13 @@ def _cut(shape: tuple[int, ...], parts: int) -> PartitionSpec:
     return PartitionSpec()
   longest = max(axes, key=lambda axis: shape[axis])
   return PartitionSpec(*[None] * longest, "fsdp")
+
+
+def shaped(tree: Any, shardings: Any) -> Any:
+  """ShapeDtypeStructs for the arrays (or shapes) of a tree, with one sharding, or a tree of them."""
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=s), tree, shardings)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

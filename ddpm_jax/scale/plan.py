@@ -33,7 +33,7 @@ from ddpm_jax.scale import flops, hlo
 from ddpm_jax.scale import mesh as layout
 from ddpm_jax.scale.chips import Chip, chip_of, memory_of
 from ddpm_jax.scale.memory import TooLarge, compile_lowered, least_remat
-from ddpm_jax.scale.shapes import conditions, labels, shaped
+from ddpm_jax.scale.shapes import conditions, labels
 from ddpm_jax.training import checkpoints
 
 # ---------------------------------------------------------------- devices
@@ -170,7 +170,7 @@ def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact:
   batch = per_device * len(on)
   network, guide = _network(config, mesh), _guide(config, mesh)
   denoiser, walk = build.guided(config, network, guide), build.sampler(config, guide)
-  keys = shaped(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)), layout.over_batch(mesh))
+  keys = layout.shaped(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)), layout.over_batch(mesh))
 
   def draw(keys, denoiser, walk, cond):
     x_T = PerImage(keys).initial((config.data.image_size,) * 2 + (config.data.channels,))
@@ -179,7 +179,8 @@ def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact:
   cond = conditions(config, batch, mesh)
   if config.sampling.guidance.kind == "classifier":
     cond |= labels(batch, mesh)
-  given = (keys, shaped(denoiser, layout.replicated(mesh)), shaped(walk, layout.replicated(mesh)), cond or None)
+  whole = layout.shaped((denoiser, walk), layout.replicated(mesh))
+  given = (keys, *whole, cond or None)
   return compiled(jax.jit(draw, out_shardings=layout.over_batch(mesh)), given, batch, mesh, exact=exact)
 
 
@@ -325,7 +326,7 @@ def _params(config: ConfigDict) -> Any:
 
 def _network(config: ConfigDict, mesh: Mesh) -> Any:
   module = build.model(config, config.data.channels, config.data.num_classes)
-  return build.network(config, module, shaped(_params(config), layout.replicated(mesh)))
+  return build.network(config, module, layout.shaped(_params(config), layout.replicated(mesh)))
 
 
 def _guide(config: ConfigDict, mesh: Mesh) -> Classifier | Any | None:

@@ -11,13 +11,6 @@ from ddpm_jax import build
 from ddpm_jax.scale import mesh as layout
 
 
-def shaped(tree: Any, shardings: Any) -> Any:
-  """ShapeDtypeStructs for the arrays (or shapes) of a tree, with one sharding, or a tree of them."""
-  if isinstance(shardings, jax.sharding.Sharding):
-    shardings = jax.tree.map(lambda _: shardings, tree)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=s), tree, shardings)
-
-
 def images(config: ConfigDict, batch: int, mesh: Mesh, dtype: Any = jnp.float32, size: int | None = None) -> Any:
   """Of data.image_size, or `size`: [B,H,W,C]."""
   side = size or config.data.image_size

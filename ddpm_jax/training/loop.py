@@ -68,7 +68,7 @@ def fit(
     config: stored in each checkpoint; JSON.
     checkpoint_every: steps between checkpoints, and the most that any death of the process can cost; there is one at the
       end too. They are written while training goes on, and each begins when the one before is complete; halfway between
-      two there is a further one, which the next replaces. So of the last two begun, one is complete.
+      two there is a further one, which does not stay. So of the last two begun, one is complete.
     open_writer: open_writer(s) gives the writer of a run that starts at step s.
     log_every: steps between rows of metrics, each the mean over those steps.
     preview: preview(state) gives pictures by name, uint8 [H, W, C].
@@ -136,8 +136,7 @@ def _start(
 ) -> tuple[TrainState, int]:
   """(state, its step): the latest checkpoint's, or a new one; meanwhile `train_step` is compiled, or read from the cache."""
   shapes = jax.eval_shape(init)
-  shardings = layout.of_state(shapes, mesh)
-  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  like = layout.shaped(shapes, layout.of_state(shapes, mesh))
   latest = checkpoints.latest() if checkpoints else 0
   with concurrent.futures.ThreadPoolExecutor(1, "compile") as meanwhile:
     if latest < total_steps:
