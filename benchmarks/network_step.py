@@ -53,10 +53,16 @@ class Ours:
   def output(self, batch):
     return np.asarray(self.programs["forward", batch]())
 
+  def _compiled(self, jitted, *args):
+    """As the training loop compiles its step."""
+    from ddpm_jax.scale import compiler
+
+    return compiler.repeated(jitted, *args).lower(*args).compile()
+
   def _forward(self, batch):
     x, t = self.layout.put_batch(peers.inputs(self.name, batch), self.mesh)
-    program = self.jax.jit(lambda params, x, t: self.module.apply({"params": params}, x, t))
-    program = program.lower(self.params, x, t).compile()
+    forward = self.jax.jit(lambda params, x, t: self.module.apply({"params": params}, x, t))
+    program = self._compiled(forward, self.params, x, t)
     return lambda: self.jax.block_until_ready(program(self.params, x, t)), program
 
   def _train(self, batch):
@@ -73,7 +79,7 @@ class Ours:
     images = self.layout.put_batch({"image": np.tanh(peers.inputs(self.name, batch)[0])}, self.mesh)
     shardings = self.layout.of_state(self.jax.eval_shape(init, self.params), self.mesh)
     now = self.jax.jit(init, out_shardings=shardings)(self.params)
-    program = train.lower(now, images).compile()
+    program = self._compiled(train, now, images)
     held = [now]  # the step consumes its state
 
     def work():

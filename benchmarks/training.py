@@ -32,15 +32,17 @@ class Bare:
 
     from ddpm_jax import config as configs
     from ddpm_jax import experiment
+    from ddpm_jax.scale import compiler
     from ddpm_jax.scale import mesh as layout
     from ddpm_jax.training import state
 
     run = experiment.plan(configs.override(configs.load(config), [text.removeprefix("--config.") for text in overrides]))
-    self.jax, self.step, self.batch_size = jax, run.step, run.config.train.batch_size
+    self.jax, self.batch_size = jax, run.config.train.batch_size
     self.recipe = run.config.train
     image, label = run.source.gather(range(self.batch_size))
     named = {"image": image} | ({"label": label} if run.config.loss.name == "classifier" else {})
     self.batch, self.state = layout.put_batch(named, run.mesh), state.place(run.init, run.mesh)
+    self.step = compiler.repeated(run.step, self.state, self.batch)
 
   def between_checkpoints(self):
     """(steps, of them between rows of metrics)."""

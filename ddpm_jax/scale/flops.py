@@ -30,12 +30,13 @@ def _of(equation: Any) -> int:
     per_output = math.prod(kernel.shape) // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
     zeros_between = math.prod(params["lhs_dilation"])  # of a transposed convolution: nobody multiplies by them
     return 2 * math.prod(out.aval.shape) * per_output // zeros_between
-  inner = [count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
+  inner = [count(jaxpr) for jaxpr in jaxprs(equation)]
   if name == "cond":
     return max(inner)
   return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
-def _jaxprs(value: Any) -> list:
-  values = value if isinstance(value, list | tuple) else [value]
+def jaxprs(equation: Any) -> list:
+  """What is inside an equation: a loop's body, the branches of a condition."""
+  values = [v for value in equation.params.values() for v in (value if isinstance(value, list | tuple) else [value])]
   return [v for v in values if isinstance(v, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)]

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import distributed
+from ddpm_jax.scale import compiler, distributed
 from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.state import TrainState, place
@@ -82,7 +82,7 @@ def fit(
   """
   if total_steps < 1:
     raise UserError(f"total_steps = {total_steps}: a run needs its number of steps, at least 1.")
-  state, start = _start(init, train_step, batches, mesh, total_steps, checkpoints)
+  state, start, train_step = _start(init, train_step, batches, mesh, total_steps, checkpoints)
   if start >= total_steps:
     log.info("Nothing to train: step %d of %d is reached.", start, total_steps)
     return state
@@ -133,20 +133,22 @@ def _start(
   mesh: Mesh,
   total_steps: int,
   checkpoints: Checkpoints | None,
-) -> tuple[TrainState, int]:
-  """(state, its step): the latest checkpoint's, or a new one; meanwhile `train_step` is compiled, or read from the cache."""
+) -> tuple[TrainState, int, Step]:
+  """(state, its step, train_step): the latest checkpoint's, or a new one; meanwhile the step is compiled, or read from the
+  cache."""
   shapes = jax.eval_shape(init)
   like = layout.shaped(shapes, layout.of_state(shapes, mesh))
   latest = checkpoints.latest() if checkpoints else 0
   with concurrent.futures.ThreadPoolExecutor(1, "compile") as meanwhile:
     if latest < total_steps:
       batch = layout.put_batch(next(batches(latest)), mesh)
+      train_step = compiler.repeated(train_step, like, batch)
       meanwhile.submit(train_step.lower(like, batch).compile)  # jit keeps it; what it raises, the first step raises too
     if checkpoints and (found := checkpoints.restore(like)):
       state, manifest = found
       log.info("Continuing from step %d in %s.", manifest.step, checkpoints.directory)
-      return state, manifest.step
-    return place(init, mesh), 0
+      return state, manifest.step, train_step
+    return place(init, mesh), 0, train_step
 
 
 def _on_device(batches: Iterator[dict], mesh: Mesh, ahead: int = 2) -> Iterator[tuple[dict, int]]:
