@@ -42,7 +42,7 @@ class Bare:
     image, label = run.source.gather(range(self.batch_size))
     named = {"image": image} | ({"label": label} if run.config.loss.name == "classifier" else {})
     self.batch, self.state = layout.put_batch(named, run.mesh), state.place(run.init, run.mesh)
-    self.step = compiler.repeated(run.step, self.state, self.batch)
+    self.step = compiler.repeated(run.step, self.state, self.batch, times=self.recipe.checkpoint_every)
 
   def between_checkpoints(self):
     """(steps, of them between rows of metrics)."""

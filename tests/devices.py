@@ -8,7 +8,6 @@ import sys
 import jax
 import tiny_run
 
-from ddpm_jax.scale import compiler
 from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training import checkpoints
 
@@ -38,7 +37,6 @@ for name, mesh in meshes.items():
   state, manifest = checkpoints.Checkpoints(directory / "1x8").restore(like)
   report["restored"][name] = tiny_run.fingerprint(state)
   batch = layout.put_batch(next(tiny_run.batches(manifest.step)), mesh)
-  train_step = compiler.repeated(train_step, state, batch)
   compiled.clear()
   _, metrics = train_step(state, batch)
   report["compiled_by_it"][name] = [event for event in compiled if "/compile/" in event]

@@ -142,7 +142,7 @@ def _start(
   with concurrent.futures.ThreadPoolExecutor(1, "compile") as meanwhile:
     if latest < total_steps:
       batch = layout.put_batch(next(batches(latest)), mesh)
-      train_step = compiler.repeated(train_step, like, batch)
+      train_step = compiler.repeated(train_step, like, batch, times=total_steps - latest)
       meanwhile.submit(train_step.lower(like, batch).compile)  # jit keeps it; what it raises, the first step raises too
     if checkpoints and (found := checkpoints.restore(like)):
       state, manifest = found

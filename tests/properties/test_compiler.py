@@ -1,5 +1,9 @@
 """Programs whose temporaries come in pieces: the same programs, in smaller pieces, and nothing said."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +45,26 @@ def test_temporaries_come_in_pieces_that_the_c_library_keeps(mb, capfd):
   assert args[1].is_deleted() and not args[0].is_deleted()  # donated as before
   assert kept is compiler.repeated(jitted, *arguments(mb))  # compiled once, whoever asks
   assert "per-heap" not in capfd.readouterr().err  # XLA's warning, once per array that is larger than a piece
+
+
+@cpu_alone
+def test_they_cannot_be_stored_and_nothing_is_said_of_it(tmp_path):
+  program = """import sys; sys.path.append("tests/properties")
+import test_compiler, jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+args = test_compiler.arguments(2)
+test_compiler.compiler.repeated(jax.jit(test_compiler.step), *args)(*args)"""
+  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_RAISE_PERSISTENT_CACHE_ERRORS": "0"}
+  done = subprocess.run([sys.executable, "-W", "always", "-c", program], env=environment, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert not list(tmp_path.glob("jit_step*"))  # as soon as it can be stored, `times` has no use
+
+
+def test_what_is_called_a_few_times_stays_in_the_cache_of_programs():
+  jitted, args = jax.jit(step), arguments(2)
+  flop = 12 * 2 * 100 * args[1].size
+  assert compiler.repeated(jitted, *args, times=2.3e13 / flop) is jitted
+  assert (compiler.repeated(jitted, *args, times=2.5e13 / flop) is jitted) == (jax.default_backend() != "cpu")
 
 
 def test_arrays_that_are_too_large_are_left_alone():

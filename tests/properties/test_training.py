@@ -190,9 +190,24 @@ def test_no_death_costs_more_than_the_interval_however_slow_the_disk(mesh, made,
 
 def test_resuming_adds_no_retrace(mesh, made, tmp_path):
   for steps in (5, 10):
-    final = tiny_run.run(tmp_path, mesh, made=made, total_steps=steps)
-    program = compiler.repeated(made[1], final, layout.put_batch(next(tiny_run.batches(0)), mesh))
-    assert program._cache_size() == 1
+    tiny_run.run(tmp_path, mesh, made=made, total_steps=steps)
+    assert made[1]._cache_size() == 1
+
+
+def test_a_long_run_whose_temporaries_are_kept_is_the_same_bit_by_bit(mesh, made, whole, tmp_path, monkeypatch):
+  repeated, used = compiler.repeated, []
+
+  def recorded(*args, times):
+    used.append((times, repeated(*args, times=times)))
+    return used[-1][1]
+
+  monkeypatch.setattr(compiler, "_LONG", 0)
+  monkeypatch.setattr(compiler, "_PIECE", 0)
+  monkeypatch.setattr(compiler, "repeated", recorded)
+  final = tiny_run.run(tmp_path, mesh, made=made)
+  ((times, program),) = used
+  assert times == tiny_run.TOTAL and (program is made[1]) == (jax.default_backend() != "cpu")
+  assert tiny_run.fingerprint(final) == tiny_run.fingerprint(whole[0])
 
 
 def test_a_step_is_compiled_once(mesh, tmp_path):
