@@ -38,14 +38,25 @@ class Ours:
     self.programs = {}
 
   def ready(self, kind, batch):
-    """Compiles; seconds until the first result, and GFLOP of it as XLA counts them."""
+    """Compiles; seconds until the first result, GFLOP of the equations (`scale/flops.py`) and as XLA counts them."""
+    from ddpm_jax.scale import flops
+
     start = time.perf_counter()
-    work, program = getattr(self, f"_{kind}")(batch)
+    work, program, jaxpr = getattr(self, f"_{kind}")(batch)
     work()
     self.programs[kind, batch] = work
     seconds = time.perf_counter() - start
     return {"first_s": round(seconds, 1), "gflop_per_device": round(program.cost_analysis()["flops"] / 1e9, 2),
+            "gflop_of_equations_per_device": round(flops.count(jaxpr) / self.mesh.size / 1e9, 2),
             "temporary_mib_per_device": program.memory_analysis().temp_size_in_bytes >> 20}  # fmt: skip
+
+  def peak(self):
+    """GFLOP/s of each device while all multiply matrices of 2,048 x 2,048, the best of seven."""
+    ones = np.ones((self.mesh.size, 2048, 2048), np.float32)
+    a = self.layout.put_batch(ones, self.mesh)
+    multiply = self.jax.jit(lambda a: self.jax.numpy.einsum("bij,bjk->bik", a, a))
+    multiply(a).block_until_ready()
+    return 2 * 2048**3 / 1e9 / min(timed(lambda: multiply(a).block_until_ready()) for _ in range(7))
 
   def time(self, kind, batch):
     return timed(self.programs[kind, batch])
@@ -54,16 +65,16 @@ class Ours:
     return np.asarray(self.programs["forward", batch]())
 
   def _compiled(self, jitted, *args):
-    """As the training loop compiles its step."""
+    """(program, its equations), as the training loop compiles its step for a long run."""
     from ddpm_jax.scale import compiler
 
-    return compiler.repeated(jitted, *args).lower(*args).compile()
+    return compiler.repeated(jitted, *args).lower(*args).compile(), jitted.trace(*args).jaxpr
 
   def _forward(self, batch):
     x, t = self.layout.put_batch(peers.inputs(self.name, batch), self.mesh)
     forward = self.jax.jit(lambda params, x, t: self.module.apply({"params": params}, x, t))
-    program = self._compiled(forward, self.params, x, t)
-    return lambda: self.jax.block_until_ready(program(self.params, x, t)), program
+    program, jaxpr = self._compiled(forward, self.params, x, t)
+    return lambda: self.jax.block_until_ready(program(self.params, x, t)), program, jaxpr
 
   def _train(self, batch):
     from ddpm_jax import build
@@ -79,14 +90,14 @@ class Ours:
     images = self.layout.put_batch({"image": np.tanh(peers.inputs(self.name, batch)[0])}, self.mesh)
     shardings = self.layout.of_state(self.jax.eval_shape(init, self.params), self.mesh)
     now = self.jax.jit(init, out_shardings=shardings)(self.params)
-    program = self._compiled(train, now, images)
+    program, jaxpr = self._compiled(train, now, images)
     held = [now]  # the step consumes its state
 
     def work():
       held[0], metrics = program(held[0], images)
       self.jax.block_until_ready((held[0], metrics))
 
-    return work, program
+    return work, program, jaxpr
 
 
 class Torch:
@@ -187,6 +198,10 @@ def main() -> None:
         assert difference < 1e-4, f"{name} computes something else: {difference}"
         first[name]["difference"] = float(f"{difference:.1e}")
     times = side_by_side.compare(f"{args.network} {case}", side_by_side.rounds(here, args.rounds, "time", kind, size))
+    peak, ours = contenders["ddpm_jax"].ask("peak"), times["ddpm_jax"] | first["ddpm_jax"]
+    shares = {f"{name}_of_peak": round(ours[name] / ours["median_s"] / peak, 3) for name in ours if name.startswith("gflop")}
+    print(f"  of {peak:.0f} GFLOP/s, which each device reaches in large products: {shares}", flush=True)
+    first["ddpm_jax"] |= {"peak_gflop_per_s": round(peak, 1), **shares}
     result["cases"][case] = {name: times[name] | first[name] for name in here}
     print("  first result:", {name: first[name]["first_s"] for name in here}, flush=True)
   side_by_side.write(args.out, result)

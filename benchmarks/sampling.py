@@ -4,7 +4,8 @@
     python benchmarks/sampling.py --out benchmarks/sampling.json
 
 From seeds to uint8 pixels, as a user calls each: ours by `Trained.sample`, on all cores; PyTorch's with the fastest layout
-and number of threads of those tried at that batch. The images of the DDIM loops are compared before anything is timed.
+and number of threads of those tried at that batch. The images of the DDIM loops are compared before anything is timed, and
+what a loop adds is seen beside as many calls of the network alone.
 `--first` measures new processes instead: from the command to the first image, without and with what earlier ones compiled.
 """
 
@@ -40,12 +41,27 @@ class Ours:
     self.trained = experiment.Trained(config, build.network(config, peers.module(name), params), 0, "random")
 
   def ready(self, kind, batch):
+    import jax
+
+    from ddpm_jax.scale import alone
+
     grid, steps, eta = KINDS[kind]
+    apply = self.trained.network.apply
+    self.apply = (alone.jitted if batch == 1 else jax.jit)(lambda params, x, t: apply(params, x, t, None))
     self.changed = self.trained.changed(sampling=dict(grid=grid, steps=steps, eta=eta, keep_eps=eta == 0, batch_size=batch))
     return {"first_s": round(timed(lambda: self.changed.sample(range(batch))), 1)}
 
   def time(self, kind, batch):
     return timed(lambda: self.changed.sample(range(batch)))
+
+  def calls(self, kind, batch):
+    """Seconds of as many calls of the network, one program each, and nothing else."""
+    from ddpm_jax.scale import mesh as layout
+
+    params, mesh = self.changed.network.params, layout.make_mesh()
+    x, t = (layout.put_whole(each, mesh) for each in peers.inputs(self.name, batch))
+    self.apply(params, x, t).block_until_ready()
+    return timed(lambda: [self.apply(params, x, t) for _ in range(KINDS[kind][1])][-1].block_until_ready())
 
   def images(self, batch):
     """The images of DDIM from peers.inputs, as float."""
@@ -97,6 +113,18 @@ class Torch:
 
   def time(self, kind, batch):
     return timed(lambda: self._images(kind, batch))
+
+  def calls(self, kind, batch):
+    """As Ours.calls."""
+    x, t = peers.inputs(self.name, batch)
+    x, t = peers.to_torch(x, self.choice["layout"]), self.torch.from_numpy(t)
+
+    def work():
+      with self.torch.no_grad():
+        for _ in range(KINDS[kind][1]):
+          self.call(x, t, return_dict=False)
+
+    return timed(work)
 
   def images(self, batch):
     x = peers.to_torch(peers.inputs(self.name, batch)[0], self.choice["layout"])
@@ -184,6 +212,10 @@ def main() -> None:
         first["loop"]["difference"] = float(f"{difference:.1e}")
       times = side_by_side.rounds(contenders, args.rounds, "time", kind, batch)
       times = side_by_side.compare(f"{args.network}, {kind}, batch {batch}", times)
+      if kind == "ddim50":
+        for name, calls in side_by_side.rounds(contenders, args.rounds, "calls", kind, batch).items():
+          times[name]["of_network_alone"] = round(times[name]["median_s"] / calls["median_s"], 3)
+        print("  times of the network alone:", {name: times[name]["of_network_alone"] for name in times}, flush=True)
       result["cases"][f"{kind}:{batch}"] = {name: times[name] | first[name] for name in times} | {"tuned": tuned}
       print(f"  first: {first}; {time.perf_counter() - start:.0f} s in all", flush=True)
     for contender in contenders.values():
