@@ -124,7 +124,7 @@ class GroupNorm(nn.Module):
   What follows until the next layer casts its input, scale, shift and SiLU, is float32 as well: one pass, rounded once.
 
   flax's with other sums: over the pixels first, whole vectors of channels at a time, then over the channels of a group.
-  All at once, XLA's CPU backend adds one number after the other.
+  All at once, XLA's CPU backend adds one number after the other; and there a product with ones is faster than a sum.
   """
 
   groups: int
@@ -132,14 +132,16 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    channels, pixels = x.shape[-1], tuple(range(1, x.ndim - 1))
+    channels, pixels = x.shape[-1], math.prod(x.shape[1:-1])
     of_channels = (1,) * (x.ndim - 1) + (channels,)
     scale = self.param("scale", nn.initializers.ones, (channels,)).reshape(of_channels)
     bias = self.param("bias", nn.initializers.zeros, (channels,)).reshape(of_channels)
 
     def mean(x):
-      x = jnp.mean(x, pixels, keepdims=True)
-      grouped = _costly(jnp.mean(x.reshape(*x.shape[:-1], self.groups, -1), -1))
+      x = x.reshape(-1, pixels, channels)
+      product = lambda x: jnp.full((len(x), 1, pixels), 1 / pixels, x.dtype) @ x
+      x = jax.lax.platform_dependent(x, cpu=product, default=lambda x: jnp.mean(x, 1, keepdims=True))
+      grouped = _costly(jnp.mean(x.reshape(-1, *of_channels[1:-1], self.groups, channels // self.groups), -1))
       return jnp.repeat(grouped, channels // self.groups, -1)
 
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -31,8 +31,8 @@ def _of(equation: Any) -> int:
     zeros_between = math.prod(params["lhs_dilation"])  # of a transposed convolution: nobody multiplies by them
     return 2 * math.prod(out.aval.shape) * per_output // zeros_between
   inner = [count(jaxpr) for jaxpr in jaxprs(equation)]
-  if name == "cond":
-    return max(inner)
+  if name == "cond":  # of lax.platform_dependent, the last is what every platform can do
+    return inner[-1] if params.get("branches_platforms") else max(inner)
   return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
