@@ -13,7 +13,7 @@ from ddpm_jax.scale import flops
 # were no slower than 5, and faster than 31.
 _PIECE, _LARGEST_KEPT = 8_000_000, 31_000_000
 
-_LONG = 2.4e13  # operations of a device: ten minutes of a core
+_LONG = 2.4e13  # operations of a device: ten minutes of a core with 40 GFLOP/s
 
 
 def all_cores() -> dict[str, Any] | None:
@@ -27,13 +27,15 @@ def all_cores() -> dict[str, Any] | None:
 
 
 def repeated(jitted: Any, *args: Any, times: float = math.inf) -> Any:
-  """`jitted`, by jax.jit with at most donated arguments, for that many calls with such `args` (or their shapes).
+  """`jitted`, by jax.jit with at most donated arguments, for that many calls with such arrays (or shapes with shardings).
 
   At every call XLA asks for a program's temporaries in one piece, which goes back to the kernel afterwards, and comes from
   there anew, page by page, zeroed: 13 % to a third of a training step of the CIFAR-10 UNet. Here they are in pieces that the
   C library keeps, unless a single array is too large for that. Such programs cannot be stored, and are compiled at every
   start: `jitted` is returned where the calls take less than some minutes. Samplers need none of this: a loop asks once.
   """
+  if jax.default_backend() != "cpu":
+    return jitted
   traced = jitted.trace(*args)
   devices = max(len(x.sharding.device_set) for x in jax.tree.leaves(args))
   arguments = max((_bytes(aval) for aval in traced.jaxpr.in_avals), default=0)  # weights, which are not cut
