@@ -76,8 +76,11 @@ def main() -> None:
   parser.add_argument("--out", help="where to write the numbers, as JSON")
   args = parser.parse_args()
   programs = [dynamic_programming(T, K) for T in (1000, 4000) for K in (10, 100, T // 3)]
-  result = {"machine": f"{platform.machine()}, {jax.devices()[0].device_kind}", "moments": throughput(),
-            "dynamic_programming": programs}
+  result = {
+    "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
+    "moments": throughput(),
+    "dynamic_programming": programs,
+  }
   print(json.dumps(result, indent=2))
   if args.out:
     with open(args.out, "w") as file:

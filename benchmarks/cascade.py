@@ -60,8 +60,13 @@ def main() -> None:
       rows[name]["right class"] = float((found == labels).mean())
     print(name, rows[name], flush=True)
 
-  about = {"samples": args.samples, "steps": [base.step, upsampler.step], "sampling": base.config.sampling.to_dict(),
-           "judge": judge.describe(), "rows": rows}  # fmt: skip
+  about = {
+    "samples": args.samples,
+    "steps": [base.step, upsampler.step],
+    "sampling": base.config.sampling.to_dict(),
+    "judge": judge.describe(),
+    "rows": rows,
+  }
   args.out.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
   lines = ["| images | Fréchet distance | right class |", "|---|---|---|"]
   lines += [f"| {name} | {row['distance']:.1f} | {row.get('right class', '')} |" for name, row in rows.items()]

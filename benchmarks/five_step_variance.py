@@ -62,8 +62,13 @@ def main() -> None:
     found = np.array([pixels[label].std() for pixels in made])
     left.plot(stds, found, "o-", ms=4, lw=1.5, color=color, label=label)
     print(f"{label}: standard deviation of samples / of data {(found / stds).min():.3f} ... {(found / stds).max():.3f}")
-  left.set(xscale="log", yscale="log", xlabel="standard deviation of the data", ylabel="standard deviation of the samples",
-           title=f"Gaussian pixels, {K} of {T} steps")
+  left.set(
+    xscale="log",
+    yscale="log",
+    xlabel="standard deviation of the data",
+    ylabel="standard deviation of the samples",
+    title=f"Gaussian pixels, {K} of {T} steps",
+  )
   ticks = [0.05, 0.1, 0.2, 0.5, 1]
   left.set_xticks(ticks, map(str, ticks))
   left.set_yticks(ticks, map(str, ticks))

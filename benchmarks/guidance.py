@@ -65,8 +65,15 @@ def main() -> None:
     strips.append(images[: trained.config.data.num_classes])
     print(scale, rows[f"{scale:g}"], flush=True)
 
-  about = {"guidance": kind, "samples": args.samples, "weights": trained.weights, "step": trained.step,
-           "sampling": trained.config.sampling.to_dict(), "judge": net.describe(), "rows": rows}  # fmt: skip
+  about = {
+    "guidance": kind,
+    "samples": args.samples,
+    "weights": trained.weights,
+    "step": trained.step,
+    "sampling": trained.config.sampling.to_dict(),
+    "judge": net.describe(),
+    "rows": rows,
+  }
   args.out.with_suffix(".json").write_text(json.dumps(about, indent=2, default=str) + "\n")
   lines = ["| scale | " + " | ".join(MEASURES.values()) + " |", "|" + "---|" * (1 + len(MEASURES))]
   lines += [f"| {name} | " + " | ".join(f"{row[measure]:.3f}" for measure in MEASURES) + " |" for name, row in rows.items()]

@@ -43,17 +43,28 @@ def measure(name: str) -> dict:
   metric(*arguments)
   seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
   user, kernel = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
-  return {"seconds": round(seconds, 2), "cpu_seconds": round(user + kernel, 2), "kernel_seconds": round(kernel, 2),
-          "preempted": after.ru_nivcsw - before.ru_nivcsw, "peak_gib": round(after.ru_maxrss / 2**20, 2)}
+  return {
+    "seconds": round(seconds, 2),
+    "cpu_seconds": round(user + kernel, 2),
+    "kernel_seconds": round(kernel, 2),
+    "preempted": after.ru_nivcsw - before.ru_nivcsw,
+    "peak_gib": round(after.ru_maxrss / 2**20, 2),
+  }
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", help="also write the figures to this JSON file")
   args = parser.parse_args()
-  result = {"samples": SAMPLES, "reference": {"fid": REFERENCE, "precision_recall": NEAR_REFERENCE}, "features": DIMS,
-            "cores": len(os.sched_getaffinity(0)), "processor": platform.processor() or platform.machine(),
-            "load_before": round(os.getloadavg()[0], 1), "metrics": {}}
+  result = {
+    "samples": SAMPLES,
+    "reference": {"fid": REFERENCE, "precision_recall": NEAR_REFERENCE},
+    "features": DIMS,
+    "cores": len(os.sched_getaffinity(0)),
+    "processor": platform.processor() or platform.machine(),
+    "load_before": round(os.getloadavg()[0], 1),
+    "metrics": {},
+  }
   for name in ("fid", "kid", "precision_recall", "inception_score"):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
       result["metrics"][name] = pool.apply(measure, (name,))

@@ -46,9 +46,12 @@ class Ours:
     work()
     self.programs[kind, batch] = work
     seconds = time.perf_counter() - start
-    return {"first_s": round(seconds, 1), "gflop_per_device": round(program.cost_analysis()["flops"] / 1e9, 2),
-            "gflop_of_equations_per_device": round(flops.count(jaxpr) / self.mesh.size / 1e9, 2),
-            "temporary_mib_per_device": program.memory_analysis().temp_size_in_bytes >> 20}  # fmt: skip
+    return {
+      "first_s": round(seconds, 1),
+      "gflop_per_device": round(program.cost_analysis()["flops"] / 1e9, 2),
+      "gflop_of_equations_per_device": round(flops.count(jaxpr) / self.mesh.size / 1e9, 2),
+      "temporary_mib_per_device": program.memory_analysis().temp_size_in_bytes >> 20,
+    }
 
   def peak(self):
     """GFLOP/s of each device while all multiply matrices of 2,048 x 2,048, the best of seven."""

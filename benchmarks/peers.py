@@ -1,9 +1,9 @@
 """The networks that the speed benchmarks compare: ours, and diffusers' `UNet2DModel` with the same weights under PyTorch.
 
-    cifar    DDPM's for CIFAR-10, google/ddpm-cifar10-32: 35.7 M parameters
-    small    the same on 28x28x1 with 32 channels, widths 1, 2, 2 and attention at 14x14: 1.6 M parameters
-    adm64    ADM's for ImageNet 64x64, without its labels: 295 M parameters
-    tiny     to try the scripts
+cifar    DDPM's for CIFAR-10, google/ddpm-cifar10-32: 35.7 M parameters
+small    the same on 28x28x1 with 32 channels, widths 1, 2, 2 and attention at 14x14: 1.6 M parameters
+adm64    ADM's for ImageNet 64x64, without its labels: 295 M parameters
+tiny     to try the scripts
 """
 
 import functools

@@ -64,8 +64,10 @@ def measure() -> None:
 
 def table() -> None:
   """Markdown."""
-  print("| config | slice | program | images per chip | GFLOP per image | GiB per chip | GB moved, sent "
-        "| s per call at best | images/s at best | compiled in |\n" + "|---" * 10 + "|")  # fmt: skip
+  print(
+    "| config | slice | program | images per chip | GFLOP per image | GiB per chip | GB moved, sent "
+    "| s per call at best | images/s at best | compiled in |\n" + "|---" * 10 + "|"
+  )
   for row in rows.values():
     for name in ("train", "sample"):
       if name not in row:

@@ -68,15 +68,23 @@ def widths() -> dict[str, tuple[int, int, int, int]]:
 
   x = chain("", 3, (3, 3, 32), (3, 3, 32), (3, 3, 64), (1, 1, 80), (3, 3, 192))
   for block, pool in (("mixed", 32), ("mixed_1", 64), ("mixed_2", 64)):
-    x = (chain(f"{block}/", x, (1, 1, 64)) + chain(f"{block}/tower/", x, (1, 1, 48), (5, 5, 64))
-         + chain(f"{block}/tower_1/", x, (1, 1, 64), (3, 3, 96), (3, 3, 96)) + chain(f"{block}/tower_2/", x, (1, 1, pool)))
+    x = (
+      chain(f"{block}/", x, (1, 1, 64))
+      + chain(f"{block}/tower/", x, (1, 1, 48), (5, 5, 64))
+      + chain(f"{block}/tower_1/", x, (1, 1, 64), (3, 3, 96), (3, 3, 96))
+      + chain(f"{block}/tower_2/", x, (1, 1, pool))
+    )
   x += chain("mixed_3/", x, (3, 3, 384)) + chain("mixed_3/tower/", x, (1, 1, 64), (3, 3, 96), (3, 3, 96))
   for block, inner in (("mixed_4", 128), ("mixed_5", 160), ("mixed_6", 160), ("mixed_7", 192)):
-    x = (chain(f"{block}/", x, (1, 1, 192)) + chain(f"{block}/tower/", x, (1, 1, inner), (1, 7, inner), (7, 1, 192))
-         + chain(f"{block}/tower_1/", x, (1, 1, inner), *[(7, 1, inner), (1, 7, inner), (7, 1, inner)], (1, 7, 192))
-         + chain(f"{block}/tower_2/", x, (1, 1, 192)))
-  x += (chain("mixed_8/tower/", x, (1, 1, 192), (3, 3, 320))
-        + chain("mixed_8/tower_1/", x, (1, 1, 192), (1, 7, 192), (7, 1, 192), (3, 3, 192)))
+    x = (
+      chain(f"{block}/", x, (1, 1, 192))
+      + chain(f"{block}/tower/", x, (1, 1, inner), (1, 7, inner), (7, 1, 192))
+      + chain(f"{block}/tower_1/", x, (1, 1, inner), *[(7, 1, inner), (1, 7, inner), (7, 1, inner)], (1, 7, 192))
+      + chain(f"{block}/tower_2/", x, (1, 1, 192))
+    )
+  x += chain("mixed_8/tower/", x, (1, 1, 192), (3, 3, 320)) + chain(
+    "mixed_8/tower_1/", x, (1, 1, 192), (1, 7, 192), (7, 1, 192), (3, 3, 192)
+  )
   for block in ("mixed_9", "mixed_10"):
     out = chain(f"{block}/", x, (1, 1, 320)) + chain(f"{block}/tower_2/", x, (1, 1, 192))
     for tower, stem in (("tower", [(1, 1, 384)]), ("tower_1", [(1, 1, 448), (3, 3, 384)])):

@@ -72,8 +72,11 @@ def compare(title: str, times: dict[str, dict[str, float]], ours: str = "ddpm_ja
   print(f"\n{title}")
   for name, row in times.items():
     row["times_ours"] = _short(row["median_s"] / times[ours]["median_s"])
-    print(f"  {name:24} {1e3 * row['median_s']:10.1f} ms  [{1e3 * row['min_s']:.1f}, {1e3 * row['max_s']:.1f}]"
-          f"  {row['times_ours']:6.2f}", flush=True)  # fmt: skip
+    print(
+      f"  {name:24} {1e3 * row['median_s']:10.1f} ms  [{1e3 * row['min_s']:.1f}, {1e3 * row['max_s']:.1f}]"
+      f"  {row['times_ours']:6.2f}",
+      flush=True,
+    )
   return times
 
 

@@ -1,8 +1,8 @@
 """The `mnist` run with classes, of which a tenth is hidden in training: for classifier-free guidance (Ho & Salimans 2022).
 
-    ddpm-jax train  --config mnist_cond --workdir runs/mnist_cond
-    ddpm-jax sample --workdir runs/mnist_cond --seeds 0-99 --classes 3,5 --config.sampling.guidance.scale=2
-    ddpm-jax sample --workdir runs/mnist_cond --seeds 0-99 --config.sampling.guidance.kind=None          no guidance
+ddpm-jax train  --config mnist_cond --workdir runs/mnist_cond
+ddpm-jax sample --workdir runs/mnist_cond --seeds 0-99 --classes 3,5 --config.sampling.guidance.scale=2
+ddpm-jax sample --workdir runs/mnist_cond --seeds 0-99 --config.sampling.guidance.kind=None          no guidance
 """
 
 from configs import mnist

@@ -1,6 +1,6 @@
 """SN-DPM on the MNIST network: its second head learns E[v^2 | x_t], v what that network predicts. See mnist_npr.
 
-    ddpm-jax train --config mnist_sn --workdir runs/mnist_sn        # on runs/mnist, of ddpm-jax train --config mnist
+ddpm-jax train --config mnist_sn --workdir runs/mnist_sn        # on runs/mnist, of ddpm-jax train --config mnist
 """
 
 from configs.mnist_npr import on_mnist

@@ -1,8 +1,8 @@
 """The jobs of Analytic-DPM on what was trained: measure its moments and the costs of its steps, and the study of methods.
 
-    run = experiment.load("runs/mnist")
-    moments = analytic.moments(run, "runs/mnist/evaluation/moments.npz", 1000)
-    results = analytic.study({"plain": run}, "runs/mnist/study", Ks=(10, 25), moments_path=...)
+run = experiment.load("runs/mnist")
+moments = analytic.moments(run, "runs/mnist/evaluation/moments.npz", 1000)
+results = analytic.study({"plain": run}, "runs/mnist/study", Ks=(10, 25), moments_path=...)
 """
 
 import logging
@@ -65,9 +65,7 @@ def moments(
   return found
 
 
-def costs(
-  trained: Trained, path: str | os.PathLike, covariance: str, images: int = 1000, *, seed: int = 0
-) -> np.ndarray:
+def costs(trained: Trained, path: str | os.PathLike, covariance: str, images: int = 1000, *, seed: int = 0) -> np.ndarray:
   """What every possible step would add to the bound with this covariance, over training images; kept in `path`.
 
   Raises:

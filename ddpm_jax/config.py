@@ -33,97 +33,109 @@ def default() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # root of all randomness of a training run
 
-  config.data = ConfigDict(dict(
-    name="digits",  # "digits", a TFDS data set ("mnist", "cifar10:3.0.2"), an image folder or zip ("./path/to/images")
-    data_dir=None,  # where prepared data sets are; None: $DDPM_JAX_DATA, $TFDS_DATA_DIR or ~/tensorflow_datasets
-    train_split="train",
-    test_split="test",
-    image_size=None,  # None: as stored; a run writes down here what it found, as for the next two
-    channels=None,
-    num_classes=None,
-    crop="adm",  # how images of another size are fitted: "adm", "random", "lsun", "ddim", "celeba"
-    labels="auto",  # of folders: from the names of folders or files
-    low_res_size=None,  # super-resolution: the network is also given the image reduced to this size
-    corrupt="error",  # or "skip": leave out images that cannot be decoded, and count them
-    flip=False,  # mirror half of the training images
-  ))  # fmt: skip
+  config.data = ConfigDict(
+    dict(
+      name="digits",  # "digits", a TFDS data set ("mnist", "cifar10:3.0.2"), an image folder or zip ("./path/to/images")
+      data_dir=None,  # where prepared data sets are; None: $DDPM_JAX_DATA, $TFDS_DATA_DIR or ~/tensorflow_datasets
+      train_split="train",
+      test_split="test",
+      image_size=None,  # None: as stored; a run writes down here what it found, as for the next two
+      channels=None,
+      num_classes=None,
+      crop="adm",  # how images of another size are fitted: "adm", "random", "lsun", "ddim", "celeba"
+      labels="auto",  # of folders: from the names of folders or files
+      low_res_size=None,  # super-resolution: the network is also given the image reduced to this size
+      corrupt="error",  # or "skip": leave out images that cannot be decoded, and count them
+      flip=False,  # mirror half of the training images
+    )
+  )
   config.schedule = ConfigDict(dict(name="linear", T=1000))
   config.network = ConfigDict(dict(name="unet_ddpm"))  # out_channels and num_classes follow from data and prediction
-  config.prediction = ConfigDict(dict(
-    mean="eps",  # "eps", "x0", "v" or "x_prev"
-    second=None,  # second head: "range", "log_var", "residual" or "second_moment"
-    time_scale=1.0,  # the network is told time_scale (n - time_shift) of level n
-    time_shift=1,
-  ))  # fmt: skip
+  config.prediction = ConfigDict(
+    dict(
+      mean="eps",  # "eps", "x0", "v" or "x_prev"
+      second=None,  # second head: "range", "log_var", "residual" or "second_moment"
+      time_scale=1.0,  # the network is told time_scale (n - time_shift) of level n
+      time_shift=1,
+    )
+  )
   config.loss = ConfigDict(dict(name="simple"))
   config.time_sampler = ConfigDict(dict(name="uniform"))
-  config.optimizer = ConfigDict(dict(
-    learning_rate=2e-4,
-    warmup_steps=0,
-    decay="constant",  # or "linear", "cosine", to 0 at total_steps
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
-    weight_decay=0.0,
-    clip_norm=None,  # largest global norm of the gradient; losses are means over pixels
-  ))  # fmt: skip
+  config.optimizer = ConfigDict(
+    dict(
+      learning_rate=2e-4,
+      warmup_steps=0,
+      decay="constant",  # or "linear", "cosine", to 0 at total_steps
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      weight_decay=0.0,
+      clip_norm=None,  # largest global norm of the gradient; losses are means over pixels
+    )
+  )
   config.ema = ConfigDict(dict(rates=(0.9999,), warmup=True))  # sampling takes the slowest
-  config.train = ConfigDict(dict(
-    total_steps=0,
-    batch_size=128,  # of the whole machine park, whatever its size
-    per_device_batch=None,  # at most so many images at once on a device; the rest is accumulated
-    class_conditional=False,
-    backbone=None,  # a finished run, frozen: only a second head is trained on it (NPR-DPM, SN-DPM)
-    label_dropout=0.0,  # share of labels replaced by the null label, for classifier-free guidance
-    low_res_noise=0.0,  # deviation of noise on the reduced images, so that a cascade forgives its first stage
-    log_every=100,
-    preview_every=0,  # steps between preview grids; 0: only at the end
-    preview_images=16,
-    # Steps between checkpoints, and the most that any death of the process costs: halfway between two a further one is
-    # written, which does not stay.
-    checkpoint_every=1000,
-    keep=2,  # newest whole ones kept, and the newest two of all ...
-    keep_every=None,  # ... and every one whose step is a multiple of this
-    max_skipped=20,  # updates in a row that may be skipped for NaN before the run stops
-  ))  # fmt: skip
-  config.sampling = ConfigDict(dict(
-    # "gaussian": DDPM, DDIM, Analytic-DPM ...; or, without eta and covariance, "dpm++1", "dpm++2m", "dpm++3m", "dpm++2s",
-    # "dpm++2m_sde", "heun", "unipc2", "unipc3" (variant bh2; "unipc2_bh1" and "unipc3_bh1" are the other), and for levels of
-    # vp_sde "euler_maruyama" and "euler_ode"
-    solver="gaussian",
-    # "full"; "uniform", "ddim", "quadratic", "power2", "power3", "log_snr", "karras"; the best by `moments` or by `costs`,
-    # "dp_seg", "dp_vb"; or OpenAI's section strings "250", "ddim50", "10,15,20"
-    grid="full",
-    steps=None,  # of the named grids but "full"
-    eta=1.0,  # 0 is DDIM, 1 is DDPM
-    # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal", "optimal_average"; None: by the network
-    covariance=None,
-    moments=None,  # file of ddpm-jax moments or of Analytic-DPM's authors: for "optimal" without an NPR or SN head
-    residual=False,  # take from it how far eps_hat is from eps, instead of how long it is
-    costs=None,  # file of ddpm-jax moments --costs: for the grid "dp_vb"
-    clip="x0",  # "x0", "dynamic" or "none"
-    keep_eps=False,  # leave eps as predicted when x0 is clipped (Analytic-DPM's DDIM)
-    cap_pixels=None,  # at most so many grey levels of noise ...
-    cap_steps=1,  # ... in so many steps before the last one
-    rounding="truncate",  # of pixels to 8 bits: "truncate" (OpenAI) or "round" (DDIM)
-    batch_size=64,
-    guidance=dict(
-      kind=None,  # "classifier", "classifier_free" or "autoguidance"
-      scale=1.0,  # 1 is p(x | y) by a perfect classifier, or the network as it is
-      interval=None,  # (low, high): guide at levels low <= n <= high alone
-      form=None,  # of a classifier: "mean" (ADM algorithm 1), "score" (2: DDIM, solvers); None: "mean" where eta = 1
-      model=None,  # the run of the noisy classifier, or of the weaker network
-      ema=None,  # which of its averages: a rate, or "raw"; None: the slowest
-      step=None,  # which of its checkpoints; None: the latest
-    ),
-  ))  # fmt: skip
-  config.evaluation = ConfigDict(dict(
-    grid="full",  # of the chain whose bits/dim is measured
-    steps=None,
-    covariance=None,  # None: the one that samples. --config.sampling.covariance sets this to None too, unless both are given
-    last_row="chain",  # decoder variance: that of the chain (OpenAI), or of the "full_chain" (Analytic-DPM)
-    batch_size=64,
-  ))  # fmt: skip
+  config.train = ConfigDict(
+    dict(
+      total_steps=0,
+      batch_size=128,  # of the whole machine park, whatever its size
+      per_device_batch=None,  # at most so many images at once on a device; the rest is accumulated
+      class_conditional=False,
+      backbone=None,  # a finished run, frozen: only a second head is trained on it (NPR-DPM, SN-DPM)
+      label_dropout=0.0,  # share of labels replaced by the null label, for classifier-free guidance
+      low_res_noise=0.0,  # deviation of noise on the reduced images, so that a cascade forgives its first stage
+      log_every=100,
+      preview_every=0,  # steps between preview grids; 0: only at the end
+      preview_images=16,
+      # Steps between checkpoints, and the most that any death of the process costs: halfway between two a further one is
+      # written, which does not stay.
+      checkpoint_every=1000,
+      keep=2,  # newest whole ones kept, and the newest two of all ...
+      keep_every=None,  # ... and every one whose step is a multiple of this
+      max_skipped=20,  # updates in a row that may be skipped for NaN before the run stops
+    )
+  )
+  config.sampling = ConfigDict(
+    dict(
+      # "gaussian": DDPM, DDIM, Analytic-DPM ...; or, without eta and covariance, "dpm++1", "dpm++2m", "dpm++3m",
+      # "dpm++2s", "dpm++2m_sde", "heun", "unipc2", "unipc3" (variant bh2; "unipc2_bh1" and "unipc3_bh1" are the other), and for levels of
+      # vp_sde "euler_maruyama" and "euler_ode"
+      solver="gaussian",
+      # "full"; "uniform", "ddim", "quadratic", "power2", "power3", "log_snr", "karras"; the best by `moments` or by `costs`,
+      # "dp_seg", "dp_vb"; or OpenAI's section strings "250", "ddim50", "10,15,20"
+      grid="full",
+      steps=None,  # of the named grids but "full"
+      eta=1.0,  # 0 is DDIM, 1 is DDPM
+      # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal", "optimal_average"; None: by the network
+      covariance=None,
+      moments=None,  # file of ddpm-jax moments or of Analytic-DPM's authors: for "optimal" without an NPR or SN head
+      residual=False,  # take from it how far eps_hat is from eps, instead of how long it is
+      costs=None,  # file of ddpm-jax moments --costs: for the grid "dp_vb"
+      clip="x0",  # "x0", "dynamic" or "none"
+      keep_eps=False,  # leave eps as predicted when x0 is clipped (Analytic-DPM's DDIM)
+      cap_pixels=None,  # at most so many grey levels of noise ...
+      cap_steps=1,  # ... in so many steps before the last one
+      rounding="truncate",  # of pixels to 8 bits: "truncate" (OpenAI) or "round" (DDIM)
+      batch_size=64,
+      guidance=dict(
+        kind=None,  # "classifier", "classifier_free" or "autoguidance"
+        scale=1.0,  # 1 is p(x | y) by a perfect classifier, or the network as it is
+        interval=None,  # (low, high): guide at levels low <= n <= high alone
+        form=None,  # of a classifier: "mean" (ADM algorithm 1), "score" (2: DDIM, solvers); None: "mean" where eta = 1
+        model=None,  # the run of the noisy classifier, or of the weaker network
+        ema=None,  # which of its averages: a rate, or "raw"; None: the slowest
+        step=None,  # which of its checkpoints; None: the latest
+      ),
+    )
+  )
+  config.evaluation = ConfigDict(
+    dict(
+      grid="full",  # of the chain whose bits/dim is measured
+      steps=None,
+      covariance=None,  # None: the one that samples; assigning sampling.covariance resets this to None
+      last_row="chain",  # decoder variance: that of the chain (OpenAI), or of the "full_chain" (Analytic-DPM)
+      batch_size=64,
+    )
+  )
   config.mesh = ConfigDict(dict(data=-1, fsdp=1))
   return config.lock()
 

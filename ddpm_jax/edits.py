@@ -1,7 +1,7 @@
 """Editing with what was trained, in pixels from 0 to 255; the mathematics is in diffusion/editing.py.
 
-    run = experiment.load("runs/mnist")
-    images, error = edits.reconstruct(run, run.dataset("test"), range(16), steps=50)
+run = experiment.load("runs/mnist")
+images, error = edits.reconstruct(run, run.dataset("test"), range(16), steps=50)
 """
 
 from collections.abc import Sequence
@@ -85,9 +85,7 @@ def inpaint(
   return np.where(known[:, :, None], stored, drawn)
 
 
-def between(
-  trained: Trained, source: data.Source, pairs: np.ndarray, frames: int = 11, strength: float = 0.5
-) -> np.ndarray:
+def between(trained: Trained, source: data.Source, pairs: np.ndarray, frames: int = 11, strength: float = 0.5) -> np.ndarray:
   """Images [P,frames,H,W,C] from the first to the second of each pair of `source`, [P,2] (DDPM section 4.4, figure 8).
 
   Both are taken that part of the way up to noise, mixed there, and drawn again with the same noise in all frames of a pair.

@@ -1,8 +1,8 @@
 """The jobs: train a run, and (from trained.py) load what was trained, sample from it, measure its likelihood.
 
-    run = experiment.load("runs/digits")
-    images = run.sample(range(64))                                   # uint8 [64,H,W,C]
-    bound = run.bits_per_dim(run.dataset("test"), 128)
+run = experiment.load("runs/digits")
+images = run.sample(range(64))                                   # uint8 [64,H,W,C]
+bound = run.bits_per_dim(run.dataset("test"), 128)
 """
 
 import contextlib

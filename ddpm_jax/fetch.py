@@ -108,8 +108,10 @@ def _download(file: File, path: pathlib.Path, progress: bool, timeout: float) ->
     log.info("%s has the checksum %s.", file.url, checksum(partial))
   elif (found := checksum(partial, file.checksum)) != file.checksum:
     partial.unlink()
-    raise UserError(f"{file.url} has the checksum {found}, but {file.checksum} was published; "
-                    f"it is not kept. Save the right file as {path}.")
+    raise UserError(
+      f"{file.url} has the checksum {found}, but {file.checksum} was published; "
+      f"it is not kept. Save the right file as {path}."
+    )
   os.replace(partial, path)
 
 
@@ -132,8 +134,9 @@ def _append(url: str, partial: pathlib.Path, progress: bool, timeout: float) -> 
     resumed = response.status == 206
     length = response.headers.get("Content-Length")
     total = None if length is None else int(length) + (start if resumed else 0)
-    bar = tqdm.tqdm(desc=partial.stem, total=total, initial=start if resumed else 0, unit="B", unit_scale=True,
-                    disable=not progress)
+    bar = tqdm.tqdm(
+      desc=partial.stem, total=total, initial=start if resumed else 0, unit="B", unit_scale=True, disable=not progress
+    )
     with open(partial, "ab" if resumed else "wb") as out, bar:
       while block := response.read(BLOCK):
         out.write(block)

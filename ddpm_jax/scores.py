@@ -1,8 +1,8 @@
 """The jobs of evaluation on what was trained: numbers as JSON, and the figures of the DDPM paper, kept in a folder.
 
-    run = experiment.load("runs/mnist")
-    result = scores.bits_per_dim(run, "runs/mnist/evaluation", 128, covariance="optimal")
-    scores.figures(run, "runs/mnist/evaluation")
+run = experiment.load("runs/mnist")
+result = scores.bits_per_dim(run, "runs/mnist/evaluation", 128, covariance="optimal")
+scores.figures(run, "runs/mnist/evaluation")
 """
 
 import dataclasses
@@ -162,10 +162,10 @@ def yardstick(trained: Trained, folder: str | os.PathLike, count: int) -> qualit
 def figures(trained: Trained, folder: str | os.PathLike) -> list[str]:
   """Pictures of DDPM's figures for this network, written to the folder; returns their names.
 
-    samples.png             64 images (figure 1)
-    progressive.png         what was believed about eight of them on the way (figure 6)
-    interpolation.png       between test images, mixed half of the way up to noise (figure 8)
-    nearest_neighbours.png  the training images most like eight samples (figure 13)
+  samples.png             64 images (figure 1)
+  progressive.png         what was believed about eight of them on the way (figure 6)
+  interpolation.png       between test images, mixed half of the way up to noise (figure 8)
+  nearest_neighbours.png  the training images most like eight samples (figure 13)
   """
   folder = pathlib.Path(folder)
   total = len(build.sampler(trained.config, trained.guide).steps.left)
@@ -182,7 +182,9 @@ def figures(trained: Trained, folder: str | os.PathLike) -> list[str]:
   ends = source.gather(pairs.ravel())[0].reshape(4, 2, 1, *trained.image_shape)
   weights = ["rec.", *(f"{weight:.1f}" for weight in np.linspace(0, 1, 11)[1:-1]), "rec."]
   plots.image_table(
-    np.concatenate([ends[:, 0], between, ends[:, 1]], 1), ["source", *weights, "source"], folder / "interpolation.png",
+    np.concatenate([ends[:, 0], between, ends[:, 1]], 1),
+    ["source", *weights, "source"],
+    folder / "interpolation.png",
     "Between test images, mixed half of the way up to noise",
   )
   train = trained.dataset(trained.config.data.train_split)

@@ -19,7 +19,8 @@ def page() -> str:
   sections = [
     f"### {name}\n\n::: configs.{name}\n    options:\n      members: false\n      show_source: false\n"
     "      show_root_heading: false\n      show_root_toc_entry: false\n"
-    for name in names if not name.startswith(OURS)
+    for name in names
+    if not name.startswith(OURS)
   ]
   before, after = PAGE.read_text().split("| name |")[0], "\n\n## Configs\n\n"
   return before + "\n".join(rows) + after + "\n".join(sections)

@@ -12,4 +12,5 @@ venv=${VENV:-.venv-test}
 [ -z "${EXTRA_PACKAGES:-}" ] || "$venv/bin/python" -m pip install -qq $EXTRA_PACKAGES
 "$venv/bin/python" -m pip install -qq --editable '.[dev]'
 "$venv/bin/python" -m ruff check .
+"$venv/bin/python" -m ruff format --check .
 exec env JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" "$venv/bin/python" -m pytest -n "${WORKERS:-auto}" "$@"

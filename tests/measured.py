@@ -29,6 +29,8 @@ def second_moments(network, chain, x_0, noise, batch_size):
   """|eps_hat|^2 / d as [T, images], from noise [T * batches, B, ...], level after level."""
   rows, keys = steps.gaussian(chain, grid.full(chain.T)), jax.random.split(jax.random.key(0), batch_size)
   measure, batches = jax.jit(moments.second_moments), len(x_0) // batch_size
-  parts = [measure(keys, network, rows, x_0[b * batch_size : (b + 1) * batch_size], noise=Stored(noise[b::batches][::-1]))
-           for b in range(batches)]
+  parts = [
+    measure(keys, network, rows, x_0[b * batch_size : (b + 1) * batch_size], noise=Stored(noise[b::batches][::-1]))
+    for b in range(batches)
+  ]
   return np.concatenate(parts, axis=2)[::-1, 0]

@@ -101,9 +101,15 @@ HO = dict(name="unet_ddpm")
 HO_256 = dict(HO, channel_mult=(1, 1, 2, 2, 4, 4))
 IDDPM = dict(name="unet_adm", num_res_blocks=3, out_channels=6, attention_resolutions=(16, 8))
 ADM = dict(
-  name="unet_adm", channels=256, num_res_blocks=2, out_channels=6, attention_resolutions=(32, 16, 8), head_channels=64,
-  resblock_updown=True, num_classes=1000,
-)  # fmt: skip
+  name="unet_adm",
+  channels=256,
+  num_res_blocks=2,
+  out_channels=6,
+  attention_resolutions=(32, 16, 8),
+  head_channels=64,
+  resblock_updown=True,
+  num_classes=1000,
+)
 ADM_256 = dict(ADM, channel_mult=(1, 1, 2, 2, 4, 4))
 ADM_4_HEADS = dict(ADM, head_channels=None, num_heads=4)
 CLASSIFIER = dict(
@@ -120,15 +126,22 @@ PUBLISHED = {
   "IDDPM CIFAR-10": (IDDPM, 32, 52_546_438, 446),
   "IDDPM ImageNet-64": (dict(IDDPM, channel_mult=BY_SIZE[64]), 64, 121_063_942, 450),
   "IDDPM ImageNet-64 cond": (
-    dict(IDDPM, channel_mult=BY_SIZE[64], channels=192, num_classes=1000), 64, 273_049_350, 451,
+    dict(IDDPM, channel_mult=BY_SIZE[64], channels=192, num_classes=1000),
+    64,
+    273_049_350,
+    451,
   ),
   "IDDPM LSUN": (
     dict(IDDPM, channel_mult=BY_SIZE[256], num_res_blocks=2, num_heads=1, scale_shift=False, attention_resolutions=(16,)),
-    256, 113_676_678, 426,
+    256,
+    113_676_678,
+    426,
   ),
   "IDDPM 64 to 256": (
     dict(IDDPM, channel_mult=BY_SIZE[256], num_res_blocks=2, channels=192, num_classes=1000, low_res=True),
-    256, 279_792_390, 457,
+    256,
+    279_792_390,
+    457,
   ),
   "ADM 64": (dict(ADM, channel_mult=BY_SIZE[64], channels=192, num_res_blocks=3), 64, 295_904_454, 541),
   "ADM 128": (dict(ADM_4_HEADS, channel_mult=BY_SIZE[128]), 128, 421_529_606, 493),
@@ -136,11 +149,16 @@ PUBLISHED = {
   "ADM 256 uncond and LSUN": (dict(ADM_256, num_classes=None), 256, 552_814_086, 566),
   "ADM 512": (dict(ADM, channel_mult=BY_SIZE[512]), 512, 558_997_638, 645),
   "ADM 64 to 256": (
-    dict(ADM_4_HEADS, channel_mult=BY_SIZE[256], channels=192, low_res=True), 256, 311_795_910, 567,
+    dict(ADM_4_HEADS, channel_mult=BY_SIZE[256], channels=192, low_res=True),
+    256,
+    311_795_910,
+    567,
   ),
   "ADM 128 to 512": (
     dict(ADM, channel_mult=(1, 1, 2, 2, 4, 4), channels=192, low_res=True, attention_resolutions=(32, 16)),
-    512, 308_835_270, 537,
+    512,
+    308_835_270,
+    537,
   ),
   "classifier 64": (dict(CLASSIFIER, channel_mult=BY_SIZE[64], num_res_blocks=4), 64, 65_438_568, 307),
   "classifier 128": (dict(CLASSIFIER, channel_mult=BY_SIZE[128]), 128, 42_568_040, 221),
@@ -148,4 +166,4 @@ PUBLISHED = {
   "classifier 512": (dict(CLASSIFIER, channel_mult=BY_SIZE[512]), 512, 54_448_360, 281),
   "DDPM++ CIFAR-10": (NCSNPP, 32, 61_804_419, 565 - 1),  # without the buffer `sigmas`
   "DDPM++ CIFAR-10 with head": (dict(name="two_headed", backbone=NCSNPP), 32, 61_808_134, 569 - 1),
-}  # fmt: skip
+}

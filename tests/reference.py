@@ -80,13 +80,21 @@ class Stored:
 
 # How OpenAI's enums and Ho's strings are called here. x_prev depends on the chain.
 MEANS = {
-    "EPSILON": lambda table: prediction.Eps(), "START_X": lambda table: prediction.X0(), "PREVIOUS_X": prediction.x_prev,
-    "eps": lambda table: prediction.Eps(), "xstart": lambda table: prediction.X0(), "xprev": prediction.x_prev,
+  "EPSILON": lambda table: prediction.Eps(),
+  "START_X": lambda table: prediction.X0(),
+  "PREVIOUS_X": prediction.x_prev,
+  "eps": lambda table: prediction.Eps(),
+  "xstart": lambda table: prediction.X0(),
+  "xprev": prediction.x_prev,
 }
 COVARIANCES = {
-    "FIXED_SMALL": covariance.posterior, "FIXED_LARGE": covariance.marginal,
-    "LEARNED_RANGE": covariance.learned_range, "LEARNED": covariance.learned_diagonal,
-    "fixedsmall": covariance.posterior, "fixedlarge": covariance.marginal, "learned": covariance.learned_diagonal,
+  "FIXED_SMALL": covariance.posterior,
+  "FIXED_LARGE": covariance.marginal,
+  "LEARNED_RANGE": covariance.learned_range,
+  "LEARNED": covariance.learned_diagonal,
+  "fixedsmall": covariance.posterior,
+  "fixedlarge": covariance.marginal,
+  "learned": covariance.learned_diagonal,
 }
 SECOND_HEADS = {"LEARNED_RANGE": "range", "LEARNED": "log_var", "learned": "log_var"}
 OFFSETS = {"range": 0.0, "log_var": -5.0}

@@ -25,10 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   how.add_argument("--image_size", type=int, help="pixels (default: the images' own)")
   how.add_argument("--channels", type=int, help="1 or 3 (default: by the images)")
   how.add_argument("--crop", default="adm", help="adm, lsun, ddim or celeba: how images are fitted (default %(default)s)")
-  how.add_argument("--labels", default="auto", help="of folders and zips: auto, folders, prefix, none or a .csv of paths "
-                   "and classes (default %(default)s)")
-  how.add_argument("--corrupt", default="error", help="error, or skip: leave out what cannot be decoded, and count it "
-                   "(default %(default)s)")
+  how.add_argument(
+    "--labels",
+    default="auto",
+    help="of folders and zips: auto, folders, prefix, none or a .csv of paths and classes (default %(default)s)",
+  )
+  how.add_argument(
+    "--corrupt", default="error", help="error, or skip: leave out what cannot be decoded, and count it (default %(default)s)"
+  )
   how.add_argument("--threads", type=int, metavar="N", help="of decoding (default: by the size of images and the cores)")
   actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
   actions.add_parser("list", parents=[where], help="data sets in --data_dir", allow_abbrev=False)

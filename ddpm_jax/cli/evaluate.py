@@ -45,15 +45,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   source.add_argument("--samples", metavar="SET", help="the images to measure, if no network draws them")
 
   network = parser.add_argument_group("of a network")
-  network.add_argument("--likelihood", type=int, metavar="N", help="bits/dim of N test images, the first ones, or random "
-                       "ones of a folder or zip (default: 128, or none where something else is asked for)")
-  network.add_argument("--covariance", metavar="NAMES", help="whose bits/dim: such as posterior,optimal, or all (default: "
-                       "config.evaluation.covariance)")
+  network.add_argument(
+    "--likelihood",
+    type=int,
+    metavar="N",
+    help="bits/dim of N test images, the first ones, or random "
+    "ones of a folder or zip (default: 128, or none where something else is asked for)",
+  )
+  network.add_argument(
+    "--covariance",
+    metavar="NAMES",
+    help="whose bits/dim: such as posterior,optimal, or all (default: config.evaluation.covariance)",
+  )
   network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim of N such images by the ODE (vp_sde)")
-  network.add_argument("--distance", type=int, default=0, metavar="N", help="Fréchet distance of N samples to half of the "
-                       "training images, in features of a small classifier of theirs")
-  network.add_argument("--figures", action="store_true", help="64 samples, progressive decoding, interpolations, the "
-                       "training images nearest to samples (DDPM figures 6, 8 and 13)")
+  network.add_argument(
+    "--distance",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Fréchet distance of N samples to half of the training images, in features of a small classifier of theirs",
+  )
+  network.add_argument(
+    "--figures",
+    action="store_true",
+    help="64 samples, progressive decoding, interpolations, the "
+    "training images nearest to samples (DDPM figures 6, 8 and 13)",
+  )
   network.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   network.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
 
@@ -62,18 +79,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   what.add_argument("--reference", metavar="SET", help="images, or an .npz of moments (mu, sigma)")
   what.add_argument("--make_reference", metavar="FILE", help="write the moments of the samples to FILE instead")
   what.add_argument("--captions", metavar="FILE", help="a line of text for each sample: measure the CLIP score instead")
-  group.add_argument("--num_samples", type=int, metavar="N", help="how many samples there are, or are drawn (default: "
-                     "50,000, as published)")
+  group.add_argument(
+    "--num_samples", type=int, metavar="N", help="how many samples there are, or are drawn (default: 50,000, as published)"
+  )
   kinds = "; ".join(f"{name}: {meaning}" for name, meaning in INCEPTIONS.items())
-  group.add_argument("--features", help=f"{kinds}; the name of a data set: those of a small classifier, trained on it the "
-                     "first time; or a file of such a classifier (default: inception_tf)")
+  group.add_argument(
+    "--features",
+    help=f"{kinds}; the name of a data set: those of a small classifier, trained on it the "
+    "first time; or a file of such a classifier (default: inception_tf)",
+  )
   group.add_argument("--inception", metavar="FILE", help="Inception's weights (default: from the cache, fetched once)")
   group.add_argument("--clip", metavar="FILE", help="CLIP's weights, a ViT of OpenAI's (default: ViT-B/32, fetched once)")
   group.add_argument("--metrics", help="of fid,sfid,inception_score,precision_recall,kid (default: all possible)")
   group.add_argument("--batch_size", type=int, metavar="N", help="images per device (default: 64)")
   group.add_argument("--keep", metavar="DIR", help="where features are kept (default: features/ in the cache)")
-  group.add_argument("--out", metavar="FILE", help="the figures as JSON (default: WORKDIR/evaluation/metrics.json, or "
-                     "./metrics.json)")
+  group.add_argument(
+    "--out", metavar="FILE", help="the figures as JSON (default: WORKDIR/evaluation/metrics.json, or ./metrics.json)"
+  )
   environment.add_arguments(parser)
 
 
@@ -162,8 +184,10 @@ def ode(trained, out, count: int) -> None:
   from ddpm_jax import scores
 
   found = scores.ode_bits_per_dim(trained, out, count)
-  print(f"bits/dim of the ODE on {found['images']} {found['split']} images: {found['bits_per_dim']:.3f}, "
-        f"in {found['steps']:.0f} steps on average")
+  print(
+    f"bits/dim of the ODE on {found['images']} {found['split']} images: {found['bits_per_dim']:.3f}, "
+    f"in {found['steps']:.0f} steps on average"
+  )
 
 
 def distance(trained, out, count: int) -> None:

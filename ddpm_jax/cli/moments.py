@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels and interpolate (default: measure all)")
   parser.add_argument("--seed", type=int, default=0, help="draws the images and their noise (default %(default)s)")
   costs = dict(choices=("marginal", "posterior", "optimal"), metavar="COVARIANCE")
-  parser.add_argument("--costs", **costs, help="also measure what every step costs by this covariance: marginal, "
-                      "posterior or optimal")
+  parser.add_argument(
+    "--costs", **costs, help="also measure what every step costs by this covariance: marginal, posterior or optimal"
+  )
   parser.add_argument("--export", metavar="FILE", help="also write the vector: .npy, or .pth for Analytic-DPM's own code")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   parser.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
@@ -57,10 +58,14 @@ def run(args: argparse.Namespace) -> int:
     f"level {schedule.T}; standard errors up to {moments.standard_error[0].max():.1e}"
   )
   if above := int((gamma > 1).sum()):
-    print(f"It exceeds 1 at {above} levels, which no true moment does: measure more images, or use the error of eps_hat "
-          "instead of its length, --config.sampling.residual=True.")
-  print(f"Wrote {out / 'moments.npz'} and .png. Next: --config.sampling.covariance=optimal "
-        f"--config.sampling.moments={out / 'moments.npz'}")
+    print(
+      f"It exceeds 1 at {above} levels, which no true moment does: measure more images, or use the error of eps_hat "
+      "instead of its length, --config.sampling.residual=True."
+    )
+  print(
+    f"Wrote {out / 'moments.npz'} and .png. Next: --config.sampling.covariance=optimal "
+    f"--config.sampling.moments={out / 'moments.npz'}"
+  )
   if args.export:
     measurements.write_vector(args.export, gamma)
     print(f"Wrote {args.export}")

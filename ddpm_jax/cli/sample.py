@@ -148,9 +148,7 @@ def draw(trained, seeds, labels, with_frames=()):
     return trained.sample(seeds, labels, progress=True), None
   first = trained.config.sampling.batch_size
   every = max(1, len(build.sampler(trained.config).steps.left) // 32)
-  images, frames = trained.sample(
-    seeds[:first], labels and labels[:first], save=_belief, save_every=every, progress=True
-  )
+  images, frames = trained.sample(seeds[:first], labels and labels[:first], save=_belief, save_every=every, progress=True)
   if len(seeds) > first:
     rest = trained.sample(seeds[first:], labels and labels[first:], progress=True)
     images = np.concatenate([images, rest])

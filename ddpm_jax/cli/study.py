@@ -20,8 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--trajectories", default="even", help="of steps: even, optimal or even,optimal (default %(default)s)")
   parser.add_argument("--samples", type=int, default=1000, help="images per distance; 0: none (default %(default)s)")
   parser.add_argument("--likelihood", type=int, default=128, help="test images per bits/dim; 0: none (default %(default)s)")
-  parser.add_argument("--cap", type=float, help="grey levels of noise that DDPM may have in the last but one step (default: "
-                      "2, and 1 on cosine schedules, as in the papers)")
+  parser.add_argument(
+    "--cap",
+    type=float,
+    help="grey levels of noise that DDPM may have in the last but one step (default: "
+    "2, and 1 on cosine schedules, as in the papers)",
+  )
   parser.add_argument("--moments", metavar="FILE", help="of ddpm-jax moments (default: WORKDIR/evaluation/moments.npz)")
   parser.add_argument("--costs", metavar="FILE", help="of ddpm-jax moments --costs marginal: for DDPM-large's best grids")
   parser.add_argument("--out", metavar="DIR", help="where entries, tables and picture are kept (default: WORKDIR/study)")
@@ -61,10 +65,17 @@ def run(args: argparse.Namespace) -> int:
   if cap is None:
     cap = 1.0 if networks["plain"].config.schedule.name == "cosine" else 2.0
   results = analytic.study(
-    networks, out, Ks=integers(args.steps, "--steps"), moments_path=moments, costs_path=args.costs,
-    names=args.methods and args.methods.split(","), trajectories=args.trajectories.split(","),
+    networks,
+    out,
+    Ks=integers(args.steps, "--steps"),
+    moments_path=moments,
+    costs_path=args.costs,
+    names=args.methods and args.methods.split(","),
+    trajectories=args.trajectories.split(","),
     distance=judge and (lambda images: _kept(judge(images))),
-    samples=args.samples, likelihood=args.likelihood, ddpm_cap=cap,
+    samples=args.samples,
+    likelihood=args.likelihood,
+    ddpm_cap=cap,
   )
   panels = {}
   if args.samples:

@@ -73,7 +73,7 @@ def convert(
   config, notes = _config(contents, found, published, like, list(overrides))
   order = attention_order or (published.attention_order if published else "legacy")
   if found.dialect == "openai" and not published and attention_order is None:
-    notes.append('The order of attention\'s q, k, v is assumed to be "legacy", as in all published models but ADM\'s 64x64.')
+    notes.append("The order of attention's q, k, v is assumed to be \"legacy\", as in all published models but ADM's 64x64.")
 
   module = build.model(config, config.data.channels, config.data.num_classes)
   module.check_size(config.data.image_size, config.data.image_size)

@@ -15,18 +15,44 @@ from ddpm_jax.errors import UserError
 
 _HO = {"norm_eps": 1e-6, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1}
 _OPENAI = {"norm_eps": 1e-5, "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0}
-_USUAL = {**_OPENAI, "act_fn": "silu", "mid_block_scale_factor": 1, "center_input_sample": False, "add_attention": True,
-          "time_embedding_type": "positional", "norm_num_groups": 32, "resnet_time_scale_shift": "default",
-          "downsample_type": "conv", "upsample_type": "conv", "class_embed_type": None, "attn_norm_num_groups": None,
-          "layers_per_block": 2, "attention_head_dim": 8, "dropout": 0.0}  # fmt: skip
-_FIXED = ("act_fn", "mid_block_scale_factor", "center_input_sample", "add_attention", "time_embedding_type",
-          "downsample_type", "upsample_type", "class_embed_type", "attn_norm_num_groups",
-          "resnet_time_scale_shift")  # fmt: skip
+_USUAL = {
+  **_OPENAI,
+  "act_fn": "silu",
+  "mid_block_scale_factor": 1,
+  "center_input_sample": False,
+  "add_attention": True,
+  "time_embedding_type": "positional",
+  "norm_num_groups": 32,
+  "resnet_time_scale_shift": "default",
+  "downsample_type": "conv",
+  "upsample_type": "conv",
+  "class_embed_type": None,
+  "attn_norm_num_groups": None,
+  "layers_per_block": 2,
+  "attention_head_dim": 8,
+  "dropout": 0.0,
+}
+_FIXED = (
+  "act_fn",
+  "mid_block_scale_factor",
+  "center_input_sample",
+  "add_attention",
+  "time_embedding_type",
+  "downsample_type",
+  "upsample_type",
+  "class_embed_type",
+  "attn_norm_num_groups",
+  "resnet_time_scale_shift",
+)
 _BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
 _MEANS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_COVARIANCES = {"fixed_small": "posterior", "fixed_small_log": "posterior",
-                "fixed_large": "marginal", "fixed_large_log": "marginal"}  # fmt: skip
+_COVARIANCES = {
+  "fixed_small": "posterior",
+  "fixed_small_log": "posterior",
+  "fixed_large": "marginal",
+  "fixed_large_log": "marginal",
+}
 
 
 def config(network: Mapping[str, Any], scheduler: Mapping[str, Any]) -> ConfigDict:

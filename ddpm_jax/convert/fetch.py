@@ -1,7 +1,7 @@
 """Published weights on this machine, in the cache of `ddpm_jax.fetch`:
 
-    files/<file>          as published
-    <name>/checkpoints    converted
+files/<file>          as published
+<name>/checkpoints    converted
 """
 
 import logging

@@ -146,7 +146,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _place(module: str) -> tuple[str, int, str, int] | None:
-  """"up_2_attn_1" -> ("up", 2, "attn", 1), "mid_block_0" -> ("mid", 0, "block", 0); None outside the walk."""
+  """ "up_2_attn_1" -> ("up", 2, "attn", 1), "mid_block_0" -> ("mid", 0, "block", 0); None outside the walk."""
   found = re.fullmatch(r"(down|mid|up)(?:_(\d+))?_(block|attn|downsample|upsample)(?:_(\d+))?", module)
   return found and (found[1], int(found[2] or 0), found[3], int(found[4] or 0))
 

@@ -112,16 +112,26 @@ def _openai() -> list[Published]:
   """Improved DDPM (March 2021) and ADM (July 2021)."""
   march = [
     ("imagenet64-iddpm", "imagenet64_uncond_100M_1500K", "ImageNet-64", "imagenet64_iddpm", "19.2, 3.57 bits/dim"),
-    ("imagenet64-iddpm-vlb", "imagenet64_uncond_vlb_100M_1500K", "ImageNet-64", "imagenet64_iddpm:vlb",
-     "40.1, 3.53 bits/dim"),
+    (
+      "imagenet64-iddpm-vlb",
+      "imagenet64_uncond_vlb_100M_1500K",
+      "ImageNet-64",
+      "imagenet64_iddpm:vlb",
+      "40.1, 3.53 bits/dim",
+    ),
     ("imagenet64-cond-iddpm", "imagenet64_cond_270M_250K", "ImageNet-64", "imagenet64_iddpm:cond", "2.92 (250 steps)"),
     ("cifar10-iddpm", "cifar10_uncond_50M_500K", "CIFAR-10", "cifar10_iddpm", "3.19, 3.17 bits/dim"),
     ("cifar10-iddpm-vlb", "cifar10_uncond_vlb_50M_500K", "CIFAR-10", "cifar10_iddpm:vlb", "11.47, 2.94 bits/dim"),
-    ("imagenet256-upsampler-iddpm", "upsample_cond_500K", "ImageNet 64 to 256", "imagenet256_iddpm_upsampler",
-     "12.26 on samples of imagenet64-cond-iddpm"),
+    (
+      "imagenet256-upsampler-iddpm",
+      "upsample_cond_500K",
+      "ImageNet 64 to 256",
+      "imagenet256_iddpm_upsampler",
+      "12.26 on samples of imagenet64-cond-iddpm",
+    ),
     ("lsun-bedroom-iddpm", "lsun_uncond_100M_1200K_bs128", "LSUN bedroom 256", "lsun_iddpm", "4.24 (1000 steps)"),
     ("lsun-bedroom-iddpm-bs64", "lsun_uncond_100M_2400K_bs64", "LSUN bedroom 256", "lsun_iddpm:bs64", ""),
-  ]  # fmt: skip
+  ]
   entries = []
   for name, file, data, config, expected in march:
     thousands = next(part for part in file.split("_") if part.endswith("K"))
@@ -131,20 +141,43 @@ def _openai() -> list[Published]:
     ("imagenet64-adm", "64x64_diffusion", "ImageNet-64", "imagenet64_adm", "2.07 (250 steps)"),
     ("imagenet128-adm", "128x128_diffusion", "ImageNet-128", "imagenet128_adm", "5.91; guided at 0.5: 2.97 (250 steps)"),
     ("imagenet256-adm", "256x256_diffusion", "ImageNet-256", "imagenet256_adm", "10.94; guided at 1.0: 4.59 (250 steps)"),
-    ("imagenet256-adm-uncond", "256x256_diffusion_uncond", "ImageNet-256", "imagenet256_adm:uncond",
-     "26.21; guided at 10.0: 12.00 (250 steps)"),
+    (
+      "imagenet256-adm-uncond",
+      "256x256_diffusion_uncond",
+      "ImageNet-256",
+      "imagenet256_adm:uncond",
+      "26.21; guided at 10.0: 12.00 (250 steps)",
+    ),
     ("imagenet512-adm", "512x512_diffusion", "ImageNet-512", "imagenet512_adm", "23.24; guided at 4.0: 7.72 (250 steps)"),
-    ("imagenet256-upsampler-adm", "64_256_upsampler", "ImageNet 64 to 256", "imagenet256_adm_upsampler",
-     "7.49; on guided samples: 3.94 (250 steps)"),
-    ("imagenet512-upsampler-adm", "128_512_upsampler", "ImageNet 128 to 512", "imagenet512_adm_upsampler",
-     "9.96; on guided samples: 3.85 (250 steps)"),
+    (
+      "imagenet256-upsampler-adm",
+      "64_256_upsampler",
+      "ImageNet 64 to 256",
+      "imagenet256_adm_upsampler",
+      "7.49; on guided samples: 3.94 (250 steps)",
+    ),
+    (
+      "imagenet512-upsampler-adm",
+      "128_512_upsampler",
+      "ImageNet 128 to 512",
+      "imagenet512_adm_upsampler",
+      "9.96; on guided samples: 3.85 (250 steps)",
+    ),
     ("lsun-bedroom-adm", "lsun_bedroom", "LSUN bedroom 256", "lsun_adm:bedroom", "1.90 (1000 steps)"),
     ("lsun-cat-adm", "lsun_cat", "LSUN cat 256", "lsun_adm:cat", "5.57 (1000 steps)"),
     ("lsun-horse-adm", "lsun_horse", "LSUN horse 256", "lsun_adm:horse", "2.57 (1000 steps)"),
     ("lsun-horse-adm-nodropout", "lsun_horse_nodropout", "LSUN horse 256", "lsun_adm:horse_nodropout", "2.95 (1000 steps)"),
-    *((f"imagenet{size}-classifier", f"{size}x{size}_classifier", f"ImageNet-{size}", f"imagenet_classifier:{size}",
-       "guides the ADM of its size") for size in (64, 128, 256, 512)),
-  ]  # fmt: skip
+    *(
+      (
+        f"imagenet{size}-classifier",
+        f"{size}x{size}_classifier",
+        f"ImageNet-{size}",
+        f"imagenet_classifier:{size}",
+        "guides the ADM of its size",
+      )
+      for size in (64, 128, 256, 512)
+    ),
+  ]
   for name, file, data, config, expected in july:
     order = "new" if name == "imagenet64-adm" else "legacy"
     averaged = not name.endswith("classifier")  # classifiers were trained without averages
@@ -166,25 +199,49 @@ def _ddim_and_analytic() -> list[Published]:
   ]
   # data, config of the backbone, (complex NPR, complex SN), (backbone, NPR, SN) on Drive, results with K = 50
   extended = {
-    "cifar10-linear": ("CIFAR-10", "cifar10_adpm", (False, False),
+    "cifar10-linear": (
+      "CIFAR-10",
+      "cifar10_adpm",
+      (False, False),
       ("1rhZBWUDK3_q37Iac3sXq6WnxR_OHhPyI", "1qP1kcjz6fSzevWSEWFucJS7gDWk88-35", "1lyKwqilnIvYIBT2M7THAAQMTqMJ8-paX"),
-      ("7.25 (Analytic-DDPM, 50 steps)", "6.18 (50 steps)", "4.63 (50 steps)")),
-    "cifar10-cosine": ("CIFAR-10", "cifar10_adpm:cosine", (False, False),
+      ("7.25 (Analytic-DDPM, 50 steps)", "6.18 (50 steps)", "4.63 (50 steps)"),
+    ),
+    "cifar10-cosine": (
+      "CIFAR-10",
+      "cifar10_adpm:cosine",
+      (False, False),
       ("1ONNLpqPDLr4NesC0TfVZ3dCyaVBu7Xw0", "1Hf4keE-akBcygQIdhEBGnSYOxJPltPYj", "1DeQ2EWBwV91akURFYgcZ3ObLr0gvCnIZ"),
-      ("5.50 (Analytic-DDPM, 50 steps)", "5.31 (50 steps)", "4.17 (50 steps)")),
-    "cifar10-vpsde": ("CIFAR-10", "cifar10_vpsde", (False, False),
+      ("5.50 (Analytic-DDPM, 50 steps)", "5.31 (50 steps)", "4.17 (50 steps)"),
+    ),
+    "cifar10-vpsde": (
+      "CIFAR-10",
+      "cifar10_vpsde",
+      (False, False),
       ("1N82xJ7ZcPGZ45EUnxa7dOO36kJ2tMEtl", "1wcZ0U3bxr7_yUdpG49BoGPbuSbCQn3Rt", "1NEqo4H902iF_N3777sWG0TKh3UlpxUZS"),
-      ("", "", "")),
-    "celeba64": ("CelebA 64", "celeba64_ddim", (False, False),
+      ("", "", ""),
+    ),
+    "celeba64": (
+      "CelebA 64",
+      "celeba64_ddim",
+      (False, False),
       ("1bGQGTsFOnqQ2z3FN5rdkj1FPN1_5nYF4", "1IIIZ34FJK8tIQcj9sicaYQgJhrAaXLO-", "1ZHiC5RrW7XFeEdqeAiAXAV0Srp32BnVB"),
-      ("11.23 (Analytic-DDPM, 50 steps)", "10.89 (50 steps)", "7.88 (50 steps)")),
-    "imagenet64": ("ImageNet-64", "imagenet64_iddpm", (False, True),
+      ("11.23 (Analytic-DDPM, 50 steps)", "10.89 (50 steps)", "7.88 (50 steps)"),
+    ),
+    "imagenet64": (
+      "ImageNet-64",
+      "imagenet64_iddpm",
+      (False, True),
       ("1evlXbMOg55y2BIjiALcD6Smbm07k7XGW", "1joSr575-TcMGXG3qmm72CBhH-QyTFalv", "1SC5_4nfIqL0cw6zbM-Ppfu8qFK-9vSoc"),
-      ("22.45 (Analytic-DDPM, 50 steps)", "20.89 (50 steps)", "20.74 (50 steps)")),
-    "lsun-bedroom": ("LSUN bedroom 256", "lsun_ddpm:bedroom", (False, True),
+      ("22.45 (Analytic-DDPM, 50 steps)", "20.89 (50 steps)", "20.74 (50 steps)"),
+    ),
+    "lsun-bedroom": (
+      "LSUN bedroom 256",
+      "lsun_ddpm:bedroom",
+      (False, True),
       ("1fVxn3C5uaXdZM4cc8WnQ6GXexS5-274k", "1JR9X-S_UN5FXWWv6fYRV8sLJpZ30fD3p", "1caFLEvCXXCDWDjWpL0wuPNCJ9wNqt5ly"),
-      ("6.05 (Analytic-DDPM, 100 steps)", "", "")),
-  }  # fmt: skip
+      ("6.05 (Analytic-DDPM, 100 steps)", "", ""),
+    ),
+  }
   for key, (data, config, (npr_complex, sn_complex), links, (base, npr, sn)) in extended.items():
     urls = [drive(link) for link in links]
     entries += [

@@ -149,9 +149,7 @@ def _find(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
   raise UserError(f"There is no data set {name!r} in {root}; there is {', '.join(there)}. {' '.join(remedies)}")
 
 
-def wanted_shape(
-  name: str, records: Records, image_size: int | None, channels: int | None
-) -> tuple[int, int, bool]:
+def wanted_shape(name: str, records: Records, image_size: int | None, channels: int | None) -> tuple[int, int, bool]:
   """Pixels and channels that are wanted, and whether the images are known to have that size already."""
   height, width, declared = records.shape
   sizes = {(width, height)}

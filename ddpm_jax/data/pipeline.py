@@ -138,9 +138,7 @@ def eval_batches(
   return Batches(read, -(-length // batch_size), batch_size, process, processes)
 
 
-def _check(
-  source: Source, batch_size: int, process: int, processes: int, low_res_size: int | None, raw: bool
-) -> None:
+def _check(source: Source, batch_size: int, process: int, processes: int, low_res_size: int | None, raw: bool) -> None:
   if batch_size < 1 or batch_size % processes:
     raise UserError(f"Batch size {batch_size} cannot be shared evenly by {processes} processes: make it a multiple.")
   if not 0 <= process < processes:

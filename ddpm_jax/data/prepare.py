@@ -50,17 +50,30 @@ class Recipe:
 
 
 RECIPES = {
-  "mnist": Recipe(originals.mnist, 28, channels=1, version="3.0.1", pixels={
-    "train": "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b",
-    "test": "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca"}),
-  "cifar10": Recipe(originals.cifar10, 32, version="3.0.2", pixels={
-    "train": "f18582ecd1373bff9c1d140fab5216a27f8a1f6b477e7169deb6e4ed860e0302",
-    "test": "82afa4f4f8a69075def88a286829b9a6eaadcf501af77cb9bf832a7b041b9fd1"}),
+  "mnist": Recipe(
+    originals.mnist,
+    28,
+    channels=1,
+    version="3.0.1",
+    pixels={
+      "train": "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b",
+      "test": "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca",
+    },
+  ),
+  "cifar10": Recipe(
+    originals.cifar10,
+    32,
+    version="3.0.2",
+    pixels={
+      "train": "f18582ecd1373bff9c1d140fab5216a27f8a1f6b477e7169deb6e4ed860e0302",
+      "test": "82afa4f4f8a69075def88a286829b9a6eaadcf501af77cb9bf832a7b041b9fd1",
+    },
+  ),
   "celeba64_ddim": Recipe(originals.celeba, 64, crop="celeba"),
   "celeba_hq256": Recipe(originals.folder, 256),
   **{f"lsun_{category}256": Recipe(originals.lsun, 256, crop="lsun") for category in ("bedroom", "church", "cat", "horse")},
   **{f"imagenet{size}_adm": Recipe(originals.folder, size) for size in (64, 128, 256, 512)},
-}  # fmt: skip
+}
 
 
 def prepare(
@@ -122,9 +135,7 @@ def prepare(
   started = time.monotonic()
   with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
     stop = threading.Event()
-    work = [
-      pool.submit(_make, manifest, shard, corrupt, stop) for split in shards.values() for shard in split
-    ]
+    work = [pool.submit(_make, manifest, shard, corrupt, stop) for split in shards.values() for shard in split]
     try:
       for done, future in enumerate(concurrent.futures.as_completed(work), 1):
         future.result()

@@ -133,9 +133,7 @@ class Decoder:
 class Encoded(Source):
   """A data set that is decoded when it is read, by several threads when its images are large."""
 
-  def __init__(
-    self, info: Info, records: Records, decoder: Decoder, kept: np.ndarray, threads: int | None = None
-  ):
+  def __init__(self, info: Info, records: Records, decoder: Decoder, kept: np.ndarray, threads: int | None = None):
     self.info, self.records, self.decoder = info, records, decoder
     self.kept = kept  # [N] numbers of the records that make up this source
     # Pillow holds the interpreter's lock for most of the time that a small image takes: threads slow it down.

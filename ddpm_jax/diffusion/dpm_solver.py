@@ -25,13 +25,13 @@ from ddpm_jax.errors import UserError
 
 
 def multistep(
-    schedule: Schedule,
-    grid: np.ndarray,
-    order: int = 2,
-    *,
-    sde: bool = False,
-    lower_order_final: bool = True,
-    dtype: type = np.float32,
+  schedule: Schedule,
+  grid: np.ndarray,
+  order: int = 2,
+  *,
+  sde: bool = False,
+  lower_order_final: bool = True,
+  dtype: type = np.float32,
 ) -> SolverSteps:
   """DPM-Solver++ 1, 2M or 3M along `grid`, one evaluation of the network per step.
 

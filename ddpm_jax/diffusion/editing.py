@@ -20,7 +20,7 @@ from ddpm_jax.errors import UserError
 
 
 def encode(
-    denoiser: Any, schedule: Schedule, grid: np.ndarray, x_0: jax.Array, cond: Any = None, *, order: int = 1
+  denoiser: Any, schedule: Schedule, grid: np.ndarray, x_0: jax.Array, cond: Any = None, *, order: int = 1
 ) -> jax.Array:
   """The latent x_T of images x_0 [B,H,W,C]: the flow, upwards along a grid T ... 0 (DDIM section 4.3).
 
@@ -33,7 +33,7 @@ def encode(
 
 
 def decode(
-    denoiser: Any, schedule: Schedule, grid: np.ndarray, x_T: jax.Array, cond: Any = None, *, order: int = 1
+  denoiser: Any, schedule: Schedule, grid: np.ndarray, x_T: jax.Array, cond: Any = None, *, order: int = 1
 ) -> jax.Array:
   """The images of latents x_T: back down the grid."""
   return sample(None, denoiser, Solver(multistep(schedule, grid, order)), x_T, cond)[0]
@@ -91,9 +91,7 @@ class InpaintSteps:
     return self.down.t
 
 
-def repaint(
-    schedule: Schedule, grid: np.ndarray, *, jump: int = 10, resamples: int = 1, eta: float = 1.0
-) -> InpaintSteps:
+def repaint(schedule: Schedule, grid: np.ndarray, *, jump: int = 10, resamples: int = 1, eta: float = 1.0) -> InpaintSteps:
   """The rows of RePaint along a grid T ... 0.
 
   Args:
@@ -115,12 +113,12 @@ def repaint(
   kept = schedule.alpha_bar[grid[u]] / schedule.alpha_bar[grid[s]]
   number = np.arange(1, len(rows) + 1, dtype=np.int32)
   return InpaintSteps(
-      down=jax.tree.map(lambda column: column[rows], gaussian(schedule, grid, eta)),
-      up_x=np.sqrt(kept).astype(np.float32),
-      up_std=np.sqrt(1 - kept).astype(np.float32),
-      draw_down=Draw(2 * number - 1),
-      draw_up=Draw(2 * number),
-      left=steps_left(np.append(number, 0)),
+    down=jax.tree.map(lambda column: column[rows], gaussian(schedule, grid, eta)),
+    up_x=np.sqrt(kept).astype(np.float32),
+    up_std=np.sqrt(1 - kept).astype(np.float32),
+    draw_down=Draw(2 * number - 1),
+    draw_up=Draw(2 * number),
+    left=steps_left(np.append(number, 0)),
   )
 
 

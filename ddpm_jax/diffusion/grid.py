@@ -36,7 +36,7 @@ def sections(T: int, spec: str) -> np.ndarray:
     wanted = _integer(spec[4:], spec)
     strides = [i for i in range(1, T) if len(range(0, T, i)) == wanted]
     if not strides:
-      raise UserError(f"No integer stride takes exactly {wanted} of {T} levels; use \"{wanted}\" instead of \"{spec}\".")
+      raise UserError(f'No integer stride takes exactly {wanted} of {T} levels; use "{wanted}" instead of "{spec}".')
     return _downwards(np.arange(1, T + 1, strides[0]))
   counts = [_integer(count, spec) for count in spec.split(",")]
   size, extra = divmod(T, len(counts))
@@ -44,7 +44,7 @@ def sections(T: int, spec: str) -> np.ndarray:
   for section, count in enumerate(counts):
     length = size + (section < extra)
     if not 1 <= count <= length:
-      raise UserError(f"Section {section + 1} of \"{spec}\" has {length} levels (T = {T}), so it cannot give {count}.")
+      raise UserError(f'Section {section + 1} of "{spec}" has {length} levels (T = {T}), so it cannot give {count}.')
     levels.append(start + _round_steps(0, length - 1, count))
     start += length
   return _downwards(np.concatenate(levels))
@@ -123,8 +123,8 @@ def check(grid: np.ndarray, T: int) -> np.ndarray:
   if not ((moves > 0).all() or (moves < 0).all()):
     at = int(np.flatnonzero(np.sign(moves) != np.sign(moves[0]))[0]) if moves[0] else 0
     raise UserError(
-        f"The grid goes from level {grid[at]} to level {grid[at + 1]}: levels must go strictly up or strictly down. "
-        "Remove repeated levels with np.unique."
+      f"The grid goes from level {grid[at]} to level {grid[at + 1]}: levels must go strictly up or strictly down. "
+      "Remove repeated levels with np.unique."
     )
   return grid.astype(np.int64)
 
@@ -171,4 +171,4 @@ def _integer(text: str, spec: str) -> int:
   try:
     return int(text)
   except ValueError:
-    raise UserError(f"\"{spec}\" is no section string; write one like \"250\", \"10,15,20\" or \"ddim50\".") from None
+    raise UserError(f'"{spec}" is no section string; write one like "250", "10,15,20" or "ddim50".') from None

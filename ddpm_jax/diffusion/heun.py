@@ -41,12 +41,12 @@ def heun(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32) -> S
   with np.errstate(divide="ignore", invalid="ignore"):  # where nothing is corrected
     half = alpha[s] * (sigma[s] / alpha[s] - sigma[t] / alpha[t]) / 2
     weights = dict(
-        x=half / sigma[s],
-        a=alpha[s] / alpha[t] + half / sigma[t],
-        x0_s=-half * alpha[s] / sigma[s],
-        x0_t=-half * alpha[t] / sigma[t],
+      x=half / sigma[s],
+      a=alpha[s] / alpha[t] + half / sigma[t],
+      x0_s=-half * alpha[s] / sigma[s],
+      x0_t=-half * alpha[t] / sigma[t],
     )
   weights = {name: np.where(corrects, weight, name == "x") for name, weight in weights.items()}
   return steps.replace(
-      anchor_x=weights["x"], anchor_a=weights["a"], anchor_x0=np.stack([weights["x0_s"], weights["x0_t"]], axis=1)
+    anchor_x=weights["x"], anchor_a=weights["a"], anchor_x0=np.stack([weights["x0_s"], weights["x0_t"]], axis=1)
   ).rounded(dtype)

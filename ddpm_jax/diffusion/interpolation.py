@@ -11,7 +11,7 @@ from ddpm_jax.diffusion.schedule import like
 
 
 def latent_interpolation(
-    keys: jax.Array, denoiser: Any, sampler: Any, x_0: jax.Array, y_0: jax.Array, weight: jax.Array, cond: Any = None
+  keys: jax.Array, denoiser: Any, sampler: Any, x_0: jax.Array, y_0: jax.Array, weight: jax.Array, cond: Any = None
 ) -> jax.Array:
   """DDPM section 4.4 (figure 8): diffuse both images to the sampler's first level, mix linearly, and come back.
 
@@ -50,5 +50,3 @@ def slerp(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
   a = jnp.where(flat, 1 - weight, jnp.sin((1 - weight) * theta) / safe)
   b = jnp.where(flat, weight, jnp.sin(weight * theta) / safe)
   return like(a, x) * x + like(b, x) * y
-
-

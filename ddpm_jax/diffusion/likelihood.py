@@ -24,14 +24,14 @@ from ddpm_jax.errors import UserError
 
 
 def vlb_term(
-    kernel: Any, x_0: jax.Array, x_t: jax.Array, row: GaussianSteps, pred: Prediction, cond: Any = None
+  kernel: Any, x_0: jax.Array, x_t: jax.Array, row: GaussianSteps, pred: Prediction, cond: Any = None
 ) -> jax.Array:
   """One step's term of the bound at x_t [B,H,W,C], in bits/dim [B]; `row` has leaves [] or [B]."""
   p = kernel(x_t, row, pred, cond)
   wide = like(row, x_0)
   q = Gaussian(
-      wide.c_x0 * x_0 + wide.c_eps * eps_from_x0(x_0, x_t, row.t),
-      jnp.where(wide.s.n == 0, wide.log_var_min, jnp.log(wide.var)),
+    wide.c_x0 * x_0 + wide.c_eps * eps_from_x0(x_0, x_t, row.t),
+    jnp.where(wide.s.n == 0, wide.log_var_min, jnp.log(wide.var)),
   )
   return jnp.where(row.s.n == 0, bits(-p.log_prob_of_pixels(x_0)), bits(q.kl(p)))
 
@@ -63,15 +63,15 @@ class BitsPerDim:
 
 
 def bits_per_dim(
-    keys: jax.Array,
-    denoiser: Any,
-    kernel: ReverseKernel,
-    steps: GaussianSteps,
-    x_0: jax.Array,
-    cond: Any = None,
-    *,
-    noise: Any = None,
-    progress: bool = False,
+  keys: jax.Array,
+  denoiser: Any,
+  kernel: ReverseKernel,
+  steps: GaussianSteps,
+  x_0: jax.Array,
+  cond: Any = None,
+  *,
+  noise: Any = None,
+  progress: bool = False,
 ) -> BitsPerDim:
   """The bound of the chain `steps` on images x_0 [B,H,W,C], with one draw of x_t per image and level.
 

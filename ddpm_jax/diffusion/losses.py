@@ -22,9 +22,8 @@ Parts = dict[str, jax.Array]
 
 
 class _Loss:
-
   def __call__(
-      self, keys: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
+    self, keys: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
   ) -> tuple[jax.Array, Parts]:
     return self.given(normal(keys, x_0.shape[1:]), network, x_0, n, cond)
 
@@ -157,6 +156,6 @@ class NoisyLowRes:
 
 def _reduce(how: str, x: jax.Array) -> jax.Array:
   if how not in ("mean", "sum"):
-    raise UserError(f"reduce = {how!r} is unknown; choose \"mean\" or \"sum\".")
+    raise UserError(f'reduce = {how!r} is unknown; choose "mean" or "sum".')
   axes = tuple(range(1, x.ndim))
   return x.sum(axes) if how == "sum" else x.mean(axes)

@@ -70,14 +70,14 @@ class Moments:
 
 
 def estimate(
-    schedule: Schedule,
-    network: Any,
-    batches: Iterable[tuple[jax.Array, Any]],
-    *,
-    levels: np.ndarray | None = None,
-    seed: int = 0,
-    start: Moments | None = None,
-    chunk: int = 50,
+  schedule: Schedule,
+  network: Any,
+  batches: Iterable[tuple[jax.Array, Any]],
+  *,
+  levels: np.ndarray | None = None,
+  seed: int = 0,
+  start: Moments | None = None,
+  chunk: int = 50,
 ) -> Iterator[Moments]:
   """Yields the moments after each batch.
 
@@ -108,7 +108,7 @@ def estimate(
 
 
 def second_moments(
-    keys: jax.Array, network: Any, steps: GaussianSteps, x_0: jax.Array, cond: Any = None, *, noise: Any = None
+  keys: jax.Array, network: Any, steps: GaussianSteps, x_0: jax.Array, cond: Any = None, *, noise: Any = None
 ) -> jax.Array:
   """Each image's |eps_hat|^2 / d and |eps - eps_hat|^2 / d at each level that `steps` leaves: float32 [K,2,B].
 

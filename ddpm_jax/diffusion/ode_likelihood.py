@@ -21,7 +21,8 @@ from ddpm_jax.errors import UserError
 
 # Dormand & Prince's method of order 5(4). Row i: the stage at t + C[i] h from the slopes before it.
 _C = np.array([0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1])
-_A = np.array([
+_A = np.array(
+  [
     [0, 0, 0, 0, 0, 0],
     [1 / 5, 0, 0, 0, 0, 0],
     [3 / 40, 9 / 40, 0, 0, 0, 0],
@@ -29,7 +30,8 @@ _A = np.array([
     [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0],
     [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0],
     [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],  # the solution: its slope opens the next step
-])
+  ]
+)
 _ERROR = np.array([-71 / 57600, 0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40])
 
 
@@ -43,15 +45,15 @@ class OdeBits:
 
 
 def bits_per_dim(
-    keys: jax.Array,
-    denoiser: Any,
-    sde: VpSde,
-    x_0: jax.Array,
-    cond: Any = None,
-    *,
-    first: float = 1e-5,
-    tolerance: float = 1e-5,
-    max_steps: int = 1000,
+  keys: jax.Array,
+  denoiser: Any,
+  sde: VpSde,
+  x_0: jax.Array,
+  cond: Any = None,
+  *,
+  first: float = 1e-5,
+  tolerance: float = 1e-5,
+  max_steps: int = 1000,
 ) -> OdeBits:
   """Bits/dim of 8-bit images under the ODE; with its uniform dequantization a bound, on average over draws.
 
@@ -68,8 +70,8 @@ def bits_per_dim(
   result = _bits_per_dim(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps)
   if not np.isfinite(result.bits).all():
     raise UserError(
-        f"The ODE of image {int(np.argmin(np.isfinite(result.bits)))} could not be followed in {max_steps} steps; raise "
-        "max_steps or the tolerance, and check that the network is told 999 t and not clipped."
+      f"The ODE of image {int(np.argmin(np.isfinite(result.bits)))} could not be followed in {max_steps} steps; raise "
+      "max_steps or the tolerance, and check that the network is told 999 t and not clipped."
     )
   return result
 
@@ -102,7 +104,7 @@ def _bits_per_dim(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps):
 
 
 def integrate(
-    slope: Callable, y: jax.Array, first: float, last: float, tolerance: float, max_steps: int
+  slope: Callable, y: jax.Array, first: float, last: float, tolerance: float, max_steps: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Solves dy/dt = slope(t [B], y [B,N]) from `first` to `last` > first; each row chooses its own steps.
 

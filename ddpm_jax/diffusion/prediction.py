@@ -214,8 +214,8 @@ class Network:
     expected = self.parameterization.channels * x_t.shape[-1]
     if out.shape[-1] != expected:
       raise UserError(
-          f"The network gives {out.shape[-1]} channels for images of {x_t.shape[-1]}, but the parameterization "
-          f"{type(self.parameterization).__name__} needs {expected}; change one of them."
+        f"The network gives {out.shape[-1]} channels for images of {x_t.shape[-1]}, but the parameterization "
+        f"{type(self.parameterization).__name__} needs {expected}; change one of them."
       )
     return out
 

@@ -48,16 +48,16 @@ class GaussianSampler:
 
 @functools.partial(jax.jit, static_argnames=("save", "save_every", "progress"))
 def sample(
-    keys: jax.Array,
-    denoiser: Callable,
-    samplers: Any,
-    x_T: jax.Array,
-    cond: Any = None,
-    *,
-    save: Callable | None = None,
-    save_every: int = 1,
-    noise: Callable | None = None,
-    progress: bool = False,
+  keys: jax.Array,
+  denoiser: Callable,
+  samplers: Any,
+  x_T: jax.Array,
+  cond: Any = None,
+  *,
+  save: Callable | None = None,
+  save_every: int = 1,
+  noise: Callable | None = None,
+  progress: bool = False,
 ) -> tuple[jax.Array, Any]:
   """Runs one sampler, or several one after the other, from x_T to the end of their grids.
 

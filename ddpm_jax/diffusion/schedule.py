@@ -62,9 +62,9 @@ class Schedule:
   def level(self, n: Any) -> Level:
     """Level(s) n: host constants for NumPy integers, a gather for a traced n."""
     table = Level(
-        np.arange(self.T + 1, dtype=np.int32),
-        np.sqrt(self.alpha_bar).astype(np.float32),
-        np.sqrt(1 - self.alpha_bar).astype(np.float32),
+      np.arange(self.T + 1, dtype=np.int32),
+      np.sqrt(self.alpha_bar).astype(np.float32),
+      np.sqrt(1 - self.alpha_bar).astype(np.float32),
     )
     if isinstance(n, jax.Array):
       return jax.tree.map(lambda column: jnp.asarray(column)[n], table)
@@ -81,8 +81,8 @@ def from_betas(betas: np.ndarray) -> Schedule:
   if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all():
     bad = betas[~((betas > 0) & (betas <= 1))]
     raise UserError(
-        f"betas must be a non-empty list with 0 < beta <= 1, but this one has shape {betas.shape} and "
-        f"{len(bad)} values outside, such as {bad[:3]}; with linear() choose T > 20, or other ends."
+      f"betas must be a non-empty list with 0 < beta <= 1, but this one has shape {betas.shape} and "
+      f"{len(bad)} values outside, such as {bad[:3]}; with linear() choose T > 20, or other ends."
     )
   return Schedule(np.append(1.0, np.cumprod(1 - betas)))
 
@@ -151,15 +151,15 @@ def vp_integral(t: Any, start: float = 0.1, end: float = 20.0) -> Any:
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "linear": linear,
-    "quad": quad,
-    "const": const,
-    "jsd": jsd,
-    "warmup": warmup,
-    "sigmoid": sigmoid,
-    "cosine": cosine,
-    "vp_sde": vp_sde,
-    "from_betas": from_betas,
+  "linear": linear,
+  "quad": quad,
+  "const": const,
+  "jsd": jsd,
+  "warmup": warmup,
+  "sigmoid": sigmoid,
+  "cosine": cosine,
+  "vp_sde": vp_sde,
+  "from_betas": from_betas,
 }
 
 

@@ -64,5 +64,5 @@ def euler_maruyama(schedule: Schedule, grid: np.ndarray, *, ode: bool = False) -
     log_var = np.log(var)
   columns = (1 + grows / 2) * alpha, (1 + grows / 2) * sigma - pulled, var, np.zeros(len(t)), log_var, log_var
   return GaussianSteps(
-      schedule.level(t), schedule.level(s), *(column.astype(np.float32) for column in columns), steps_left(grid)
+    schedule.level(t), schedule.level(s), *(column.astype(np.float32) for column in columns), steps_left(grid)
   )

@@ -92,14 +92,14 @@ def first_order(schedule: Schedule, t: np.ndarray, s: np.ndarray, *, anchor: int
   anchor_x0, next_x0 = np.zeros((len(t), anchor)), np.zeros((len(t), beliefs))
   next_x0[:, 0] = np.sqrt(schedule.alpha_bar[s]) * -np.expm1(schedule.log_snr[t] - schedule.log_snr[s])
   return SolverSteps(
-      schedule.level(t),
-      schedule.level(s),
-      anchor_x=np.ones(len(t)),
-      anchor_a=np.zeros(len(t)),
-      anchor_x0=anchor_x0,
-      next_a=sigma[s] / sigma[t],
-      next_x0=next_x0,
-      left=np.arange(len(t), dtype=np.int32)[::-1],
+    schedule.level(t),
+    schedule.level(s),
+    anchor_x=np.ones(len(t)),
+    anchor_a=np.zeros(len(t)),
+    anchor_x0=anchor_x0,
+    next_a=sigma[s] / sigma[t],
+    next_x0=next_x0,
+    left=np.arange(len(t), dtype=np.int32)[::-1],
   )
 
 

@@ -29,13 +29,13 @@ _LOWER = 32  # levels s at once: memory is that of so many batches, where every 
 
 
 def estimate(
-    schedule: Schedule,
-    denoiser: Any,
-    covariance: Any,
-    batches: Iterable[tuple[jax.Array, Any]],
-    *,
-    seed: int = 0,
-    chunk: int = 8,
+  schedule: Schedule,
+  denoiser: Any,
+  covariance: Any,
+  batches: Iterable[tuple[jax.Array, Any]],
+  *,
+  seed: int = 0,
+  chunk: int = 8,
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields the table after each batch.
 
@@ -69,16 +69,16 @@ def to_lower(schedule: Schedule, t: np.ndarray) -> GaussianSteps:
 
 
 def terms(
-    keys: jax.Array,
-    denoiser: Any,
-    covariance: Any,
-    steps: GaussianSteps,
-    lower: GaussianSteps,
-    x_0: jax.Array,
-    cond: Any = None,
-    *,
-    last_log_var: float | jax.Array,
-    noise: Any = None,
+  keys: jax.Array,
+  denoiser: Any,
+  covariance: Any,
+  steps: GaussianSteps,
+  lower: GaussianSteps,
+  x_0: jax.Array,
+  cond: Any = None,
+  *,
+  last_log_var: float | jax.Array,
+  noise: Any = None,
 ) -> jax.Array:
   """Terms of the bound for the steps that leave each level of `steps` [L], averaged over images.
 

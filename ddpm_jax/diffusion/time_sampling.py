@@ -13,7 +13,6 @@ from flax import struct
 
 
 class _Stateless:
-
   def init(self):
     return ()
 
@@ -99,8 +98,8 @@ class LossSecondMoment:
 
 
 TIME_SAMPLERS = {
-    "uniform": Uniform,
-    "antithetic": Antithetic,
-    "stratified": Stratified,
-    "loss_second_moment": LossSecondMoment,
+  "uniform": Uniform,
+  "antithetic": Antithetic,
+  "stratified": Stratified,
+  "loss_second_moment": LossSecondMoment,
 }

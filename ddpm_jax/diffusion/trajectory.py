@@ -90,8 +90,8 @@ def split(gamma: np.ndarray, K: int) -> Split:
   head, head_steps = T - bad, math.ceil((1 - 0.8 * (bad / T)) * K)
   if head < 1:
     raise UserError(
-        f"The moments exceed 1 from level {above[0] + 1} of {T} on: they cannot choose a trajectory. Estimate them over "
-        "more images, or use equal strides."
+      f"The moments exceed 1 from level {above[0] + 1} of {T} on: they cannot choose a trajectory. Estimate them over "
+      "more images, or use equal strides."
     )
   head_steps = min(head_steps, head)
   tail_steps = min(K - head_steps, bad)
@@ -140,8 +140,8 @@ def check_gamma(gamma: np.ndarray, schedule: Schedule) -> np.ndarray:
   gamma = np.asarray(gamma)
   if gamma.shape != (schedule.T + 1,):
     raise UserError(
-        f"These moments have shape {gamma.shape}, but a schedule of T = {schedule.T} levels needs {schedule.T + 1} values "
-        "(levels 0 ... T): they belong to another schedule; estimate them for this one."
+      f"These moments have shape {gamma.shape}, but a schedule of T = {schedule.T} levels needs {schedule.T + 1} values "
+      "(levels 0 ... T): they belong to another schedule; estimate them for this one."
     )
   if not (gamma[1:] >= 0).all():
     n = 1 + int(np.flatnonzero(~(gamma[1:] >= 0))[0])

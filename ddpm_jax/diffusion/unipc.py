@@ -23,13 +23,13 @@ from ddpm_jax.errors import UserError
 
 
 def unipc(
-    schedule: Schedule,
-    grid: np.ndarray,
-    order: int = 2,
-    *,
-    variant: str = "bh2",
-    lower_order_final: bool = True,
-    dtype: type = np.float32,
+  schedule: Schedule,
+  grid: np.ndarray,
+  order: int = 2,
+  *,
+  variant: str = "bh2",
+  lower_order_final: bool = True,
+  dtype: type = np.float32,
 ) -> SolverSteps:
   """UniPC of order 1 to 3 along `grid`, one evaluation of the network per step.
 

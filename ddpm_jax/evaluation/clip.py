@@ -28,11 +28,14 @@ from ddpm_jax.evaluation.extract import extract
 HEAD = 64  # width of a head
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pixels
 _URL = "https://openaipublic.azureedge.net/clip/models/{}/{}"
-FILES = {name: fetch.File(f"{name}.pt", _URL.format(digest, f"{name}.pt"), f"sha256:{digest}") for name, digest in {
-  "ViT-B-32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-  "ViT-B-16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-  "ViT-L-14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-}.items()}
+FILES = {
+  name: fetch.File(f"{name}.pt", _URL.format(digest, f"{name}.pt"), f"sha256:{digest}")
+  for name, digest in {
+    "ViT-B-32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B-16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L-14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+  }.items()
+}
 
 
 @flax.struct.dataclass
@@ -46,7 +49,7 @@ class Clip:
   params: dict[str, jax.Array]
 
   def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-    """"features" [B, d] of length 1, of uint8 images [B, size, size, 3]."""
+    """ "features" [B, d] of length 1, of uint8 images [B, size, size, 3]."""
     p = self.params
     x = (jnp.asarray(images, jnp.float32) / 255 - np.array([[[MEAN]]], np.float32)) / np.array([[[STD]]], np.float32)
     kernel = p["visual.conv1.weight"].transpose(2, 3, 1, 0)
@@ -109,8 +112,10 @@ class Clip:
   def check(self, image_shape: tuple[int, ...]) -> None:
     """Raises UserError unless the images have the network's size."""
     if tuple(image_shape) != (self.image_size, self.image_size, 3):
-      raise UserError(f"This CLIP takes RGB images of {self.image_size} pixels, not {'x'.join(map(str, image_shape))}: "
-                      "resize them with clip.fitted.")
+      raise UserError(
+        f"This CLIP takes RGB images of {self.image_size} pixels, not {'x'.join(map(str, image_shape))}: "
+        "resize them with clip.fitted."
+      )
 
   def describe(self) -> dict[str, Any]:
     """What a result says about its features."""
@@ -140,8 +145,9 @@ class ClipScore(NamedTuple):
   std: float
 
 
-def clip_score(clip: Clip, tokenizer: Tokenizer, images: Source, texts: Sequence[str], *, batch_size: int = 64,
-               **options: Any) -> ClipScore:
+def clip_score(
+  clip: Clip, tokenizer: Tokenizer, images: Source, texts: Sequence[str], *, batch_size: int = 64, **options: Any
+) -> ClipScore:
   """The CLIP score of images and as many texts.
 
   Args:

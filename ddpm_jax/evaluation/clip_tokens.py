@@ -48,8 +48,9 @@ class Tokenizer:
     """The tokens of a text, without start and end."""
     text = " ".join(html.unescape(html.unescape(text)).split()).lower()
     letters = _letters()
-    return [self.number[part] for word in split(text)
-            for part in self._join("".join(letters[byte] for byte in word.encode()))]
+    return [
+      self.number[part] for word in split(text) for part in self._join("".join(letters[byte] for byte in word.encode()))
+    ]
 
   @functools.lru_cache(maxsize=100_000)  # noqa: B019  (tokenizers live as long as the process)
   def _join(self, word: str) -> tuple[str, ...]:

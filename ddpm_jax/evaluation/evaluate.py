@@ -28,9 +28,19 @@ NEEDS = {  # outputs of the extractor for each metric
 }
 
 
-def evaluate(samples: ImageSet, reference: Reference | ImageSet, extractor: Extractor, *,
-             metrics: Sequence[str] | None = None, count: int = PUBLISHED, k: int = 3, split_size: int = 5000,
-             arithmetic: str = "float32", subsets: int = 100, **options: Any) -> dict[str, Any]:
+def evaluate(
+  samples: ImageSet,
+  reference: Reference | ImageSet,
+  extractor: Extractor,
+  *,
+  metrics: Sequence[str] | None = None,
+  count: int = PUBLISHED,
+  k: int = 3,
+  split_size: int = 5000,
+  arithmetic: str = "float32",
+  subsets: int = 100,
+  **options: Any,
+) -> dict[str, Any]:
   """All `metrics` of `samples`, with everything needed to compare them with other numbers; JSON-able.
 
   Args:
@@ -81,8 +91,14 @@ def evaluate(samples: ImageSet, reference: Reference | ImageSet, extractor: Extr
       result[metric] |= {"k": k, "arithmetic": arithmetic, "reference_count": len(near)}
     else:
       result[metric] = kid(near, found["features"], subsets=subsets)._asdict() | {"subsets": subsets}
-  return {"metrics": result, "features": extractor.describe(), "samples": samples.describe(), "reference": about,
-          "ddpm_jax": __version__, "seconds": round(time.perf_counter() - start, 1)}
+  return {
+    "metrics": result,
+    "features": extractor.describe(),
+    "samples": samples.describe(),
+    "reference": about,
+    "ddpm_jax": __version__,
+    "seconds": round(time.perf_counter() - start, 1),
+  }
 
 
 def _possible(metrics: Sequence[str] | None, outputs: dict[str, int], reference: Reference | ImageSet) -> tuple[str, ...]:
@@ -125,29 +141,37 @@ def _check_sides(samples: ImageSet, reference: Reference | ImageSet, extractor: 
   made_with, here = about.get("features"), extractor.describe()
   if made_with and made_with["sha256"] != here["sha256"]:
     theirs, ours = (f"{each['name']} ({each['sha256'][:8]})" for each in (made_with, here))
-    raise UserError(f"The reference {about['name']} was made with the features {theirs}, not with {ours}; "
-                    "use those, or make it again.")
+    raise UserError(
+      f"The reference {about['name']} was made with the features {theirs}, not with {ours}; use those, or make it again."
+    )
   if not made_with and "spatial" in reference.moments and extractor.name != "inception_tf":
     raise UserError(f"{about['name']} is a reference of OpenAI's, made with inception_tf, not with {extractor.name}.")
   dims = outputs_of(extractor, samples.image_shape)
   for name, moments in reference.moments.items():
     if name in dims and dims[name] != moments.mean.size:
-      raise UserError(f"The reference {about['name']} has {moments.mean.size} {name}, but {extractor.name} gives "
-                      f"{dims[name]}; use the network it was made with.")
+      raise UserError(
+        f"The reference {about['name']} has {moments.mean.size} {name}, but {extractor.name} gives "
+        f"{dims[name]}; use the network it was made with."
+      )
 
 
-def _check_counts(samples: ImageSet, reference: Reference | ImageSet, outputs: dict[str, int], metrics: Sequence[str],
-                  count: int) -> None:
+def _check_counts(
+  samples: ImageSet, reference: Reference | ImageSet, outputs: dict[str, int], metrics: Sequence[str], count: int
+) -> None:
   """As many samples as are meant, and more images than features."""
   if len(samples) != count:
     meant = "published FIDs are of 50,000" if count == PUBLISHED else f"{count:,} were meant"
-    raise UserError(f"There are {len(samples):,} samples, but {meant}, and a FID depends on their number: "
-                    f"draw {count:,}, or say that you mean {len(samples):,}.")
+    raise UserError(
+      f"There are {len(samples):,} samples, but {meant}, and a FID depends on their number: "
+      f"draw {count:,}, or say that you mean {len(samples):,}."
+    )
   known = len(reference) if isinstance(reference, ImageSet) else reference.about["count"]
   sides = {"samples": len(samples)} | ({} if known is None else {"reference images": known})
   for metric in set(metrics) & {"fid", "sfid"}:
     dims = outputs[NEEDS[metric][0]]
     for side, number in sides.items():
       if number <= dims:
-        raise UserError(f"{number:,} {side} are too few for {metric} of {dims:,} features, whose covariance needs more "
-                        "images than that; give more, or ask for kid instead.")
+        raise UserError(
+          f"{number:,} {side} are too few for {metric} of {dims:,} features, whose covariance needs more "
+          "images than that; give more, or ask for kid instead."
+        )

@@ -56,9 +56,17 @@ class Images(Protocol):
     """The images of these numbers, uint8 [b, H, W, C], and whatever else."""
 
 
-def extract(extractor: Extractor, images: Images, *, outputs: tuple[str, ...] = ("features",), batch_size: int = 64,
-            devices: list | None = None, folder: str | os.PathLike | None = None, source: str = "",
-            progress: bool = False) -> dict[str, np.ndarray]:
+def extract(
+  extractor: Extractor,
+  images: Images,
+  *,
+  outputs: tuple[str, ...] = ("features",),
+  batch_size: int = 64,
+  devices: list | None = None,
+  folder: str | os.PathLike | None = None,
+  source: str = "",
+  progress: bool = False,
+) -> dict[str, np.ndarray]:
   """The `outputs` of `extractor` for all images, each float32 [N, d], in the order of the images.
 
   Args:
@@ -101,7 +109,7 @@ def extract(extractor: Extractor, images: Images, *, outputs: tuple[str, ...] = 
         jax.block_until_ready(batches[-2:-1])  # one batch computes while the next is read
         bar.update(len(part))
       found = layout.to_host(batches)
-      chunk = {name: np.concatenate([batch[name] for batch in found])[:len(indices)] for name in outputs}
+      chunk = {name: np.concatenate([batch[name] for batch in found])[: len(indices)] for name in outputs}
       if path:
         storage.write(path, chunk, decides)
       chunks.append(chunk)

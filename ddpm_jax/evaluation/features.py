@@ -114,14 +114,21 @@ class FeatureNet:
   def check(self, image_shape: tuple[int, ...]) -> None:
     """Raises UserError if images of shape (H, W, C) are not what this network was trained on."""
     if tuple(image_shape) != self.image_shape:
-      raise UserError(f"The images are {_shape(image_shape)}, but the feature network {self.name} was trained on "
-                      f"{_shape(self.image_shape)}; train one for them or give images of that size.")
+      raise UserError(
+        f"The images are {_shape(image_shape)}, but the feature network {self.name} was trained on "
+        f"{_shape(self.image_shape)}; train one for them or give images of that size."
+      )
 
   def describe(self) -> dict[str, Any]:
     """What a result says about its features."""
-    return {"name": self.name, "sha256": self.digest, "recipe": dataclasses.asdict(self.recipe),
-            "train_sha256": self.train_digest, "test_images": self.test_images,
-            "test_accuracy": self.test_accuracy}
+    return {
+      "name": self.name,
+      "sha256": self.digest,
+      "recipe": dataclasses.asdict(self.recipe),
+      "train_sha256": self.train_digest,
+      "test_images": self.test_images,
+      "test_accuracy": self.test_accuracy,
+    }
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes weights, recipe and accuracy to one .npz."""
@@ -144,8 +151,15 @@ def restore(path: str | os.PathLike) -> FeatureNet:
   return FeatureNet(params, image_shape=image_shape, recipe=recipe, **meta)
 
 
-def train_classifier(images: np.ndarray, labels: np.ndarray, test_images: np.ndarray, test_labels: np.ndarray, *,
-                     recipe: Recipe = Recipe(), progress: bool = False) -> FeatureNet:
+def train_classifier(
+  images: np.ndarray,
+  labels: np.ndarray,
+  test_images: np.ndarray,
+  test_labels: np.ndarray,
+  *,
+  recipe: Recipe = Recipe(),
+  progress: bool = False,
+) -> FeatureNet:
   """Trains a classifier and measures its accuracy on held-out images; deterministic by `recipe.seed`.
 
   Args:
@@ -161,23 +175,32 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, test_images: np.nda
   """
   for pictures, classes in ((images, labels), (test_images, test_labels)):
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or len(pictures) != len(classes):
-      raise UserError(f"A classifier is trained on uint8 images [N, H, W, C] with a label each, "
-                      f"not on {pictures.dtype} {pictures.shape} with {len(classes)} labels.")
+      raise UserError(
+        f"A classifier is trained on uint8 images [N, H, W, C] with a label each, "
+        f"not on {pictures.dtype} {pictures.shape} with {len(classes)} labels."
+      )
   num_classes = int(max(labels.max(), test_labels.max())) + 1
   module = Classifier(recipe.num_features, num_classes)
   init_key, key = jax.random.split(jax.random.key(recipe.seed))
   params = module.init(init_key, images[:1])["params"]
-  optimizer = optax.adamw(optax.cosine_onecycle_schedule(recipe.steps, recipe.learning_rate),
-                          weight_decay=recipe.weight_decay)
+  optimizer = optax.adamw(
+    optax.cosine_onecycle_schedule(recipe.steps, recipe.learning_rate), weight_decay=recipe.weight_decay
+  )
   state = params, optimizer.init(params)
   data = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
   step = jax.jit(functools.partial(_train_step, module, optimizer, recipe), donate_argnums=0)
   for n in tqdm.trange(recipe.steps, desc="classifier", disable=not progress):
     state = step(state, data, key, n)  # no scan: XLA's CPU convolutions are 20 times slower inside a loop
   params = jax.tree.map(np.asarray, state[0])
-  net = FeatureNet(params, image_shape=images.shape[1:], num_classes=num_classes, recipe=recipe,
-                   train_digest=storage.digest({"images": images, "labels": np.asarray(labels, np.int32)}),
-                   test_images=len(test_images), test_accuracy=0.0)
+  net = FeatureNet(
+    params,
+    image_shape=images.shape[1:],
+    num_classes=num_classes,
+    recipe=recipe,
+    train_digest=storage.digest({"images": images, "labels": np.asarray(labels, np.int32)}),
+    test_images=len(test_images),
+    test_accuracy=0.0,
+  )
   return net.replace(test_accuracy=_accuracy(net, test_images, np.asarray(test_labels)))
 
 
@@ -224,7 +247,7 @@ def _shift(image, offset, *, max_shift):
 def _accuracy(net: FeatureNet, images: np.ndarray, labels: np.ndarray, batch_size: int = 1000) -> float:
   """Fraction of `images` whose largest logit is their label."""
   classify = jax.jit(lambda net, batch: net.logits(batch).argmax(axis=1))
-  batches = [classify(net, images[start:start + batch_size]) for start in range(0, len(images), batch_size)]
+  batches = [classify(net, images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
   return float(np.mean(np.concatenate(batches) == labels))
 
 

@@ -54,13 +54,14 @@ class Moments:
     starts = range(0, count, CHUNK)
 
     def rows(start: int) -> np.ndarray:
-      return np.array(features[start:start + CHUNK], np.float64)
+      return np.array(features[start : start + CHUNK], np.float64)
 
     def total(start: int) -> np.ndarray:
       chunk = rows(start)
       if not (finite := np.isfinite(chunk).all(axis=1)).all():
-        raise UserError(f"The features of image {start + int(np.argmin(finite))} are not finite; check that image, or the "
-                        "network.")
+        raise UserError(
+          f"The features of image {start + int(np.argmin(finite))} are not finite; check that image, or the network."
+        )
       return chunk.sum(axis=0)
 
     mean = sum(parallel.each(total, starts), np.zeros(dims)) / max(count, 1)
@@ -97,8 +98,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     UserError: if the features differ in number, or a side has fewer than two vectors.
   """
   if a.mean.shape != b.mean.shape:
-    raise UserError(f"One side has {a.mean.size} features and the other {b.mean.size}; "
-                    "both need the same feature extractor.")
+    raise UserError(
+      f"One side has {a.mean.size} features and the other {b.mean.size}; both need the same feature extractor."
+    )
   for side in (a, b):
     if side.count is not None and side.count < 2:
       raise UserError(f"A covariance needs at least 2 images and got {side.count}.")

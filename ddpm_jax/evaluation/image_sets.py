@@ -44,8 +44,13 @@ class ImageSet:
 
   def describe(self) -> dict[str, Any]:
     """What a result says about this side."""
-    return {"name": self.name, "count": len(self), "image_shape": list(self.image_shape), "sha256": self.sha256,
-            "preprocessing": self.preprocessing}
+    return {
+      "name": self.name,
+      "count": len(self),
+      "image_shape": list(self.image_shape),
+      "sha256": self.sha256,
+      "preprocessing": self.preprocessing,
+    }
 
 
 def open_set(name: str, split: str = "train", **options) -> ImageSet:
@@ -86,8 +91,10 @@ def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
   check_pixels(name, images)
   labels = arrays.get("arr_1", np.full(len(images), NO_LABEL))
   if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-    raise UserError(f"{name} has {len(images)} images, but labels (arr_1) of shape {labels.shape}, {labels.dtype}: give "
-                    "each image an integer, or leave them out.")
+    raise UserError(
+      f"{name} has {len(images)} images, but labels (arr_1) of shape {labels.shape}, {labels.dtype}: give "
+      "each image an integer, or leave them out."
+    )
   info = Info(name, "", images.shape[1], images.shape[3], int(labels.max()) + 1 if "arr_1" in arrays else None)
   return ImageSet(name, Arrays(info, images, labels), pixel_digest(images), "uint8 pixels of the file")
 
@@ -101,8 +108,10 @@ def check_pixels(name: str, images: np.ndarray) -> None:
     if not finite.all():
       bad = int(np.argmin(finite.reshape(len(images), -1).all(axis=1)))
       raise UserError(f"Image {bad} of {name} has pixels that are not finite: look at what made it.")
-    raise UserError(f"The images of {name} are {images.dtype} from {images.min():g} to {images.max():g}; they have to be "
-                    "uint8 from 0 to 255: convert them with ddpm_jax.data.images.to_uint8, which takes [-1, 1].")
+    raise UserError(
+      f"The images of {name} are {images.dtype} from {images.min():g} to {images.max():g}; they have to be "
+      "uint8 from 0 to 255: convert them with ddpm_jax.data.images.to_uint8, which takes [-1, 1]."
+    )
   if images.dtype != np.uint8:
     raise UserError(f"The images of {name} are {images.dtype}; they have to be uint8 from 0 to 255.")
   if images.ndim != 4 or images.shape[3] not in (1, 3):
@@ -116,8 +125,15 @@ def pixel_digest(images: np.ndarray) -> str:
   return storage.digest({"images": images})
 
 
-def drawn(draw: Callable[[np.ndarray], np.ndarray], count: int, image_shape: tuple[int, int, int], *, name: str,
-          sha256: str, preprocessing: str) -> ImageSet:
+def drawn(
+  draw: Callable[[np.ndarray], np.ndarray],
+  count: int,
+  image_shape: tuple[int, int, int],
+  *,
+  name: str,
+  sha256: str,
+  preprocessing: str,
+) -> ImageSet:
   """The images of seeds 0 ... count - 1, drawn when they are read.
 
   Args:
@@ -156,7 +172,9 @@ def of_run(trained: Any, count: int) -> ImageSet:
   labels = trained.labels(range(count))
   networks = [digests(network.params) for network in (trained.network, trained.guide) if network is not None]
   return drawn(
-    lambda seeds: trained.sample(seeds, None if labels is None else labels[seeds]), count, trained.image_shape,
+    lambda seeds: trained.sample(seeds, None if labels is None else labels[seeds]),
+    count,
+    trained.image_shape,
     name=f"samples of {trained.config.data.name}, step {trained.step}, {trained.weights}",
     sha256=storage.text_digest([networks, trained.config.to_dict()]),
     preprocessing=f"drawn on [-1, 1], to uint8 by {trained.config.sampling.rounding!r}" + _balance(labels),

@@ -87,8 +87,9 @@ class Inception:
 
   def _block(self, x, name, lengths, pool):
     """Towers of 1x1 and longer chains of convolutions, and one behind a pool; joined by their channels."""
-    towers = [self._tower(x, f"{name}/{tower}", length)
-              for tower, length in zip(("", "tower/", "tower_1/"), lengths, strict=True)]
+    towers = [
+      self._tower(x, f"{name}/{tower}", length) for tower, length in zip(("", "tower/", "tower_1/"), lengths, strict=True)
+    ]
     return jnp.concatenate([*towers, self._conv(pool(x), f"{name}/tower_2/conv")], axis=-1)
 
   def _reduction(self, x, name, lengths):
@@ -114,8 +115,13 @@ class Inception:
     """Convolution, batch normalisation, ReLU; a stride of 2 goes without padding."""
     layer = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), self.layers[name])
     x = jax.lax.conv_general_dilated(
-      x, layer["kernel"], (stride, stride), padding if stride == 1 else "VALID",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=jax.lax.Precision.HIGHEST)
+      x,
+      layer["kernel"],
+      (stride, stride),
+      padding if stride == 1 else "VALID",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      precision=jax.lax.Precision.HIGHEST,
+    )
     return nn.relu(x * layer["scale"].reshape(1, 1, 1, -1) + layer["offset"].reshape(1, 1, 1, -1))
 
   @property

@@ -36,7 +36,7 @@ def inception_score(logits: np.ndarray, split_size: int | None = 5000) -> Incept
     raise UserError(f"An Inception score needs images and a positive split size, not {count} and {split_size}.")
   scores = []
   for start in range(0, count, split_size):
-    p = scipy.special.softmax(np.asarray(logits[start:start + split_size], np.float64), axis=1)
+    p = scipy.special.softmax(np.asarray(logits[start : start + split_size], np.float64), axis=1)
     kl = scipy.special.rel_entr(p, p.mean(axis=0)).sum(axis=1)
     scores.append(np.exp(kl.mean()))
   return InceptionScore(float(np.mean(scores)), float(np.std(scores)))

@@ -26,11 +26,13 @@ EPSILON = 1e-3  # of the batch normalisation in the files that do not say
 FILES = {
   "tf": fetch.File(
     "classify_image_graph_def.pb",
-    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"),
+    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb",
+  ),
   "torch": fetch.File(
     "pt_inception-2015-12-05-6726825d.pth",
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
+    "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+  ),
 }
 
 
@@ -73,8 +75,13 @@ def _of_torch(path: pathlib.Path):
 
   def pytorch_fid(name):
     norm = f"{TORCHVISION[name]}.bn."
-    return _layer(hwio(tensors[f"{TORCHVISION[name]}.conv.weight"]), tensors[norm + "running_mean"],
-                  tensors[norm + "running_var"], tensors[norm + "bias"], tensors[norm + "weight"])
+    return _layer(
+      hwio(tensors[f"{TORCHVISION[name]}.conv.weight"]),
+      tensors[norm + "running_mean"],
+      tensors[norm + "running_var"],
+      tensors[norm + "bias"],
+      tensors[norm + "weight"],
+    )
 
   def nvidia(name):
     block, _, rest = name.partition("/")
@@ -103,6 +110,7 @@ def _layer(kernel, mean, var, beta, gamma=1.0, epsilon=EPSILON) -> dict[str, np.
 
 def _names() -> dict[str, str]:
   """Every convolution by its name in the graph, with torchvision's name for it (which pytorch-fid keeps)."""
+
   def chain(tower, branch, length):
     return {f"{tower}/{'conv' if i == 0 else f'conv_{i}'}": f"{branch}_{i + 1}" for i in range(length)}
 
@@ -114,10 +122,20 @@ def _names() -> dict[str, str]:
   b = {"conv": "branch3x3"} | chain("tower", "branch3x3dbl", 3)
   c = ends | chain("tower", "branch7x7", 3) | chain("tower_1", "branch7x7dbl", 5)
   d = chain("tower", "branch3x3", 2) | chain("tower_1", "branch7x7x3", 4)
-  e = (ends | chain("tower", "branch3x3", 1) | forks("tower", "branch3x3_2")
-       | chain("tower_1", "branch3x3dbl", 2) | forks("tower_1", "branch3x3dbl_3"))
-  names = {"conv": "Conv2d_1a_3x3", "conv_1": "Conv2d_2a_3x3", "conv_2": "Conv2d_2b_3x3",
-           "conv_3": "Conv2d_3b_1x1", "conv_4": "Conv2d_4a_3x3"}
+  e = (
+    ends
+    | chain("tower", "branch3x3", 1)
+    | forks("tower", "branch3x3_2")
+    | chain("tower_1", "branch3x3dbl", 2)
+    | forks("tower_1", "branch3x3dbl_3")
+  )
+  names = {
+    "conv": "Conv2d_1a_3x3",
+    "conv_1": "Conv2d_2a_3x3",
+    "conv_2": "Conv2d_2b_3x3",
+    "conv_3": "Conv2d_3b_1x1",
+    "conv_4": "Conv2d_4a_3x3",
+  }
   blocks = {"5b": a, "5c": a, "5d": a, "6a": b, "6b": c, "6c": c, "6d": c, "6e": c, "7a": d, "7b": e, "7c": e}
   for index, (torchvision, layers) in enumerate(blocks.items()):
     block = f"mixed_{index}" if index else "mixed"

@@ -15,8 +15,7 @@ class Kid(NamedTuple):
   std: float
 
 
-def kid(features_a: np.ndarray, features_b: np.ndarray, *, subsets: int = 100, size: int = 1000,
-        seed: int = 0) -> Kid:
+def kid(features_a: np.ndarray, features_b: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Kid:
   """KID of features [N, d] and [M, d]: `squared_mmd` averaged over random subsets (paper: 100 of 1,000).
 
   Sets smaller than `size` are used whole. Subsets are drawn without replacement, from a generator of `seed`.
@@ -25,12 +24,13 @@ def kid(features_a: np.ndarray, features_b: np.ndarray, *, subsets: int = 100, s
     UserError: if a set has fewer than two vectors or the sets differ in the number of features.
   """
   if features_a.shape[1] != features_b.shape[1]:
-    raise UserError(f"One side has {features_a.shape[1]} features and the other {features_b.shape[1]}; "
-                    "both need the same feature extractor.")
+    raise UserError(
+      f"One side has {features_a.shape[1]} features and the other {features_b.shape[1]}; "
+      "both need the same feature extractor."
+    )
   size = min(size, len(features_a), len(features_b))
   if size < 2:
-    raise UserError("KID needs at least 2 images on each side and got "
-                    f"{len(features_a)} and {len(features_b)}.")
+    raise UserError(f"KID needs at least 2 images on each side and got {len(features_a)} and {len(features_b)}.")
   rng = np.random.default_rng(seed)
 
   pairs = [[rng.choice(len(side), size, replace=False) for side in (features_a, features_b)] for _ in range(subsets)]

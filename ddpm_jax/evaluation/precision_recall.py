@@ -33,16 +33,18 @@ class PrecisionRecall(NamedTuple):
   recall: float
 
 
-def precision_recall(reference: np.ndarray, samples: np.ndarray, *, k: int = 3,
-                     arithmetic: str = "float32") -> PrecisionRecall:
+def precision_recall(
+  reference: np.ndarray, samples: np.ndarray, *, k: int = 3, arithmetic: str = "float32"
+) -> PrecisionRecall:
   """Precision and recall of `samples` [M, d] against `reference` [N, d].
 
   Raises:
     UserError: if the sets differ in the number of features or one has no k-th neighbour.
   """
   if reference.shape[1] != samples.shape[1]:
-    raise UserError(f"One side has {reference.shape[1]} features and the other {samples.shape[1]}; "
-                    "both need the same feature extractor.")
+    raise UserError(
+      f"One side has {reference.shape[1]} features and the other {samples.shape[1]}; both need the same feature extractor."
+    )
   reference_radii = radii(reference, k, arithmetic=arithmetic)
   sample_radii = radii(samples, k, arithmetic=arithmetic)
 
@@ -112,8 +114,8 @@ def _smallest(distances: np.ndarray, k: int) -> np.ndarray:
   rows, columns = distances.shape
   groups = columns // FOLD
   if groups > k + 1:
-    folded = distances[:, :groups * FOLD].reshape(rows, FOLD, groups)
-    nearest = np.argpartition(folded.min(axis=1), k, axis=1)[:, None, :k + 1]
+    folded = distances[:, : groups * FOLD].reshape(rows, FOLD, groups)
+    nearest = np.argpartition(folded.min(axis=1), k, axis=1)[:, None, : k + 1]
     candidates = np.take_along_axis(folded, nearest, axis=2).reshape(rows, -1)
-    distances = np.concatenate([candidates, distances[:, groups * FOLD:]], axis=1)
+    distances = np.concatenate([candidates, distances[:, groups * FOLD :]], axis=1)
   return np.partition(distances, k, axis=1)[:, k]

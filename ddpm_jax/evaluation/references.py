@@ -80,22 +80,28 @@ def read(path: str | os.PathLike) -> Reference:
 def of_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> Reference:
   """The same of all `arrays` of the file, read already: OpenAI's hold gigabytes."""
   if "mu" not in arrays or "sigma" not in arrays:
-    raise UserError(f"{path} holds {', '.join(arrays)}, but no mu and sigma: it is no reference. Make one of its images "
-                    "with --make_reference, or give it as the images to compare with.")
+    raise UserError(
+      f"{path} holds {', '.join(arrays)}, but no mu and sigma: it is no reference. Make one of its images "
+      "with --make_reference, or give it as the images to compare with."
+    )
   if storage.META in arrays:
     arrays, stored = storage.verified(path, arrays)
     about = stored | {"name": f"{path} ({stored['name']})"}
   else:
     about = {"name": str(path), "count": None, "sha256": storage.digest(arrays), "preprocessing": "not known"}
-  moments = {output: _moments(path, about["count"], arrays[mean], arrays[covariance])
-             for output, (mean, covariance) in MOMENTS.items() if mean in arrays}
+  moments = {
+    output: _moments(path, about["count"], arrays[mean], arrays[covariance])
+    for output, (mean, covariance) in MOMENTS.items()
+    if mean in arrays
+  }
   return Reference(moments, image_sets.of_arrays(f"arr_0 of {path}", arrays) if "arr_0" in arrays else None, about)
 
 
 def _moments(path, count, mean, covariance) -> Moments:
   if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
-    raise UserError(f"{path} has a mean of shape {mean.shape} and a covariance of shape {covariance.shape}; "
-                    "[d] and [d, d] are needed.")
+    raise UserError(
+      f"{path} has a mean of shape {mean.shape} and a covariance of shape {covariance.shape}; [d] and [d, d] are needed."
+    )
   numbers = all(np.issubdtype(array.dtype, np.floating) for array in (mean, covariance))
   if not (numbers and np.isfinite(mean).all() and np.isfinite(covariance).all()):
     raise UserError(f"{path} has moments that are no finite numbers; fetch it or make it again.")

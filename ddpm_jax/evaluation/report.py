@@ -80,9 +80,11 @@ def page(workdir: pathlib.Path) -> str:
     ("Config", f"<details><summary>all fields</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>"),
   ]
   body = "".join(f"<section><h2>{heading}</h2>{content}</section>\n" for heading, content in sections if content)
-  return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-          f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
-          f"<body>\n<h1>{html.escape(title)}</h1>\n{body}</body>\n</html>\n")
+  return (
+    f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+    f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
+    f"<body>\n<h1>{html.escape(title)}</h1>\n{body}</body>\n</html>\n"
+  )
 
 
 HEADLINES = {  # (file, number in it): what it is
@@ -179,16 +181,22 @@ def _environment() -> dict[str, str]:
   """Where this page was made."""
   versions = {"ddpm_jax": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
   devices = jax.devices()
-  return {"Python": platform.python_version(), "system": platform.platform(),
-          "devices": f"{len(devices)} x {devices[0].device_kind}", **versions}
+  return {
+    "Python": platform.python_version(),
+    "system": platform.platform(),
+    "devices": f"{len(devices)} x {devices[0].device_kind}",
+    **versions,
+  }
 
 
 def picture(file: pathlib.Path, caption: str, kind: str) -> str:
   """A figure with the picture inside; `kind` is a class of STYLE, "pixels": enlarged without smoothing."""
   data = base64.b64encode(file.read_bytes()).decode()
   caption = html.escape(caption)
-  return (f'<figure><div class="wide"><img class="{kind}" alt="{caption}" src="data:{PICTURES[file.suffix]};base64,{data}">'
-          f"</div><figcaption>{caption}</figcaption></figure>\n")
+  return (
+    f'<figure><div class="wide"><img class="{kind}" alt="{caption}" src="data:{PICTURES[file.suffix]};base64,{data}">'
+    f"</div><figcaption>{caption}</figcaption></figure>\n"
+  )
 
 
 def table(rows: Sequence[tuple[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """Networks: flax modules `network(x [B, H, W, C], time [B], cond=None, *, train=False)`, made by name.
 
-    network = models.make("unet_ddpm", channels=128, channel_mult=(1, 2, 2, 2), dropout=0.1, dtype="bfloat16")
+network = models.make("unet_ddpm", channels=128, channel_mult=(1, 2, 2, 2), dropout=0.1, dtype="bfloat16")
 """
 
 import flax.linen as nn

@@ -82,6 +82,7 @@ _INITIALIZATIONS = {
   "torch": (_fan_in, _fan_in, True, True),  # the PyTorch ports of Ho's network zero nothing
 }
 
+
 def _thirds(init, scale):
   """`init`, of `scale` times the variance, for a [C, 3 C] kernel that holds three [C, C] ones, each with its own fans."""
 
@@ -281,9 +282,7 @@ class Attention(nn.Module):
   def __call__(self, x):
     b, height, width, channels = x.shape
     if channels % self.heads:
-      raise UserError(
-        f"{channels} channels do not divide into {self.heads} attention heads; choose a divisor of {channels}"
-      )
+      raise UserError(f"{channels} channels do not divide into {self.heads} attention heads; choose a divisor of {channels}")
     if self.style.attention == "cudnn" and self.style.dtype == jnp.float32:
       raise UserError('attention="cudnn" computes in half precision: set dtype="bfloat16", or attention="auto"')
     h = self.style.norm(x, "norm").reshape(b, height * width, channels)

@@ -24,9 +24,7 @@ class UNetDDPM(UNet):
 
   @property
   def style(self):
-    return layers.Style(
-      self.initialization, eps=1e-6, groups=self.groups, attention=self.attention, dtype=self.dtype
-    )
+    return layers.Style(self.initialization, eps=1e-6, groups=self.groups, attention=self.attention, dtype=self.dtype)
 
   @nn.nowrap
   def downsample(self, h, emb, train, name):

@@ -117,8 +117,9 @@ def _tpu_slice(environ: Mapping[str, str], metadata: Callable[[str], str | None]
   if not hosts or number is None:
     return None
   workers = hosts.split(",")
-  slices, slice_number = (_integer(environ.get(f"MEGASCALE_{name}", default)) for name, default in (
-    ("NUM_SLICES", "1"), ("SLICE_ID", "0")))  # fmt: skip
+  slices, slice_number = (
+    _integer(environ.get(f"MEGASCALE_{name}", default)) for name, default in (("NUM_SLICES", "1"), ("SLICE_ID", "0"))
+  )
   host = environ.get("MEGASCALE_COORDINATOR_ADDRESS", workers[0]).split(":")[0].strip()
   return _several(f"{host}:{PORT}", len(workers) * slices, _integer(number) + slice_number * len(workers))
 

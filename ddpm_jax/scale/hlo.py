@@ -21,9 +21,24 @@ COLLECTIVES = {
 
 # Instructions that only rename what others have made, or whose bodies are counted instead
 _FREE = {
-  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
-  "partition-id", "replica-id", "iota", "opt-barrier", "copy-done", "async-start", "async-done", "async-update",
-}  # fmt: skip
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "call",
+  "conditional",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "iota",
+  "opt-barrier",
+  "copy-done",
+  "async-start",
+  "async-done",
+  "async-update",
+}
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-0-9]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")

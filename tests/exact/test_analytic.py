@@ -128,11 +128,18 @@ def test_the_optimal_variance_keeps_the_bounds_of_the_theorem():
   np.testing.assert_allclose(np.exp(Optimal()(Prediction(None, None, eps_var=np.float32(1)), table)), high, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("chain", "K", "posterior_var", "upper_bound"), [
+@pytest.mark.parametrize(
+  ("chain", "K", "posterior_var", "upper_bound"),
+  [
     # Analytic-DPM table 7: the step from the second visited level to level 1, three digits
-    ("linear", 10, 9.99e-5, 1.45e-1), ("linear", 25, 9.96e-5, 2.24e-2), ("linear", 50, 9.84e-5, 6.20e-3),
-    ("linear", 100, 9.55e-5, 2.10e-3), ("cosine", 10, 4.12e-5, 3.56e-2), ("cosine4000", 25, 9.85e-6, 5.93e-3),
-])
+    ("linear", 10, 9.99e-5, 1.45e-1),
+    ("linear", 25, 9.96e-5, 2.24e-2),
+    ("linear", 50, 9.84e-5, 6.20e-3),
+    ("linear", 100, 9.55e-5, 2.10e-3),
+    ("cosine", 10, 4.12e-5, 3.56e-2),
+    ("cosine4000", 25, 9.85e-6, 5.93e-3),
+  ],
+)
 def test_bounds_are_those_of_table_7(chain, K, posterior_var, upper_bound):
   chain = {"linear": schedule.linear(1000), "cosine": schedule.cosine(1000), "cosine4000": schedule.cosine(4000)}[chain]
   table = steps.gaussian(chain, grid.uniform(chain.T, K))

@@ -59,10 +59,14 @@ def torch_weights(torch):
   generator = torch.Generator().manual_seed(0)
   draw = lambda *shape, scale=0.05: scale * torch.randn(*shape, generator=generator)
   weights = {
-    "visual.conv1.weight": draw(128, 3, 8, 8), "visual.class_embedding": draw(128),
-    "visual.positional_embedding": draw(17, 128), "visual.proj": draw(128, 32, scale=0.2),
-    "token_embedding.weight": draw(VOCABULARY, 128, scale=0.5), "positional_embedding": draw(CONTEXT, 128, scale=0.5),
-    "text_projection": draw(128, 32, scale=0.2), "logit_scale": torch.tensor(4.6),
+    "visual.conv1.weight": draw(128, 3, 8, 8),
+    "visual.class_embedding": draw(128),
+    "visual.positional_embedding": draw(17, 128),
+    "visual.proj": draw(128, 32, scale=0.2),
+    "token_embedding.weight": draw(VOCABULARY, 128, scale=0.5),
+    "positional_embedding": draw(CONTEXT, 128, scale=0.5),
+    "text_projection": draw(128, 32, scale=0.2),
+    "logit_scale": torch.tensor(4.6),
   }
   for norm in ("visual.ln_pre", "visual.ln_post", "ln_final"):
     weights |= {f"{norm}.weight": 1 + draw(128), f"{norm}.bias": draw(128)}
@@ -70,8 +74,12 @@ def torch_weights(torch):
     for block in (f"{tower}.resblocks.{index}" for index in range(2)):
       for norm in ("ln_1", "ln_2"):
         weights |= {f"{block}.{norm}.weight": 1 + draw(128), f"{block}.{norm}.bias": draw(128)}
-      for name, shape in {"attn.in_proj_": (384, 128), "attn.out_proj.": (128, 128), "mlp.c_fc.": (512, 128),
-                          "mlp.c_proj.": (128, 512)}.items():
+      for name, shape in {
+        "attn.in_proj_": (384, 128),
+        "attn.out_proj.": (128, 128),
+        "mlp.c_fc.": (512, 128),
+        "mlp.c_proj.": (128, 512),
+      }.items():
         weights |= {f"{block}.{name}weight": draw(*shape), f"{block}.{name}bias": draw(shape[0])}
   return {name: tensor.half() for name, tensor in weights.items()}
 
@@ -85,8 +93,9 @@ def torch_features(torch, weights, images, tokens):
   def transformer(x, name, mask):
     for block in (f"{name}.resblocks.{index}" for index in range(2)):
       attention = torch.nn.MultiheadAttention(128, 2, batch_first=True)
-      attention.load_state_dict({key.removeprefix(f"{block}.attn."): value for key, value in w.items()
-                                 if key.startswith(f"{block}.attn.")})
+      attention.load_state_dict(
+        {key.removeprefix(f"{block}.attn."): value for key, value in w.items() if key.startswith(f"{block}.attn.")}
+      )
       y = norm(x, f"{block}.ln_1")
       x = x + attention(y, y, y, need_weights=False, attn_mask=mask)[0]
       y = F.linear(norm(x, f"{block}.ln_2"), w[f"{block}.mlp.c_fc.weight"], w[f"{block}.mlp.c_fc.bias"])

@@ -31,17 +31,29 @@ def tfds_dir():
 @pytest.mark.parametrize(
   ("name", "split", "shape", "pixels", "labels"),
   [
-    ("mnist", "train", (60000, 28, 28, 1),
-     "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b",
-     "2736d7d4fa861b3eb5cf799ed3247c49ba46c5b056b3b4aceabec80fbf37b0f7"),
-    ("mnist", "test", (10000, 28, 28, 1),
-     "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca",
-     "927a9033bdc84a359f1400c691c7eaa8ab1838a0d81e3cc55ed2b4a1dfe95e69"),
-    ("cifar10", "test", (10000, 32, 32, 3),
-     "82afa4f4f8a69075def88a286829b9a6eaadcf501af77cb9bf832a7b041b9fd1",
-     "26d41a06cf2e3c9ce7650159c4ba91f5ed5d865676edc3dea11a74c1ef079dc9"),
+    (
+      "mnist",
+      "train",
+      (60000, 28, 28, 1),
+      "59edd5ea35c0062957306cacba8ae47e71e2c56261f4ca10230aacc14943dd3b",
+      "2736d7d4fa861b3eb5cf799ed3247c49ba46c5b056b3b4aceabec80fbf37b0f7",
+    ),
+    (
+      "mnist",
+      "test",
+      (10000, 28, 28, 1),
+      "a85d8dffc6063fb89dcbc2122651701e7bbc18837f940fc9d76df48c224558ca",
+      "927a9033bdc84a359f1400c691c7eaa8ab1838a0d81e3cc55ed2b4a1dfe95e69",
+    ),
+    (
+      "cifar10",
+      "test",
+      (10000, 32, 32, 3),
+      "82afa4f4f8a69075def88a286829b9a6eaadcf501af77cb9bf832a7b041b9fd1",
+      "26d41a06cf2e3c9ce7650159c4ba91f5ed5d865676edc3dea11a74c1ef079dc9",
+    ),
   ],
-)  # fmt: skip
+)
 def test_tfds_pixels_are_those_of_the_original_files(tfds_dir, name, split, shape, pixels, labels):
   source = data.load(name, split, data_dir=tfds_dir)
   assert source.images.shape == shape and source.info.num_classes == 10
@@ -153,8 +165,16 @@ def test_area_is_the_mean_over_blocks():
 
 def test_grid_fills_rows_from_the_left():
   pictures = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
-  expected = [[1, 1, 0, 2, 2], [1, 1, 0, 2, 2], [0] * 5, [3, 3, 0, 4, 4], [3, 3, 0, 4, 4], [0] * 5,
-              [5, 5, 0, 0, 0], [5, 5, 0, 0, 0]]  # fmt: skip
+  expected = [
+    [1, 1, 0, 2, 2],
+    [1, 1, 0, 2, 2],
+    [0] * 5,
+    [3, 3, 0, 4, 4],
+    [3, 3, 0, 4, 4],
+    [0] * 5,
+    [5, 5, 0, 0, 0],
+    [5, 5, 0, 0, 0],
+  ]
   np.testing.assert_array_equal(images.grid(pictures, 2)[..., 0], expected)
   np.testing.assert_array_equal(images.grid(pictures, 2, scale=3)[1::3, 1::3, 0], expected)
   assert images.grid(pictures, gap=0).shape == (4, 6, 1)

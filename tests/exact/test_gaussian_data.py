@@ -86,8 +86,8 @@ def test_fixed_small_makes_too_little_variance_and_fixed_large_too_much():
   truth = marginals(LEVELS, 1, 0.3, 0.2)[1]
   table = steps.gaussian(LEVELS, grid.uniform(100, 4)[:-1])
   small, large = (
-      moments(gaussian_data(0.3, 0.2), GaussianSampler(table, ReverseKernel(covariance)), *marginals(LEVELS, 100, 0.3, 0.2))
-      for covariance in (posterior, marginal)
+    moments(gaussian_data(0.3, 0.2), GaussianSampler(table, ReverseKernel(covariance)), *marginals(LEVELS, 100, 0.3, 0.2))
+    for covariance in (posterior, marginal)
   )
   assert small[1][-1] < truth < large[1][-1]
 

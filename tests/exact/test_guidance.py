@@ -86,10 +86,14 @@ def test_classifier_free_at_scales_one_and_zero(states):
 
 
 # An Euler step is of first order: 1000 of them leave 1.1 % of a deviation; 60 steps of 2M, of second order, 0.08 %.
-@pytest.mark.parametrize("sampler, error", [
+@pytest.mark.parametrize(
+  "sampler, error",
+  [
     (GaussianSampler(steps.gaussian(S, grid.full(1000), eta=0.0), ReverseKernel()), 0.02),
     (Solver(dpm_solver.multistep(S, grid.log_snr(S, 60), 2)), 0.002),
-], ids=["ddim", "2M"])  # fmt: skip
+  ],
+  ids=["ddim", "2M"],
+)
 def test_guided_flow_draws_from_the_class(sampler, error):
   """The flow of a Gaussian class is affine in x_T, so three points show the mean and deviation of all samples."""
   top = S.level(np.array(1000))
@@ -132,9 +136,9 @@ def test_interval_and_scales_per_image(states):
   x_t, level, cond = states
   inside = (30 <= level.n) & (level.n <= 600)
   for guided, off in [
-      (lambda scale, interval: ClassifierScore(MIXTURE, CLASSIFIER, scale, interval), 0.0),
-      (lambda scale, interval: ClassifierFree(NETWORK, scale, {"label": NULL}, interval), 1.0),
-      (lambda scale, interval: Autoguidance(NETWORK, MIXTURE, scale, interval), 1.0),
+    (lambda scale, interval: ClassifierScore(MIXTURE, CLASSIFIER, scale, interval), 0.0),
+    (lambda scale, interval: ClassifierFree(NETWORK, scale, {"label": NULL}, interval), 1.0),
+    (lambda scale, interval: Autoguidance(NETWORK, MIXTURE, scale, interval), 1.0),
   ]:
     per_image = guided(jnp.where(inside, 2.0, off), (0, 1000))
     assert_beliefs(believe(guided(2.0, (30, 600)), *states), believe(per_image, *states), level)
@@ -210,9 +214,9 @@ def test_guidance_out_of_pure_noise_is_finite():
   network, cond = Network(None, lambda params, x, time, cond: jnp.sin(x)), {"label": jnp.zeros(4, jnp.int32)}
   gradient = jax.tree_util.Partial(lambda x, level, cond: jnp.ones_like(x))
   for guided in (
-      ClipX0(ClassifierFree(network, 2.0, {"label": NULL})),
-      ClipX0(Autoguidance(network, network, 2.0)),
-      ClassifierScore(ClipX0(network), gradient, 2.0),
+    ClipX0(ClassifierFree(network, 2.0, {"label": NULL})),
+    ClipX0(Autoguidance(network, network, 2.0)),
+    ClassifierScore(ClipX0(network), gradient, 2.0),
   ):
     assert np.isfinite(believe(guided, x_t, level, cond).x0).all()
 

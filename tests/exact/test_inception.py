@@ -77,8 +77,9 @@ def test_half_pixel_resize_is_that_of_torch(size):
   import torch
 
   image = np.random.default_rng(3).uniform(0, 1, (2, 40, 56, 3)).astype(np.float32)
-  expected = torch.nn.functional.interpolate(torch.tensor(image).permute(0, 3, 1, 2), size=(size, size), mode="bilinear",
-                                             align_corners=False)
+  expected = torch.nn.functional.interpolate(
+    torch.tensor(image).permute(0, 3, 1, 2), size=(size, size), mode="bilinear", align_corners=False
+  )
   found = resize.half_pixel_bilinear(image, size)
   np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), atol=5e-6)  # positions up to 56 in float32: 4e-6
 
@@ -101,9 +102,13 @@ def block_c(name, inner):
   return name, [
     [(f"{name}/conv", (1, 1), 12)],
     [(f"{name}/tower/conv", (1, 1), inner), (f"{name}/tower/conv_1", (1, 7), inner), (f"{name}/tower/conv_2", (7, 1), 12)],
-    [(f"{name}/tower_1/conv", (1, 1), inner), (f"{name}/tower_1/conv_1", (7, 1), inner),
-     (f"{name}/tower_1/conv_2", (1, 7), inner), (f"{name}/tower_1/conv_3", (7, 1), inner),
-     (f"{name}/tower_1/conv_4", (1, 7), 12)],
+    [
+      (f"{name}/tower_1/conv", (1, 1), inner),
+      (f"{name}/tower_1/conv_1", (7, 1), inner),
+      (f"{name}/tower_1/conv_2", (1, 7), inner),
+      (f"{name}/tower_1/conv_3", (7, 1), inner),
+      (f"{name}/tower_1/conv_4", (1, 7), 12),
+    ],
     ["avg", (f"{name}/tower_2/conv", (1, 1), 12)],
   ]
 
@@ -119,20 +124,36 @@ def block_e(name, pool):
 
 
 BLOCKS = [
-  block_a("mixed", 2), block_a("mixed_1", 4), block_a("mixed_2", 4),
-  ("mixed_3", [
-    [("mixed_3/conv", (3, 3), 24, "/2")],
-    [("mixed_3/tower/conv", (1, 1), 4), ("mixed_3/tower/conv_1", (3, 3), 6), ("mixed_3/tower/conv_2", (3, 3), 6, "/2")],
-    ["max/2"],
-  ]),
-  block_c("mixed_4", 8), block_c("mixed_5", 10), block_c("mixed_6", 10), block_c("mixed_7", 12),
-  ("mixed_8", [
-    [("mixed_8/tower/conv", (1, 1), 12), ("mixed_8/tower/conv_1", (3, 3), 20, "/2")],
-    [("mixed_8/tower_1/conv", (1, 1), 12), ("mixed_8/tower_1/conv_1", (1, 7), 12),
-     ("mixed_8/tower_1/conv_2", (7, 1), 12), ("mixed_8/tower_1/conv_3", (3, 3), 12, "/2")],
-    ["max/2"],
-  ]),
-  block_e("mixed_9", "avg"), block_e("mixed_10", "max"),
+  block_a("mixed", 2),
+  block_a("mixed_1", 4),
+  block_a("mixed_2", 4),
+  (
+    "mixed_3",
+    [
+      [("mixed_3/conv", (3, 3), 24, "/2")],
+      [("mixed_3/tower/conv", (1, 1), 4), ("mixed_3/tower/conv_1", (3, 3), 6), ("mixed_3/tower/conv_2", (3, 3), 6, "/2")],
+      ["max/2"],
+    ],
+  ),
+  block_c("mixed_4", 8),
+  block_c("mixed_5", 10),
+  block_c("mixed_6", 10),
+  block_c("mixed_7", 12),
+  (
+    "mixed_8",
+    [
+      [("mixed_8/tower/conv", (1, 1), 12), ("mixed_8/tower/conv_1", (3, 3), 20, "/2")],
+      [
+        ("mixed_8/tower_1/conv", (1, 1), 12),
+        ("mixed_8/tower_1/conv_1", (1, 7), 12),
+        ("mixed_8/tower_1/conv_2", (7, 1), 12),
+        ("mixed_8/tower_1/conv_3", (3, 3), 12, "/2"),
+      ],
+      ["max/2"],
+    ],
+  ),
+  block_e("mixed_9", "avg"),
+  block_e("mixed_10", "max"),
 ]
 
 
@@ -157,13 +178,22 @@ class GraphWriter:
     weights = self.constant(f"{name}/conv2d_params", weights)
     y = self.node(f"{name}/Conv2D", "Conv2D", [x, weights], channels, strides=stride, padding=padding)
     norm = f"{name}/batchnorm"
-    tables = {"moving_mean": self.rng.normal(0, 0.2, channels), "beta": self.rng.normal(0, 0.2, channels),
-              "moving_variance": np.full(channels, self.rng.uniform(0.5, 2)),
-              "gamma": self.rng.uniform(2, 3, channels)}  # not applied
+    tables = {
+      "moving_mean": self.rng.normal(0, 0.2, channels),
+      "beta": self.rng.normal(0, 0.2, channels),
+      "moving_variance": np.full(channels, self.rng.uniform(0.5, 2)),
+      "gamma": self.rng.uniform(2, 3, channels),
+    }  # not applied
     tables = {key: tables[key] for key in ("moving_mean", "moving_variance", "beta", "gamma")}
     inputs = [self.constant(f"{norm}/{key}", table) for key, table in tables.items()]
-    y = self.node(norm, "BatchNormWithGlobalNormalization", [y, *inputs], channels,
-                  variance_epsilon=0.001, scale_after_normalization=False)
+    y = self.node(
+      norm,
+      "BatchNormWithGlobalNormalization",
+      [y, *inputs],
+      channels,
+      variance_epsilon=0.001,
+      scale_after_normalization=False,
+    )
     y = self.node(f"{name}/CheckNumerics", "CheckNumerics", [y], channels, message=b"")
     y = self.node(f"{name}/control_dependency", "Identity", [y, f"^{name}/CheckNumerics"], channels)
     return self.node(name, "Relu", [y], channels)
@@ -233,14 +263,17 @@ def evaluate_nodes(nodes, images):
         value[name] = (x[0] - x[1]) / np.sqrt(x[2] + attributes["variance_epsilon"]) + x[3]
       case "Conv2D":
         size, stride = x[1].shape[:2], attributes["strides"]
-        value[name] = np.einsum("bhwcij,ijco->bhwo", windows(x[0], size, stride, attributes["padding"], 0), x[1],
-                                optimize=True)
+        value[name] = np.einsum(
+          "bhwcij,ijco->bhwo", windows(x[0], size, stride, attributes["padding"], 0), x[1], optimize=True
+        )
       case "MaxPool":
-        value[name] = windows(x[0], (attributes["ksize"],) * 2, attributes["strides"], attributes["padding"],
-                              -np.inf).max((4, 5))
+        value[name] = windows(x[0], (attributes["ksize"],) * 2, attributes["strides"], attributes["padding"], -np.inf).max(
+          (4, 5)
+        )
       case "AvgPool":  # the padding is not counted
-        value[name] = np.nanmean(windows(x[0], (attributes["ksize"],) * 2, attributes["strides"], attributes["padding"],
-                                         np.nan), axis=(4, 5))
+        value[name] = np.nanmean(
+          windows(x[0], (attributes["ksize"],) * 2, attributes["strides"], attributes["padding"], np.nan), axis=(4, 5)
+        )
   return value
 
 
@@ -333,8 +366,11 @@ def test_graph_reader_gives_back_what_was_written(nodes, graph_file):
 
 
 def test_damaged_or_foreign_graphs_are_one_sentence(graph_file, tmp_path):
-  for content, match in ((graph_file.read_bytes()[:-700], "not a frozen TensorFlow graph"), (b"no graph", "not a frozen"),
-                         (encode([("a", "Const", [], {"value": np.ones(2, np.float32)})]), "does not hold the Inception")):
+  for content, match in (
+    (graph_file.read_bytes()[:-700], "not a frozen TensorFlow graph"),
+    (b"no graph", "not a frozen"),
+    (encode([("a", "Const", [], {"value": np.ones(2, np.float32)})]), "does not hold the Inception"),
+  ):
     (tmp_path / "bad.pb").write_bytes(content)
     with pytest.raises(UserError, match=match):
       load("tf", tmp_path / "bad.pb")
@@ -371,8 +407,9 @@ class TorchInception:
       self.weights[f"{name}.bn.running_var"] = 1 + 0.2 * draw(channels).abs()
     w = self.weights
     x = self.F.conv2d(x, w[f"{name}.conv.weight"], stride=stride, padding=padding)
-    x = self.F.batch_norm(x, w[f"{name}.bn.running_mean"], w[f"{name}.bn.running_var"], w[f"{name}.bn.weight"],
-                          w[f"{name}.bn.bias"], eps=0.001)
+    x = self.F.batch_norm(
+      x, w[f"{name}.bn.running_mean"], w[f"{name}.bn.running_var"], w[f"{name}.bn.weight"], w[f"{name}.bn.bias"], eps=0.001
+    )
     return self.F.relu(x)
 
   def average(self, x):
@@ -413,8 +450,10 @@ class TorchInception:
     double = self.conv(self.conv(x, f"{name}.branch3x3dbl_1", 28, 1), f"{name}.branch3x3dbl_2", 24, 3, padding=1)
     parts = [self.conv(x, f"{name}.branch1x1", 20, 1)]
     parts += [self.conv(single, f"{name}.branch3x3_2a", 24, **row), self.conv(single, f"{name}.branch3x3_2b", 24, **column)]
-    parts += [self.conv(double, f"{name}.branch3x3dbl_3a", 24, **row),
-              self.conv(double, f"{name}.branch3x3dbl_3b", 24, **column)]
+    parts += [
+      self.conv(double, f"{name}.branch3x3dbl_3a", 24, **row),
+      self.conv(double, f"{name}.branch3x3dbl_3b", 24, **column),
+    ]
     return self.torch.cat([*parts, self.conv(pool(x), f"{name}.branch_pool", 12, 1)], 1)
 
   def body(self, x):
@@ -464,8 +503,15 @@ def test_torch_files_are_read_without_torch(pytorch_fid, tmp_path, zipped):
   """As torch.save writes them now and before 1.6: nested, sliced, transposed, scalar, half precision; bit by bit."""
   torch = pytorch_fid[0].torch
   base = torch.arange(24.0).reshape(4, 6)
-  saved = {"a": base.T, "b": base[1:3, ::2], "c": {"d": torch.tensor(7), "e": base.half(), "f": base.bfloat16()},
-           "g": torch.nn.Parameter(base), "h": torch.zeros(0, 3), "i": base > 5, "text": "no tensor"}
+  saved = {
+    "a": base.T,
+    "b": base[1:3, ::2],
+    "c": {"d": torch.tensor(7), "e": base.half(), "f": base.bfloat16()},
+    "g": torch.nn.Parameter(base),
+    "h": torch.zeros(0, 3),
+    "i": base > 5,
+    "text": "no tensor",
+  }
   torch.save(saved, tmp_path / "some.pth", _use_new_zipfile_serialization=zipped)
   found = torch_modules.tensors(tmp_path / "some.pth")
   assert list(found) == ["a", "b", "c.d", "c.e", "c.f", "g", "h", "i"]

@@ -115,6 +115,7 @@ def test_the_best_second_head_knows_the_conditional_moment():
   constant = lambda c, x, time, cond: jnp.concatenate([0.4 * x, c + 0 * x], -1)
   error = (EPS - 0.4 * TABLE.leaving(N).t.diffuse(X_0, EPS)) ** 2
   for kind, best in (("residual", error.mean()), ("second_moment", (EPS**2).mean())):
+
     def loss(c, kind=kind):
       return losses.SecondHead(TABLE).given(EPS, Network(c, constant, TwoHeads(Eps(), kind)), X_0, N)[1]["head"].mean() / 48
 

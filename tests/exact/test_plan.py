@@ -28,9 +28,7 @@ HERE = pathlib.Path(__file__).parents[1]
 
 
 # multiply-adds of one forward pass, counted in the authors' PyTorch code by torch's own counter, in 10^9
-@pytest.mark.parametrize(
-  ("name", "classes", "multiply_adds"), [("cifar10_ddpm", 10, 6.222), ("cifar10_iddpm", 10, 8.387)]
-)
+@pytest.mark.parametrize(("name", "classes", "multiply_adds"), [("cifar10_ddpm", 10, 6.222), ("cifar10_iddpm", 10, 8.387)])
 def test_operations_of_a_forward_pass(name, classes, multiply_adds):
   config = configs.load(name)
   module, size = build.model(config, 3, classes), config.data.image_size
@@ -133,8 +131,10 @@ def on_eight(tmp_path_factory) -> dict:
 
 def test_samplers_on_eight_devices_hold_no_collectives(on_eight):
   assert {name: found["collectives"] for name, found in on_eight["samplers"].items()} == {
-    "classifier_free": {}, "classifier, mean": {}, "classifier, score": {}
-  }  # fmt: skip
+    "classifier_free": {},
+    "classifier, mean": {},
+    "classifier, score": {},
+  }
   assert all(found["images"] == 8 for found in on_eight["samplers"].values())
 
 
@@ -162,8 +162,18 @@ def test_sharing_the_state_costs_gathers_and_saves_memory(on_eight):
 
 
 def program(peak: int) -> Program:
-  return Program(images=8, devices=2, flops=1e9, arguments=0, temporaries=0, peak=peak, moved=4, collectives={}, sent=2,
-                 compile_seconds=0.0)  # fmt: skip
+  return Program(
+    images=8,
+    devices=2,
+    flops=1e9,
+    arguments=0,
+    temporaries=0,
+    peak=peak,
+    moved=4,
+    collectives={},
+    sent=2,
+    compile_seconds=0.0,
+  )
 
 
 @pytest.mark.parametrize(
@@ -288,8 +298,19 @@ def test_what_is_assumed_is_told_only_if_somebody_assumes_it():
 
 
 def test_plan_of_the_devices_here(capsys, tmp_path):
-  code = run(["plan", "--config", "digits:smoke", "--programs", "sample", "--json", str(tmp_path / "plan.json"),
-              "--config.network.channels=8", "--config.network.groups=4"])  # fmt: skip
+  code = run(
+    [
+      "plan",
+      "--config",
+      "digits:smoke",
+      "--programs",
+      "sample",
+      "--json",
+      str(tmp_path / "plan.json"),
+      "--config.network.channels=8",
+      "--config.network.groups=4",
+    ]
+  )
   assert code == 0
   out = capsys.readouterr().out
   assert "collectives  none" in out and "no roofline" in out

@@ -50,21 +50,21 @@ class Knows:
 
 
 COVARIANCES = {
-    "posterior": posterior,
-    "marginal": marginal,
-    "learned range": learned_range,
-    "learned diagonal": learned_diagonal,
-    "optimal": Optimal(),
-    "optimal, averaged": Optimal(average=True),
-    "capped": CapLast(Optimal(), level=2),
-    "fixed last": FixLast(marginal, -3.0),
+  "posterior": posterior,
+  "marginal": marginal,
+  "learned range": learned_range,
+  "learned diagonal": learned_diagonal,
+  "optimal": Optimal(),
+  "optimal, averaged": Optimal(average=True),
+  "capped": CapLast(Optimal(), level=2),
+  "fixed last": FixLast(marginal, -3.0),
 }
 SOLVERS = {
-    "DPM-Solver++ 2M": lambda visited: multistep(LEVELS, visited),
-    "DPM-Solver++ 2M SDE": lambda visited: multistep(LEVELS, visited, sde=True),
-    "DPM-Solver++ 2S": lambda visited: singlestep(LEVELS, visited),
-    "UniPC": lambda visited: unipc(LEVELS, visited),
-    "Heun": lambda visited: heun(LEVELS, visited),
+  "DPM-Solver++ 2M": lambda visited: multistep(LEVELS, visited),
+  "DPM-Solver++ 2M SDE": lambda visited: multistep(LEVELS, visited, sde=True),
+  "DPM-Solver++ 2S": lambda visited: singlestep(LEVELS, visited),
+  "UniPC": lambda visited: unipc(LEVELS, visited),
+  "Heun": lambda visited: heun(LEVELS, visited),
 }
 
 
@@ -115,10 +115,14 @@ def test_no_noise_is_added_into_the_image_whatever_the_covariance():
 # Seeds.
 
 
-@pytest.mark.parametrize("sampler, noise", [
+@pytest.mark.parametrize(
+  "sampler, noise",
+  [
     (ancestral(grid.uniform(40, 5), Optimal(average=True), eta=0.5), lambda b: None),
     (Solver(multistep(LEVELS, grid.uniform(40, 5), sde=True)), lambda b: Stored(GIVEN.draws[:, b])),
-], ids=["ancestral", "solver"])
+  ],
+  ids=["ancestral", "solver"],
+)
 def test_a_batch_is_its_images_one_by_one_bit_by_bit(sampler, noise):
   denoiser, everybody = Uncertain(ClipX0(Network(None, poly))), slice(None)
   whole, _ = run(sampler, denoiser, noise=noise(everybody))
@@ -185,12 +189,12 @@ def test_one_trace_for_all_etas_weights_scales_and_grids_of_one_length():
   first = guided(0.5, 2.0, LEVELS, grid.uniform(40, 8), 1.0)
   once = len(traces)
   others = [
-      guided(0.5, 2.0, LEVELS, grid.uniform(40, 8), 0.0),
-      guided(0.7, 2.0, LEVELS, grid.uniform(40, 8), 1.0),
-      guided(0.5, 5.0, LEVELS, grid.uniform(40, 8), 1.0),
-      guided(0.5, 2.0, LEVELS, grid.power(40, 8, 2.0), 1.0),
-      guided(0.5, 2.0, schedule.linear(1000), grid.uniform(1000, 8), 1.0),
-      guided(0.5, 2.0, LEVELS, grid.uniform(40, 8), 1.0, offset=0.1),
+    guided(0.5, 2.0, LEVELS, grid.uniform(40, 8), 0.0),
+    guided(0.7, 2.0, LEVELS, grid.uniform(40, 8), 1.0),
+    guided(0.5, 5.0, LEVELS, grid.uniform(40, 8), 1.0),
+    guided(0.5, 2.0, LEVELS, grid.power(40, 8, 2.0), 1.0),
+    guided(0.5, 2.0, schedule.linear(1000), grid.uniform(1000, 8), 1.0),
+    guided(0.5, 2.0, LEVELS, grid.uniform(40, 8), 1.0, offset=0.1),
   ]
   assert len(traces) == once > 0
   assert all((np.asarray(first) != other).any() for other in others)
@@ -245,9 +249,15 @@ def test_samplers_in_a_row_are_one(covariance):
 # Parameterizations and transforms.
 
 
-@pytest.mark.parametrize("mean", [
-    prediction.Eps(), prediction.X0(), prediction.V(), prediction.x_prev(steps.gaussian(LEVELS, grid.full(40))),
-])
+@pytest.mark.parametrize(
+  "mean",
+  [
+    prediction.Eps(),
+    prediction.X0(),
+    prediction.V(),
+    prediction.x_prev(steps.gaussian(LEVELS, grid.full(40))),
+  ],
+)
 def test_a_perfect_output_is_decoded_to_the_truth(mean):
   n = jnp.array([1, 2, 20, 39])
   x_0, eps, level = picture(), picture(1), LEVELS.level(n)

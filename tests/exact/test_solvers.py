@@ -25,15 +25,15 @@ from ddpm_jax.errors import UserError
 S = schedule.linear(1000)
 MIXTURE = Mixture(np.float32([0.5, 0.5]), np.float32([-1, 1]), np.float32([0.09, 0.09]))
 TABLES = {
-    "1": functools.partial(dpm_solver.multistep, order=1),
-    "2M": functools.partial(dpm_solver.multistep, order=2),
-    "3M": functools.partial(dpm_solver.multistep, order=3),
-    "2S": dpm_solver.singlestep,
-    "heun": heun,
-    "unipc1": functools.partial(unipc, order=1),
-    "unipc2": functools.partial(unipc, order=2),
-    "unipc3": functools.partial(unipc, order=3),
-    "unipc2-bh1": functools.partial(unipc, order=2, variant="bh1"),
+  "1": functools.partial(dpm_solver.multistep, order=1),
+  "2M": functools.partial(dpm_solver.multistep, order=2),
+  "3M": functools.partial(dpm_solver.multistep, order=3),
+  "2S": dpm_solver.singlestep,
+  "heun": heun,
+  "unipc1": functools.partial(unipc, order=1),
+  "unipc2": functools.partial(unipc, order=2),
+  "unipc3": functools.partial(unipc, order=3),
+  "unipc2-bh1": functools.partial(unipc, order=2, variant="bh1"),
 }
 FLOWS = tuple(TABLES)
 TABLES["sde1"] = functools.partial(dpm_solver.multistep, order=1, sde=True)
@@ -91,10 +91,20 @@ def truth():
 # Slopes in theory 1, 2, 2, 2, 3, and one more than its predictor's for UniPC, thanks to the corrector. Measured here: 1.03,
 # 2.09, 1.95, 2.10, 3.49, 1.93, 3.08, 3.15, 3.81. 3M and UniPC-3 begin with steps of lower order, but at log-SNR -5, where
 # beliefs hardly move; that their slopes are uneven comes from errors of both signs.
-@pytest.mark.parametrize("name, low, high", [
-    ("1", 0.9, 1.1), ("2M", 1.85, 2.25), ("2S", 1.85, 2.25), ("heun", 1.85, 2.25), ("3M", 2.9, 3.6),
-    ("unipc1", 1.85, 2.25), ("unipc2", 2.9, 3.3), ("unipc2-bh1", 2.9, 3.3), ("unipc3", 3.5, 4.2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "name, low, high",
+  [
+    ("1", 0.9, 1.1),
+    ("2M", 1.85, 2.25),
+    ("2S", 1.85, 2.25),
+    ("heun", 1.85, 2.25),
+    ("3M", 2.9, 3.6),
+    ("unipc1", 1.85, 2.25),
+    ("unipc2", 2.9, 3.3),
+    ("unipc2-bh1", 2.9, 3.3),
+    ("unipc3", 3.5, 4.2),
+  ],
+)
 def test_order_of_convergence(truth, name, low, high):
   grids, solution = truth
   with jax.enable_x64(True):
@@ -211,15 +221,15 @@ def belief(x, n):
 
 
 PAPER = {
-    "1": lambda paper, x, g: paper.multistep(x, g, 1),
-    "2M": lambda paper, x, g: paper.multistep(x, g, 2),
-    "3M": lambda paper, x, g: paper.multistep(x, g, 3),
-    "2S": lambda paper, x, g: paper.singlestep(x, g),
-    "heun": lambda paper, x, g: paper.heun(x, g),
-    "unipc1": lambda paper, x, g: paper.unipc(x, g, 1, "bh2"),
-    "unipc2": lambda paper, x, g: paper.unipc(x, g, 2, "bh2"),
-    "unipc3": lambda paper, x, g: paper.unipc(x, g, 3, "bh2"),
-    "unipc2-bh1": lambda paper, x, g: paper.unipc(x, g, 2, "bh1"),
+  "1": lambda paper, x, g: paper.multistep(x, g, 1),
+  "2M": lambda paper, x, g: paper.multistep(x, g, 2),
+  "3M": lambda paper, x, g: paper.multistep(x, g, 3),
+  "2S": lambda paper, x, g: paper.singlestep(x, g),
+  "heun": lambda paper, x, g: paper.heun(x, g),
+  "unipc1": lambda paper, x, g: paper.unipc(x, g, 1, "bh2"),
+  "unipc2": lambda paper, x, g: paper.unipc(x, g, 2, "bh2"),
+  "unipc3": lambda paper, x, g: paper.unipc(x, g, 3, "bh2"),
+  "unipc2-bh1": lambda paper, x, g: paper.unipc(x, g, 2, "bh1"),
 }
 
 
@@ -339,12 +349,12 @@ def test_guided_networks_with_a_learned_variance(name):
 def test_bad_choices_are_refused():
   g = grid.uniform(1000, 5)
   for build, match in [
-      (lambda: dpm_solver.multistep(S, g, 4), "orders 1, 2 and 3"),
-      (lambda: dpm_solver.multistep(S, g, 3, sde=True), "SDE form 1 and 2"),
-      (lambda: dpm_solver.multistep(S, g[-2::-1], 2, sde=True), "without noise"),
-      (lambda: unipc(S, g, 2, variant="bh3"), "bh3"),
-      (lambda: heun(S, np.array([10, 10, 0])), "strictly"),
-      (lambda: dpm_solver.singlestep(S, np.array([0, 10])), "level 0"),
+    (lambda: dpm_solver.multistep(S, g, 4), "orders 1, 2 and 3"),
+    (lambda: dpm_solver.multistep(S, g, 3, sde=True), "SDE form 1 and 2"),
+    (lambda: dpm_solver.multistep(S, g[-2::-1], 2, sde=True), "without noise"),
+    (lambda: unipc(S, g, 2, variant="bh3"), "bh3"),
+    (lambda: heun(S, np.array([10, 10, 0])), "strictly"),
+    (lambda: dpm_solver.singlestep(S, np.array([0, 10])), "level 0"),
   ]:
     with pytest.raises(UserError, match=match):
       build()

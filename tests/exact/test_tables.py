@@ -9,18 +9,18 @@ from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.schedule import like
 
 EVERY_SCHEDULE = {
-    "linear": schedule.linear(1000),
-    "linear in few steps": schedule.linear(21),  # the last beta is 0.95
-    "linear with ends": schedule.linear(100, 0.01, 0.2),
-    "cosine": schedule.cosine(1000),
-    "cosine 4000": schedule.cosine(4000),
-    "quad": schedule.quad(1000),
-    "const": schedule.const(4000),  # alpha_bar ends at 8e-36
-    "jsd": schedule.jsd(500),  # alpha_bar ends at 0
-    "warmup": schedule.warmup(1000, 0.5),
-    "sigmoid": schedule.sigmoid(1000),
-    "vp_sde": schedule.vp_sde(1000),
-    "from_betas": schedule.from_betas([0.1, 0.5, 1.0]),
+  "linear": schedule.linear(1000),
+  "linear in few steps": schedule.linear(21),  # the last beta is 0.95
+  "linear with ends": schedule.linear(100, 0.01, 0.2),
+  "cosine": schedule.cosine(1000),
+  "cosine 4000": schedule.cosine(4000),
+  "quad": schedule.quad(1000),
+  "const": schedule.const(4000),  # alpha_bar ends at 8e-36
+  "jsd": schedule.jsd(500),  # alpha_bar ends at 0
+  "warmup": schedule.warmup(1000, 0.5),
+  "sigmoid": schedule.sigmoid(1000),
+  "vp_sde": schedule.vp_sde(1000),
+  "from_betas": schedule.from_betas([0.1, 0.5, 1.0]),
 }
 FLOAT32 = dict(rtol=1e-6, atol=1e-12)  # float64 arithmetic, rounded once; 0 where float64 leaves 1e-16
 
@@ -113,8 +113,7 @@ def test_precision_at_both_ends_of_4000_cosine_levels():
   x_0, eps = rng.uniform(-1, 1, (4, 8, 8, 3)), rng.standard_normal((4, 8, 8, 3))
   wide = lambda a: a[:, None, None, None]
   x_t = np.float32(wide(np.sqrt(after)) * x_0 + wide(np.sqrt(1 - after)) * eps)
-  exact = (wide(np.sqrt(before) * b / (1 - after)) * np.float32(x_0)
-           + wide(np.sqrt(1 - b) * (1 - before) / (1 - after)) * x_t)
+  exact = wide(np.sqrt(before) * b / (1 - after)) * np.float32(x_0) + wide(np.sqrt(1 - b) * (1 - before) / (1 - after)) * x_t
   w = like(row, x_t)
   ours = w.c_x0 * np.float32(x_0) + w.c_eps * (x_t - w.t.alpha * np.float32(x_0)) / w.t.sigma
   np.testing.assert_allclose(ours, exact, rtol=0, atol=5e-7)  # a few roundings of numbers up to 4
@@ -128,15 +127,18 @@ def test_kl_keeps_its_digits_where_variances_nearly_agree():
   assert (np.abs(ours - exact) <= 2 * 6e-8 * np.abs(d)).all()
 
 
-@pytest.mark.parametrize("T, K, start, end", [
+@pytest.mark.parametrize(
+  "T, K, start, end",
+  [
     (1000, 10, [1, 112, 223, 334, 445], [778, 889, 1000]),
     (1000, 25, [1, 43, 84, 126, 168, 209], [917, 958, 1000]),
     (1000, 50, [1, 21, 42, 62, 83, 103], [959, 980, 1000]),
     (4000, 25, [1, 168, 334, 501, 668, 834], [3667, 3833, 4000]),
-])
+  ],
+)
 def test_even_trajectories_round_as_analytic_dpm_does(T, K, start, end):
   up = grid.uniform(T, K)[::-1]
-  assert len(up) == K + 1 and list(up[:len(start) + 1]) == [0, *start] and list(up[-3:]) == end
+  assert len(up) == K + 1 and list(up[: len(start) + 1]) == [0, *start] and list(up[-3:]) == end
 
 
 def test_ties_of_even_trajectories_differ_from_openais():
@@ -148,10 +150,16 @@ def test_power_trajectory_of_extended_analytic_dpm():
   assert list(grid.power(1000, 10, 2)[::-1]) == [0, 1, 58, 119, 184, 255, 334, 423, 529, 667, 1000]
 
 
-@pytest.mark.parametrize("build", [
-    lambda T, K: grid.uniform(T, K), lambda T, K: grid.ddim_uniform(T, K), lambda T, K: grid.quadratic(T, K),
-    lambda T, K: grid.power(T, K, 3.0), lambda T, K: grid.sections(T, str(K)),
-])
+@pytest.mark.parametrize(
+  "build",
+  [
+    lambda T, K: grid.uniform(T, K),
+    lambda T, K: grid.ddim_uniform(T, K),
+    lambda T, K: grid.quadratic(T, K),
+    lambda T, K: grid.power(T, K, 3.0),
+    lambda T, K: grid.sections(T, str(K)),
+  ],
+)
 def test_every_grid_is_valid(build):
   for T, K in ((1000, 1), (1000, 2), (1000, 50), (1000, 999), (50, 50), (7, 3)):
     visited = grid.check(build(T, K), T)

@@ -18,11 +18,14 @@ def toy_gamma(chain):
   return 0.5 * sum((1 - alpha_bar) / (1 - alpha_bar + alpha_bar * v) for v in (0.01, 1.0))
 
 
-@pytest.mark.parametrize(("K", "path"), [  # printed by the authors' code
+@pytest.mark.parametrize(
+  ("K", "path"),
+  [  # printed by the authors' code
     (5, [1, 43, 94, 189, 1000]),
     (10, [1, 22, 38, 57, 80, 109, 148, 204, 296, 1000]),
     (20, [1, 13, 21, 29, 37, 45, 54, 64, 75, 87, 101, 117, 135, 156, 181, 212, 251, 304, 387, 1000]),
-])
+  ],
+)
 def test_dp_seg_prints_the_authors_paths(K, path):
   np.testing.assert_array_equal(trajectory.dp_seg(CHAIN, toy_gamma(CHAIN), K), [*path[::-1], 0])
 
@@ -35,9 +38,13 @@ def test_a_bad_tail_gets_equal_strides():
   np.testing.assert_array_equal(trajectory.dp_seg(CHAIN, gamma, 10), [*path[::-1], 0])
 
 
-@pytest.mark.parametrize(("K", "path"), [
-    (5, [0, 23, 31, 38, 44, 50]), (10, [0, 11, 17, 22, 27, 31, 35, 39, 43, 47, 50]),
-])
+@pytest.mark.parametrize(
+  ("K", "path"),
+  [
+    (5, [0, 23, 31, 38, 44, 50]),
+    (10, [0, 11, 17, 22, 27, 31, 35, 39, 43, 47, 50]),
+  ],
+)
 def test_dp_vb_prints_the_authors_paths(K, path):
   s, t = np.indices((51, 51))
   np.testing.assert_array_equal(trajectory.dp_vb((t - s) ** 2.0 * (1 + 0.1 * s), K), path[::-1])

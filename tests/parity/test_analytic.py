@@ -23,11 +23,25 @@ from ddpm_jax.diffusion.transforms import AnalyticMoments, ClipX0
 
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
 SAMPLING = [
-    "ddpm_ms_eps/linear_clipidx0", "ddpm_ms_eps/linear_clipidx0_shift1", "ddpm_ms_eps/linear_clipidx1",
-    "ddpm_ms_eps/linear_clipidx2", "ddpm_ms_eps/dp_seg", "ddpm_ms_eps/quad_ddim_rescaled", "ddim_ms_eps/eta0.0",
-    "ddim_ms_eps/eta0.0_shift1", "ddim_ms_eps/eta0.5", "ddim_ms_eps/eta1.0", "ddim_naive/eta0.0", "ddim_naive/eta0.5",
-    "ddim_naive/eta1.0", "ddpm_naive/small1", "ddpm_naive/small1_shift1", "ddpm_naive/small0", "ddpm_naive/big_clipidx1",
-    "ddpm_naive/small1_noclip_stable", "ddpm_naive/d_model",
+  "ddpm_ms_eps/linear_clipidx0",
+  "ddpm_ms_eps/linear_clipidx0_shift1",
+  "ddpm_ms_eps/linear_clipidx1",
+  "ddpm_ms_eps/linear_clipidx2",
+  "ddpm_ms_eps/dp_seg",
+  "ddpm_ms_eps/quad_ddim_rescaled",
+  "ddim_ms_eps/eta0.0",
+  "ddim_ms_eps/eta0.0_shift1",
+  "ddim_ms_eps/eta0.5",
+  "ddim_ms_eps/eta1.0",
+  "ddim_naive/eta0.0",
+  "ddim_naive/eta0.5",
+  "ddim_naive/eta1.0",
+  "ddpm_naive/small1",
+  "ddpm_naive/small1_shift1",
+  "ddpm_naive/small0",
+  "ddpm_naive/big_clipidx1",
+  "ddpm_naive/small1_noclip_stable",
+  "ddpm_naive/d_model",
 ]
 NELBO = ["naive_small", "naive_big", "naive_small_noclip", "ms_eps", "ms_eps_dp_seg"]
 

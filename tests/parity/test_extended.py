@@ -35,11 +35,11 @@ from ddpm_jax.diffusion.transforms import AnalyticMoments, ClipX0, UnitMoment
 
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
 WRAPPERS = {  # the authors' names of what a network predicts: its heads, and which closed form plays it
-    "eps": ("poly", Eps()),
-    "x0": ("stable", X0()),
-    "eps_eps2": ("poly+sn", TwoHeads(Eps(), "second_moment")),
-    "eps_epsc": ("poly+npr", TwoHeads(Eps(), "residual")),
-    "eps_iddpm": ("poly+var", TwoHeads(Eps(), "range")),
+  "eps": ("poly", Eps()),
+  "x0": ("stable", X0()),
+  "eps_eps2": ("poly+sn", TwoHeads(Eps(), "second_moment")),
+  "eps_epsc": ("poly+npr", TwoHeads(Eps(), "residual")),
+  "eps_iddpm": ("poly+var", TwoHeads(Eps(), "range")),
 }
 
 
@@ -100,8 +100,13 @@ def test_vp_sde(data):
 
 
 def test_trajectories_of_steps(data):
-  kinds = {"linear": grid.uniform, "quad_ddim": grid.quadratic, "linear_ddim": grid.ddim_uniform,
-           "power2": functools.partial(grid.power, exponent=2), "power3": functools.partial(grid.power, exponent=3)}
+  kinds = {
+    "linear": grid.uniform,
+    "quad_ddim": grid.quadratic,
+    "linear_ddim": grid.ddim_uniform,
+    "power2": functools.partial(grid.power, exponent=2),
+    "power3": functools.partial(grid.power, exponent=3),
+  }
   keys = [key for key in data.arrays.files if key.startswith("trajectory/")]
   for key in keys:
     kind, T, K = re.fullmatch(r"trajectory/(\w+)_N(\d+)_K(\d+)", key).groups()
@@ -149,10 +154,20 @@ def test_variance_of_every_step(data, form):
 
 
 PREDICTED = [
-    "ddpm/eps/optimal", "ddpm/eps/optimal_mseps", "ddpm/eps/small", "ddpm/eps/big", "ddpm/eps_eps2/optimal",
-    "ddpm/eps_epsc/optimal", "ddpm/eps_iddpm/optimal", "ddpm/x0/optimal_mseps", "ddim0.5/eps/optimal",
-    "ddim0.5/eps/optimal_mseps", "ddim0.5/eps/small", "ddim0.5/eps_eps2/optimal", "ddim0.5/eps_epsc/optimal",
-    "ddim0.5/x0/optimal_mseps",
+  "ddpm/eps/optimal",
+  "ddpm/eps/optimal_mseps",
+  "ddpm/eps/small",
+  "ddpm/eps/big",
+  "ddpm/eps_eps2/optimal",
+  "ddpm/eps_epsc/optimal",
+  "ddpm/eps_iddpm/optimal",
+  "ddpm/x0/optimal_mseps",
+  "ddim0.5/eps/optimal",
+  "ddim0.5/eps/optimal_mseps",
+  "ddim0.5/eps/small",
+  "ddim0.5/eps_eps2/optimal",
+  "ddim0.5/eps_epsc/optimal",
+  "ddim0.5/x0/optimal_mseps",
 ]
 SAMPLED = [group for group in INDEX["files"]["extended_analytic.npz"]["groups"] if group.startswith("sampling/")]
 

@@ -45,15 +45,15 @@ def test_forward_process(golden, linear, openai_inputs):
   data, level, wide = golden("gaussian_openai"), row.t, like(row, x_0)
   prev = x_prev(linear)
   ours = {
-      "q_sample": level.diffuse(x_0, eps),
-      "q_mean_variance.mean": wide.t.alpha * x_0,
-      "q_mean_variance.variance": wide.t.sigma**2,
-      "q_posterior_mean_variance.mean": prev.target(x_0, eps_from_x0(x_0, x_t, level), level),
-      "q_posterior_mean_variance.variance": wide.var,
-      "q_posterior_mean_variance.log_variance_clipped": wide.log_var_min,
-      "predict_xstart_from_eps": x0_from_eps(eps, x_t, level),
-      "predict_xstart_from_xprev": prev.decode(eps, x_t, level).x0,
-      "predict_eps_from_xstart": eps_from_x0(x_0, x_t, level),
+    "q_sample": level.diffuse(x_0, eps),
+    "q_mean_variance.mean": wide.t.alpha * x_0,
+    "q_mean_variance.variance": wide.t.sigma**2,
+    "q_posterior_mean_variance.mean": prev.target(x_0, eps_from_x0(x_0, x_t, level), level),
+    "q_posterior_mean_variance.variance": wide.var,
+    "q_posterior_mean_variance.log_variance_clipped": wide.log_var_min,
+    "predict_xstart_from_eps": x0_from_eps(eps, x_t, level),
+    "predict_xstart_from_xprev": prev.decode(eps, x_t, level).x0,
+    "predict_eps_from_xstart": eps_from_x0(x_0, x_t, level),
   }
   for name, array in ours.items():
     assert_close(array, nhwc(data[f"q/{name}"]), name=name)
@@ -67,10 +67,10 @@ def check_p_mean_variance(theirs, built, x, row, mean, var, clip):
   # Ho's fixed-large says beta there.
   reported = {"FIXED_SMALL": wide.var, "fixedsmall": wide.var, "fixedlarge": jnp.exp(wide.log_var_max)}
   ours = {
-      "mean": p.mean,
-      "log_variance": p.log_var,
-      "variance": reported.get(var, jnp.exp(p.log_var)),
-      "pred_xstart": (ClipX0(built.network) if clip else built.network)(x, row.t).x0,
+    "mean": p.mean,
+    "log_variance": p.log_var,
+    "variance": reported.get(var, jnp.exp(p.log_var)),
+    "pred_xstart": (ClipX0(built.network) if clip else built.network)(x, row.t).x0,
   }
   for name, array in ours.items():
     if (recorded := theirs(name)) is not None:
@@ -90,7 +90,7 @@ def test_p_mean_variance(golden, linear, openai_inputs, mean, var, clip):
 
 
 @pytest.mark.parametrize(
-    "mean, var", [("EPSILON", "LEARNED_RANGE"), ("START_X", "FIXED_SMALL"), ("PREVIOUS_X", "FIXED_LARGE")]
+  "mean, var", [("EPSILON", "LEARNED_RANGE"), ("START_X", "FIXED_SMALL"), ("PREVIOUS_X", "FIXED_LARGE")]
 )
 def test_p_mean_variance_on_a_grid(golden, openai_inputs, mean, var):
   data, group = golden("gaussian_openai"), f"p_mean_variance_spaced/{mean}/{var}"

@@ -62,8 +62,16 @@ def test_single_calls(golden, guide, chain, var):
   close(built.kernel(x_t, row, guided).mean, nhwc(data[f"{group}/condition_score.mean"]))
 
 
-@pytest.mark.parametrize("name", ["p_sample_loop/p", "p_sample_loop/p_scale0.4", "p_sample_loop/p_full",
-                                  "ddim_sample_loop/ddim_eta0.0", "ddim_sample_loop/ddim_eta1.0"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "p_sample_loop/p",
+    "p_sample_loop/p_scale0.4",
+    "p_sample_loop/p_full",
+    "ddim_sample_loop/ddim_eta0.0",
+    "ddim_sample_loop/ddim_eta1.0",
+  ],
+)
 def test_trajectories(golden, guide, name):
   data, group = golden("samplers_openai"), f"guidance/{name}"
   args, (classifier, cond) = data.args(group), guide

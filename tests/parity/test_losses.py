@@ -18,13 +18,17 @@ from ddpm_jax.diffusion.time_sampling import LossHistory, LossSecondMoment
 MEANS, VARIANCES = ("EPSILON", "START_X", "PREVIOUS_X"), ("FIXED_SMALL", "FIXED_LARGE", "LEARNED", "LEARNED_RANGE")
 CASES = list(itertools.product(("MSE", "RESCALED_MSE", "KL", "RESCALED_KL"), MEANS, VARIANCES))
 ON_A_GRID = [
-    ("MSE", "EPSILON", "FIXED_LARGE"), ("RESCALED_MSE", "EPSILON", "LEARNED_RANGE"),
-    ("RESCALED_KL", "EPSILON", "LEARNED_RANGE"), ("KL", "START_X", "FIXED_SMALL"),
+  ("MSE", "EPSILON", "FIXED_LARGE"),
+  ("RESCALED_MSE", "EPSILON", "LEARNED_RANGE"),
+  ("RESCALED_KL", "EPSILON", "LEARNED_RANGE"),
+  ("KL", "START_X", "FIXED_SMALL"),
 ]
 HO_CASES = [
-    (kind, mean, var)
-    for kind in ("mse", "kl") for mean in ("eps", "xstart", "xprev") for var in ("fixedsmall", "fixedlarge", "learned")
-    if (kind, var) != ("mse", "learned")
+  (kind, mean, var)
+  for kind in ("mse", "kl")
+  for mean in ("eps", "xstart", "xprev")
+  for var in ("fixedsmall", "fixedlarge", "learned")
+  if (kind, var) != ("mse", "learned")
 ]
 
 

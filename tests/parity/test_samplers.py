@@ -16,10 +16,31 @@ from ddpm_jax.diffusion.prediction import Network, TimeScale
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.transforms import ClipX0
 
-ANCESTRAL = ("full_small", "full_large", "full_range", "full_small_noclip", "spaced_small", "spaced_large", "spaced_range",
-             "ddimspaced_range", "sections_large", "spaced_xstart", "spaced_xprev", "spaced_learned")
-DDIM = ("ddim25_eta0.0", "ddim_full_eta0.0", "ddim25_eta0.5", "ddim_full_eta0.5", "ddim25_eta1.0", "ddim_full_eta1.0",
-        "ddim25_xstart_eta0.0", "ddim25_noclip_eta0.0", "ddim25_noclip_eta1.0")
+ANCESTRAL = (
+  "full_small",
+  "full_large",
+  "full_range",
+  "full_small_noclip",
+  "spaced_small",
+  "spaced_large",
+  "spaced_range",
+  "ddimspaced_range",
+  "sections_large",
+  "spaced_xstart",
+  "spaced_xprev",
+  "spaced_learned",
+)
+DDIM = (
+  "ddim25_eta0.0",
+  "ddim_full_eta0.0",
+  "ddim25_eta0.5",
+  "ddim_full_eta0.5",
+  "ddim25_eta1.0",
+  "ddim_full_eta1.0",
+  "ddim25_xstart_eta0.0",
+  "ddim25_noclip_eta0.0",
+  "ddim25_noclip_eta1.0",
+)
 
 
 def both(x, pred):
@@ -43,7 +64,7 @@ def assert_beliefs_close(x0, theirs, table):
 
 
 @pytest.mark.parametrize(
-    "group", [f"p_sample_loop/{name}" for name in ANCESTRAL] + [f"ddim_sample_loop/{name}" for name in DDIM]
+  "group", [f"p_sample_loop/{name}" for name in ANCESTRAL] + [f"ddim_sample_loop/{name}" for name in DDIM]
 )
 def test_openai(golden, group):
   data = golden("samplers_openai")
@@ -85,12 +106,20 @@ def test_openai_inversion_of_the_last_step(golden):
   assert_close(states[0], nhwc(data[f"{group}/last_step_from_x_start"]))
 
 
-@pytest.mark.parametrize("name", [
-    "generalized/linear_T1000_uniform20_eta0.0", "generalized/linear_T1000_uniform20_eta0.5",
-    "generalized/linear_T1000_uniform20_eta1.0", "generalized/linear_T1000_quad20_eta0.0",
-    "generalized/linear_T1000_quad20_eta0.5", "generalized/linear_T1000_quad20_eta1.0",
-    "generalized/quad_T50_uniform50_eta1.0", "ddpm_noisy/linear_T1000_uniform20", "ddpm_noisy/linear_T1000_quad20",
-])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "generalized/linear_T1000_uniform20_eta0.0",
+    "generalized/linear_T1000_uniform20_eta0.5",
+    "generalized/linear_T1000_uniform20_eta1.0",
+    "generalized/linear_T1000_quad20_eta0.0",
+    "generalized/linear_T1000_quad20_eta0.5",
+    "generalized/linear_T1000_quad20_eta1.0",
+    "generalized/quad_T50_uniform50_eta1.0",
+    "ddpm_noisy/linear_T1000_uniform20",
+    "ddpm_noisy/linear_T1000_quad20",
+  ],
+)
 def test_ddim_code(golden, name):
   data = golden("ddim_repo")
   args = data.args(name)

@@ -31,24 +31,24 @@ def named(args: dict) -> schedule.Schedule:
 def columns(table: steps.GaussianSteps) -> dict[str, np.ndarray]:
   """A full table in the words and the order of the references: index t = 0 is the step into the image."""
   ours = {
-      "posterior_variance": table.var,
-      "posterior_log_variance_clipped": table.log_var_min,
-      "posterior_mean_coef1": np.sqrt(table.c_cov),  # multiplies x_0 when eps is eliminated
-      "posterior_mean_coef2": table.c_eps / table.t.sigma,  # multiplies x_t
-      "log_betas": table.log_var_max,
+    "posterior_variance": table.var,
+    "posterior_log_variance_clipped": table.log_var_min,
+    "posterior_mean_coef1": np.sqrt(table.c_cov),  # multiplies x_0 when eps is eliminated
+    "posterior_mean_coef2": table.c_eps / table.t.sigma,  # multiplies x_t
+    "log_betas": table.log_var_max,
   }
   return {name: column[::-1] for name, column in ours.items()}
 
 
 SCHEDULES = [
-    ("schedules_openai", name) for name in ("linear_T1000", "linear_T4000", "cosine_T1000", "cosine_T4000", "linear_T100")
+  ("schedules_openai", name) for name in ("linear_T1000", "linear_T4000", "cosine_T1000", "cosine_T4000", "linear_T100")
 ] + [
-    (file, f"schedule/{name}")
-    for file, names in {
-        "ho_tf": ("linear_T1000", "quad_T1000", "const_T100", "jsd_T100", "warmup10_T1000", "warmup50_T1000"),
-        "ddim_repo": ("linear_T1000", "quad_T1000", "const_T100", "jsd_T100", "sigmoid_T1000"),
-    }.items()
-    for name in names
+  (file, f"schedule/{name}")
+  for file, names in {
+    "ho_tf": ("linear_T1000", "quad_T1000", "const_T100", "jsd_T100", "warmup10_T1000", "warmup50_T1000"),
+    "ddim_repo": ("linear_T1000", "quad_T1000", "const_T100", "jsd_T100", "sigmoid_T1000"),
+  }.items()
+  for name in names
 ]
 
 
@@ -95,8 +95,16 @@ def test_openai_section_strings(golden):
 
 
 @pytest.mark.parametrize(
-    "group", ["linear_T1000__250", "linear_T1000__ddim50", "cosine_T4000__100", "cosine_T300__10,15,20", "linear_T100__7",
-              "linear_T1000__ddim25"])
+  "group",
+  [
+    "linear_T1000__250",
+    "linear_T1000__ddim50",
+    "cosine_T4000__100",
+    "cosine_T300__10,15,20",
+    "linear_T100__7",
+    "linear_T1000__ddim25",
+  ],
+)
 def test_a_grid_is_openais_respaced_diffusion(golden, group):
   data, group = golden("respacing_openai"), f"spaced_{group}"
   args = data.args(group)
@@ -111,13 +119,16 @@ def test_a_grid_is_openais_respaced_diffusion(golden, group):
     np.testing.assert_allclose(ours[name], data[f"{group}/{name}"], **FLOAT32, err_msg=name)
 
 
-@pytest.mark.parametrize("name, T, spec, rescaled", [
+@pytest.mark.parametrize(
+  "name, T, spec, rescaled",
+  [
     ("linear_T1000_resp[]_rescale0", 1000, "", False),
     ("linear_T4000_resp[]_rescale1", 4000, "", True),
     ("linear_T1000_resp[ddim25]_rescale0", 1000, "ddim25", False),
     ("linear_T4000_resp[100]_rescale1", 4000, "100", True),
     ("cosine_T300_resp[10,15,20]_rescale1", 300, "10,15,20", True),
-])
+  ],
+)
 def test_the_time_that_reaches_the_network(golden, name, T, spec, rescaled):
   levels = schedule.linear(T)
   visited = grid.sections(T, spec) if spec else grid.full(T)
@@ -135,5 +146,3 @@ def test_sequences_of_the_ddim_code(golden):
     build = {"uniform": grid.ddim_uniform, "quad": grid.quadratic}[kind]
     expected = np.unique(data[f"sequences/{name}"])  # quad repeats low levels there, which moves nothing
     np.testing.assert_array_equal(build(int(T[1:]), int(K[1:])), np.append(expected[::-1] + 1, 0), err_msg=name)
-
-

@@ -141,38 +141,69 @@ VP = prediction.TimeScale(0.999, 0)
 
 CASES = {
   "Improved DDPM, hybrid": Case(
-    dict(STORED, out_channels=6), *OPENAI, RANGE, losses.Hybrid(TABLE, weight=1.0), hybrid,
+    dict(STORED, out_channels=6),
+    *OPENAI,
+    RANGE,
+    losses.Hybrid(TABLE, weight=1.0),
+    hybrid,
     stored="grad/RESCALED_MSE_EPSILON_LEARNED_RANGE",
   ),
   "Improved DDPM, bound": Case(
-    dict(STORED, out_channels=6), *OPENAI, RANGE, losses.Vlb(TABLE, scale=1000.0), kl,
+    dict(STORED, out_channels=6),
+    *OPENAI,
+    RANGE,
+    losses.Vlb(TABLE, scale=1000.0),
+    kl,
     stored="grad/RESCALED_KL_EPSILON_LEARNED_RANGE",
   ),
   "Improved DDPM, x_0": Case(
-    dict(STORED, out_channels=6), *OPENAI, x0_network, losses.Hybrid(TABLE, weight=1.0), hybrid_x0,
+    dict(STORED, out_channels=6),
+    *OPENAI,
+    x0_network,
+    losses.Hybrid(TABLE, weight=1.0),
+    hybrid_x0,
     stored="grad/MSE_START_X_LEARNED_RANGE",
   ),
   "DDIM": Case(HO, "pesser", "ho", {}, eps_network(), losses.Simple(TABLE, "sum"), simple),
   "ADM, labels and low_res": Case(
-    dict(ADM, out_channels=6, num_classes=10, low_res=True), *BY_16, RANGE, losses.Hybrid(TABLE, weight=1.0), hybrid,
+    dict(ADM, out_channels=6, num_classes=10, low_res=True),
+    *BY_16,
+    RANGE,
+    losses.Hybrid(TABLE, weight=1.0),
+    hybrid,
     ("label", "low_res"),
   ),
   "ADM's classifier": Case(
-    dict(ADM, name="classifier", out_channels=10), "openai", "classifier", BY_16[2],
-    guidance.Classifier, losses.NoisyClassifier(TABLE), cross_entropy,
+    dict(ADM, name="classifier", out_channels=10),
+    "openai",
+    "classifier",
+    BY_16[2],
+    guidance.Classifier,
+    losses.NoisyClassifier(TABLE),
+    cross_entropy,
   ),
   "DDPM++": Case(
     dict(SMALL, name="ncsnpp"), "ncsnpp", "ncsnpp", ONE, eps_network(time=VP), losses.Simple(TABLE, "sum"), simple
   ),
   "NPR on Ho's": Case(
-    dict(name="two_headed", backbone=HO, complex=True), "pesser", "ho", {}, eps_network("residual"), SECOND, npr,
+    dict(name="two_headed", backbone=HO, complex=True),
+    "pesser",
+    "ho",
+    {},
+    eps_network("residual"),
+    SECOND,
+    npr,
     learns="before_out norm_out2 conv_out2",
   ),
   "SN on OpenAI's": Case(
     dict(name="two_headed", backbone=dict(ADM, out_channels=6, channel_mult=(1,), attention_resolutions=(8,))),
-    *BY_16, eps_network("second_moment"), SECOND, sn, learns="out2",
+    *BY_16,
+    eps_network("second_moment"),
+    SECOND,
+    sn,
+    learns="out2",
   ),
-}  # fmt: skip
+}
 
 
 @functools.cache

@@ -35,31 +35,42 @@ def nan(params, x, time, cond=None):
 
 
 CASES = {
-    "moments of another length": (
-        lambda: trajectory.dp_seg(schedule.linear(1000), GAMMA, 10),
-        "shape (101,), but a schedule of T = 1000 levels needs 1001"),
-    "moments below zero": (lambda: trajectory.dp_seg(CHAIN, -GAMMA, 10), "moment of level 1 is -0.505"),
-    "moments above one from the start": (
-        lambda: trajectory.dp_seg(CHAIN, GAMMA + 1, 10), "exceed 1 from level 1 of 100"),
-    "more steps than levels": (lambda: trajectory.dp_seg(CHAIN, GAMMA, 101), "101 steps do not fit a chain of T = 100"),
-    "no steps": (lambda: trajectory.dp_vb(np.zeros((11, 11)), 0), "0 steps do not fit a chain of T = 10"),
-    "a table that is not square": (lambda: trajectory.dp_vb(np.zeros((11, 10)), 3), "square table"),
-    "eta above one": (lambda: steps.gaussian(CHAIN, grid.full(100), 1.5), "eta = 1.5 is outside [0, 1]"),
-    "a covariance without a head": (
-        lambda: sample(KEYS, Network(None, identity), GaussianSampler(steps.gaussian(CHAIN, grid.uniform(100, 2)),
-                                                                     ReverseKernel(Optimal())), X),
-        "Optimal() needs Prediction.eps_var"),
-    "the bound of eta = 0": (
-        lambda: bits_per_dim(KEYS, DATA, ReverseKernel(Optimal()), steps.gaussian(CHAIN, grid.uniform(100, 2), 0.0), X),
-        "eta = 0"),
-    "moments at no level": (
-        lambda: next(moments.estimate(CHAIN, DATA, [(X, None)], levels=[0, 5])), "levels 1 ... 100 of this schedule"),
-    "going on at other levels": (
-        lambda: next(moments.estimate(CHAIN, DATA, [(X, None)], levels=[5], start=moments.Moments.none([1, 2]))),
-        "cannot go on"),
-    "Euler-Maruyama upwards": (lambda: euler_maruyama(CHAIN, np.array([1, 50])), "follows the reverse SDE"),
-    "an ODE that cannot be followed": (
-        lambda: ode_likelihood.bits_per_dim(KEYS, Network(None, nan), VpSde(), X, max_steps=5), "could not be followed"),
+  "moments of another length": (
+    lambda: trajectory.dp_seg(schedule.linear(1000), GAMMA, 10),
+    "shape (101,), but a schedule of T = 1000 levels needs 1001",
+  ),
+  "moments below zero": (lambda: trajectory.dp_seg(CHAIN, -GAMMA, 10), "moment of level 1 is -0.505"),
+  "moments above one from the start": (lambda: trajectory.dp_seg(CHAIN, GAMMA + 1, 10), "exceed 1 from level 1 of 100"),
+  "more steps than levels": (lambda: trajectory.dp_seg(CHAIN, GAMMA, 101), "101 steps do not fit a chain of T = 100"),
+  "no steps": (lambda: trajectory.dp_vb(np.zeros((11, 11)), 0), "0 steps do not fit a chain of T = 10"),
+  "a table that is not square": (lambda: trajectory.dp_vb(np.zeros((11, 10)), 3), "square table"),
+  "eta above one": (lambda: steps.gaussian(CHAIN, grid.full(100), 1.5), "eta = 1.5 is outside [0, 1]"),
+  "a covariance without a head": (
+    lambda: sample(
+      KEYS,
+      Network(None, identity),
+      GaussianSampler(steps.gaussian(CHAIN, grid.uniform(100, 2)), ReverseKernel(Optimal())),
+      X,
+    ),
+    "Optimal() needs Prediction.eps_var",
+  ),
+  "the bound of eta = 0": (
+    lambda: bits_per_dim(KEYS, DATA, ReverseKernel(Optimal()), steps.gaussian(CHAIN, grid.uniform(100, 2), 0.0), X),
+    "eta = 0",
+  ),
+  "moments at no level": (
+    lambda: next(moments.estimate(CHAIN, DATA, [(X, None)], levels=[0, 5])),
+    "levels 1 ... 100 of this schedule",
+  ),
+  "going on at other levels": (
+    lambda: next(moments.estimate(CHAIN, DATA, [(X, None)], levels=[5], start=moments.Moments.none([1, 2]))),
+    "cannot go on",
+  ),
+  "Euler-Maruyama upwards": (lambda: euler_maruyama(CHAIN, np.array([1, 50])), "follows the reverse SDE"),
+  "an ODE that cannot be followed": (
+    lambda: ode_likelihood.bits_per_dim(KEYS, Network(None, nan), VpSde(), X, max_steps=5),
+    "could not be followed",
+  ),
 }
 
 

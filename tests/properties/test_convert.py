@@ -177,9 +177,7 @@ def flags(answers):
 
 def families(golden):
   """name -> (file name, write(path), answers, golden file, group): one of every container and kind of network."""
-  ddim, improved, guided, extended = (
-    golden(f"unet_{kind}") for kind in ("ddim", "improved", "guided", "extended")
-  )
+  ddim, improved, guided, extended = (golden(f"unet_{kind}") for kind in ("ddim", "improved", "guided", "extended"))
   torch_file = lambda stored, group: lambda path: torch_files.save(path, stored.state_dict(group))
 
   def tensorflow(path):
@@ -236,9 +234,7 @@ def families(golden):
   }
 
 
-@pytest.mark.parametrize(
-  "family", ["pesser", "tensorflow", "safetensors", "adm", "upsampler", "classifier", "two heads"]
-)
+@pytest.mark.parametrize("family", ["pesser", "tensorflow", "safetensors", "adm", "upsampler", "classifier", "two heads"])
 def test_every_family_from_its_file_to_its_output_and_back(golden, tmp_path, family):
   name, write, answers, file, group = families(golden)[family]
   write(tmp_path / name)

@@ -205,8 +205,9 @@ def test_a_full_disk_ends_in_one_sentence_and_nothing_half_written(tmp_path):
 def test_cifar10_comes_from_the_python_version_in_tfds_order(tmp_path, caplog):
   images = noise(12, 32, 32)
   labels = [number % 10 for number in range(12)]
-  batches = list(cifar_batches([(images[2 * k : 2 * k + 2], labels[2 * k : 2 * k + 2]) for k in range(5)],
-                               (images[10:], labels[10:])))  # fmt: skip
+  batches = list(
+    cifar_batches([(images[2 * k : 2 * k + 2], labels[2 * k : 2 * k + 2]) for k in range(5)], (images[10:], labels[10:]))
+  )
   write_tar(tmp_path / "cifar-10-python.tar.gz", batches)
   prepare.prepare("cifar10", tmp_path / "cifar-10-python.tar.gz", data_dir=tmp_path / "a")
   assert "these pixels are not what was published" in caplog.text

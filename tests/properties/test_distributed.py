@@ -43,7 +43,7 @@ SLICES = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COO
     (GKE, {}, {}, Group(f"w-0.svc:{distributed.PORT}", 2, 1)),
     (GKE | SLICES, {}, {}, Group(f"s-0.svc:{distributed.PORT}", 4, 3)),
   ],
-)  # fmt: skip
+)
 def test_the_environment_says_who_we_are(environ, metadata, flags, group):
   assert find(environ, metadata.get, **flags) == group
 

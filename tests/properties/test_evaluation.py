@@ -160,7 +160,7 @@ def test_bad_input_to_feature_networks_is_one_sentence(held_out, net, tmp_path):
 
 def digits_of(source, index):
   images = source.images[index]
-  return type(source)(source.info, images, source.labels[:len(images)])
+  return type(source)(source.info, images, source.labels[: len(images)])
 
 
 # ---------------------------------------------------------------- whole evaluations
@@ -206,8 +206,13 @@ def test_an_evaluation_says_everything(halves, projection):
   a, b = (projection(half.source.images)["features"] for half in halves)
   assert result["metrics"]["fid"] == pytest.approx(fid(np.asarray(b), np.asarray(a)), rel=1e-5)
   assert result["metrics"]["precision_recall"]["precision"] > 0.7
-  assert result["samples"] == {"name": "a", "count": 700, "image_shape": [8, 8, 1], "sha256": halves[0].sha256,
-                               "preprocessing": "uint8 pixels of the file"}
+  assert result["samples"] == {
+    "name": "a",
+    "count": 700,
+    "image_shape": [8, 8, 1],
+    "sha256": halves[0].sha256,
+    "preprocessing": "uint8 pixels of the file",
+  }
   assert result["reference"]["sha256"] == halves[1].sha256 != halves[0].sha256
   assert result["features"]["sha256"] == projection.digest
 
@@ -272,8 +277,15 @@ def test_classes_of_drawn_images_are_balanced_across_blocks(monkeypatch):
 
   config = ml_collections.ConfigDict({"data": {"name": "digits"}, "sampling": {"rounding": "truncate"}})
   trained = types.SimpleNamespace(
-    config=config, network=types.SimpleNamespace(params={"w": np.zeros(3)}), guide=None, step=7, weights="EMA 0.99",
-    image_shape=(2, 2, 1), sample=sample, labels=lambda seeds: np.arange(len(seeds)) % 4)
+    config=config,
+    network=types.SimpleNamespace(params={"w": np.zeros(3)}),
+    guide=None,
+    step=7,
+    weights="EMA 0.99",
+    image_shape=(2, 2, 1),
+    sample=sample,
+    labels=lambda seeds: np.arange(len(seeds)) % 4,
+  )
   run = image_sets.of_run(trained, 60)
   for start in range(0, 60, 7):
     run.source.gather(np.arange(start, min(start + 7, 60)))
@@ -316,16 +328,30 @@ def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_p
   large = image_sets.of_arrays("large", {"arr_0": images.repeat(2, 1).repeat(2, 2)})
   refuses("samples are 8x8x1, the reference large is 16x16x1", evaluate, halves[0], large, projection, count=700)
   refuses("no metric 'fids'; did you mean 'fid'", evaluate, *halves, projection, count=700, metrics=["fids"])
-  refuses("sfid cannot be had: the feature network gives no spatial output", evaluate, *halves, net, count=700,
-          metrics=["sfid"])
+  refuses(
+    "sfid cannot be had: the feature network gives no spatial output", evaluate, *halves, net, count=700, metrics=["sfid"]
+  )
   statistics = references.read(tmp_path / "stats.npz")
-  refuses("kid cannot be had: the reference has no images", evaluate, halves[0], statistics, projection, count=700,
-          metrics=["kid"])
+  refuses(
+    "kid cannot be had: the reference has no images", evaluate, halves[0], statistics, projection, count=700, metrics=["kid"]
+  )
   refuses("has 20 features, but classifier_8x8x1_16 gives 16", evaluate, halves[0], statistics, net, count=700)
   references.write(tmp_path / "ours.npz", references.make(halves[1], projection))
-  refuses("made with the features inception_tf .* not with classifier_8x8x1_16", evaluate, halves[0],
-          references.read(tmp_path / "ours.npz"), net, count=700)
+  refuses(
+    "made with the features inception_tf .* not with classifier_8x8x1_16",
+    evaluate,
+    halves[0],
+    references.read(tmp_path / "ours.npz"),
+    net,
+    count=700,
+  )
   arrays, _ = storage.read(tmp_path / "ours.npz")
   np.savez(tmp_path / "openai.npz", **arrays)
-  refuses("a reference of OpenAI's, made with inception_tf, not with other", evaluate, halves[0],
-          references.read(tmp_path / "openai.npz"), projection.replace(name="other"), count=700)
+  refuses(
+    "a reference of OpenAI's, made with inception_tf, not with other",
+    evaluate,
+    halves[0],
+    references.read(tmp_path / "openai.npz"),
+    projection.replace(name="other"),
+    count=700,
+  )

@@ -14,14 +14,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Inside diffusion/ a module imports only smaller numbers. A new module needs a place here.
 LAYERS = {
-    0: "gaussian schedule noise progress time_sampling",
-    1: "grid solvers",
-    2: "steps trajectory",
-    3: "prediction moments dpm_solver heun unipc sde",
-    4: "transforms covariance guidance mixture ode_likelihood",
-    5: "kernel",
-    6: "samplers likelihood",
-    7: "losses interpolation editing step_costs",
+  0: "gaussian schedule noise progress time_sampling",
+  1: "grid solvers",
+  2: "steps trajectory",
+  3: "prediction moments dpm_solver heun unipc sde",
+  4: "transforms covariance guidance mixture ode_likelihood",
+  5: "kernel",
+  6: "samplers likelihood",
+  7: "losses interpolation editing step_costs",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
@@ -58,11 +58,14 @@ def test_models_and_diffusion_do_not_meet():
     assert not within("ddpm_jax.diffusion", imports(file)), file
 
 
-@pytest.mark.parametrize("library, allowed", [
+@pytest.mark.parametrize(
+  "library, allowed",
+  [
     ("absl", ("cli",)),
     ("tensorflow", ()),  # TFDS reads without it; preparing a data set is TFDS's affair
     ("torch", ("convert",)),
-])
+  ],
+)
 def test_libraries_stay_where_they_belong(library, allowed):
   for file in FILES:
     if file.relative_to(PACKAGE).parts[0] not in allowed:

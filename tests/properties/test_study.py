@@ -25,7 +25,12 @@ def test_the_papers_methods(tmp_path):
   by_name = {method.name: method for method in study.methods(ddpm_cap=1.0)}
   assert by_name["NPR-DDPM"].sampling["cap_pixels"] == 1.0 and by_name["DDPM-small"].sampling["cap_pixels"] is None
   assert [name for name, method in by_name.items() if not method.has_bound] == [
-      "DDIM", "Analytic-DDIM", "Residual-DDIM", "NPR-DDIM", "SN-DDIM"]
+    "DDIM",
+    "Analytic-DDIM",
+    "Residual-DDIM",
+    "NPR-DDIM",
+    "SN-DDIM",
+  ]
   assert all(method.sampling["keep_eps"] != method.has_bound for method in by_name.values())
 
 

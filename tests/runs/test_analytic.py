@@ -76,8 +76,21 @@ def test_the_optimal_covariance_and_both_best_grids_sample(runs, moments):
 
 
 def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
-  arguments = ["study", "--workdir", f"{runs}/plain", "--npr", f"{runs}/npr", "--samples", "0", "--likelihood", "4",
-               "--trajectories", "even,optimal", "--methods", "DDPM-small,Analytic-DDPM,NPR-DDPM,NPR-DDIM"]
+  arguments = [
+    "study",
+    "--workdir",
+    f"{runs}/plain",
+    "--npr",
+    f"{runs}/npr",
+    "--samples",
+    "0",
+    "--likelihood",
+    "4",
+    "--trajectories",
+    "even,optimal",
+    "--methods",
+    "DDPM-small,Analytic-DDPM,NPR-DDPM,NPR-DDIM",
+  ]
   assert main.run([*arguments, "--steps", "3"]) == 0
   table = (runs / "plain/study/study.md").read_text()
   rows = [line.split(" | ")[0].strip("| ") for line in table.splitlines() if line.startswith("| ")]
@@ -86,9 +99,17 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
     assert picture.size[0] > 400
   kept = json.loads((runs / "plain/study/Analytic-DDPM_even_3.json").read_text())
   assert f"{kept['bits_per_dim']['mean']:.2f}" in table
-  alone = experiment.load(runs / "plain", overrides=[
-      "sampling.covariance=optimal", f"sampling.moments={moments}", "evaluation.grid=uniform", "evaluation.steps=3",
-      "evaluation.last_row=full_chain", "evaluation.covariance=optimal"])
+  alone = experiment.load(
+    runs / "plain",
+    overrides=[
+      "sampling.covariance=optimal",
+      f"sampling.moments={moments}",
+      "evaluation.grid=uniform",
+      "evaluation.steps=3",
+      "evaluation.last_row=full_chain",
+      "evaluation.covariance=optimal",
+    ],
+  )
   assert kept["bits_per_dim"]["mean"] == pytest.approx(alone.bits_per_dim(alone.dataset("test"), 4).total.mean(), rel=1e-6)
 
   capsys.readouterr()
@@ -98,7 +119,9 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
   assert "holds a study of something else: likelihood is 4 there and 5 here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
+@pytest.mark.parametrize(
+  ("arguments", "sentence"),
+  [
     (["sample", "--config.sampling.covariance=optimal"], "needs to know how wrong the network is"),
     (["sample", "--config.sampling.grid=dp_seg", "--config.sampling.steps=3"], 'The grid "dp_seg" follows from moments'),
     (["sample", "--config.sampling.grid=dp_vb", "--config.sampling.steps=3"], 'The grid "dp_vb" follows from costs'),
@@ -113,7 +136,8 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
     (["study", "--samples", "0", "--likelihood", "0"], "there is nothing to measure"),
     (["study", "--steps", "3", "--samples", "719"], "719 samples are compared with half of the 1437 training images"),
     (["study", "--steps", "3", "--moments", "no.npz"], "There are no moments in no.npz"),
-])
+  ],
+)
 def test_what_the_user_can_mend_is_one_sentence(runs, moments, capsys, arguments, sentence):
   command, *options = arguments
   options = [option.replace("PLAIN", f"{runs}/plain") for option in options]
@@ -129,8 +153,16 @@ def test_a_head_without_a_second_output_is_refused(runs, capsys):
 
 
 def test_a_network_of_the_sde_has_an_ode_and_euler_samplers(runs, capsys):
-  sde = ["schedule.name=vp_sde", "schedule.start=0.1", "schedule.end=20.0", "prediction.time_scale=49.95",
-         "prediction.time_shift=0", "sampling.clip=none", "sampling.grid=uniform", "sampling.steps=4"]
+  sde = [
+    "schedule.name=vp_sde",
+    "schedule.start=0.1",
+    "schedule.end=20.0",
+    "prediction.time_scale=49.95",
+    "prediction.time_shift=0",
+    "sampling.clip=none",
+    "sampling.grid=uniform",
+    "sampling.steps=4",
+  ]
   flags = [f"--config.{field}" for field in sde]
   assert main.run(["evaluate", "--workdir", f"{runs}/plain", "--likelihood", "0", "--ode", "2", *flags]) == 0
   assert "bits/dim of the ODE on 2 test images" in capsys.readouterr().out

@@ -224,50 +224,80 @@ OPTIMAL += "sampling.keep_eps=True sampling.rounding=round"
 OF_DDIM, OF_OPENAI = (dict(alpha_bar=LINEAR, levels=STRIDE_100, clip=clip) for clip in (False, True))
 OF_EXTENDED = dict(alpha_bar=LINEAR, levels=EVEN, keep_eps=True)
 FAMILIES = {
-  "DDIM": Family(
-    "unet_ddim", "model0", "ckpt_300000.pth", torch_file(training_of_ddim), 16, DDIM, of_ho, OF_DDIM, "round"
-  ),
-  "DDPM in TensorFlow": Family(
-    "unet_ddim", "model0", "model.ckpt-790000", tensorflow, 16, DDIM, of_ho, OF_DDIM, "round"
-  ),
+  "DDIM": Family("unet_ddim", "model0", "ckpt_300000.pth", torch_file(training_of_ddim), 16, DDIM, of_ho, OF_DDIM, "round"),
+  "DDPM in TensorFlow": Family("unet_ddim", "model0", "model.ckpt-790000", tensorflow, 16, DDIM, of_ho, OF_DDIM, "round"),
   "Improved DDPM": Family(
-    "unet_improved", "unet_scaleshift_learnsigma_class", "ema_0.9999_500000.pt", torch_file(dict), 16,
+    "unet_improved",
+    "unet_scaleshift_learnsigma_class",
+    "ema_0.9999_500000.pt",
+    torch_file(dict),
+    16,
     "data.image_size=16 schedule.name=cosine schedule.T=4000 prediction.time_scale=0.25 network.num_heads=4 "
     "sampling.grid=ddim10 sampling.eta=0",
     functools.partial(of_openai, scale=0.25, num_heads=4, **LABELLED),
-    dict(alpha_bar=COSINE, levels=STRIDE_400), labels=True,
+    dict(alpha_bar=COSINE, levels=STRIDE_400),
+    labels=True,
   ),
   "ADM, new order of attention": Family(
-    "unet_guided", "unet_updown_newattn", "ema_0.9999_500000.pt", torch_file(dict), 8,
+    "unet_guided",
+    "unet_updown_newattn",
+    "ema_0.9999_500000.pt",
+    torch_file(dict),
+    8,
     f"{EIGHT} network.head_channels=16 sampling.grid=ddim10",
     functools.partial(of_openai, num_head_channels=16, use_new_attention_order=True, **LABELLED),
-    OF_OPENAI, labels=True, more=("--attention_order", "new"),
+    OF_OPENAI,
+    labels=True,
+    more=("--attention_order", "new"),
   ),
   "Analytic-DPM": Family(
-    "unet_improved", "unet_plain", "400001.ckpt.pth", torch_file(training_of_analytic_dpm), 8,
+    "unet_improved",
+    "unet_plain",
+    "400001.ckpt.pth",
+    torch_file(training_of_analytic_dpm),
+    8,
     f"{EIGHT} network.num_heads=1 prediction.time_shift=0 {OPTIMAL} sampling.moments=ms_eps.pth",
     functools.partial(of_openai, shift=0, num_res_blocks=2),
-    OF_EXTENDED | dict(eps_var=lambda n, eps, *_: 1 - MS_EPS[n] + 0 * eps), "round",
+    OF_EXTENDED | dict(eps_var=lambda n, eps, *_: 1 - MS_EPS[n] + 0 * eps),
+    "round",
   ),
   "NPR-DPM on CelebA": Family(
-    "unet_extended", "Model4Pretrained_complex", "npr.pth", torch_file(dict), 8,
-    f"{EIGHT} prediction.second=residual {OPTIMAL}", of_ho,
-    OF_EXTENDED | dict(eps_var=lambda n, eps, head: head), "round", head="conv_out2.bias",
-  ),
-  "SN-DPM on CIFAR-10": Family(
-    "unet_extended", "UNetModel4Pretrained_simple", "sn.pth", torch_file(dict), 8,
-    f"{EIGHT} prediction.second=second_moment prediction.time_shift=0 network.backbone.num_heads=2 {OPTIMAL}",
-    functools.partial(of_openai, shift=0, num_heads=2),
-    OF_EXTENDED | dict(eps_var=lambda n, eps, head: head - eps**2), "round", head="out2.2.bias",
-  ),
-  "SN-DPM on VP-SDE": Family(
-    "", "", "sn.pth", torch_file(lambda tensors: tensors | {"sigmas": torch.ones(1000)}), 8,
-    f"data.image_size=8 schedule.name=vp_sde sampling.eta=0 prediction.second=second_moment {OPTIMAL}",
-    lambda tensors, x, n: torch_networks.ncsnpp(tensors, x, full(x, 0.999 * n), levels=2, num_res_blocks=1),
-    dict(alpha_bar=VP, levels=EVEN, keep_eps=True, eps_var=lambda n, eps, head: head - eps**2), "round",
+    "unet_extended",
+    "Model4Pretrained_complex",
+    "npr.pth",
+    torch_file(dict),
+    8,
+    f"{EIGHT} prediction.second=residual {OPTIMAL}",
+    of_ho,
+    OF_EXTENDED | dict(eps_var=lambda n, eps, head: head),
+    "round",
     head="conv_out2.bias",
   ),
-}  # fmt: skip
+  "SN-DPM on CIFAR-10": Family(
+    "unet_extended",
+    "UNetModel4Pretrained_simple",
+    "sn.pth",
+    torch_file(dict),
+    8,
+    f"{EIGHT} prediction.second=second_moment prediction.time_shift=0 network.backbone.num_heads=2 {OPTIMAL}",
+    functools.partial(of_openai, shift=0, num_heads=2),
+    OF_EXTENDED | dict(eps_var=lambda n, eps, head: head - eps**2),
+    "round",
+    head="out2.2.bias",
+  ),
+  "SN-DPM on VP-SDE": Family(
+    "",
+    "",
+    "sn.pth",
+    torch_file(lambda tensors: tensors | {"sigmas": torch.ones(1000)}),
+    8,
+    f"data.image_size=8 schedule.name=vp_sde sampling.eta=0 prediction.second=second_moment {OPTIMAL}",
+    lambda tensors, x, n: torch_networks.ncsnpp(tensors, x, full(x, 0.999 * n), levels=2, num_res_blocks=1),
+    dict(alpha_bar=VP, levels=EVEN, keep_eps=True, eps_var=lambda n, eps, head: head - eps**2),
+    "round",
+    head="conv_out2.bias",
+  ),
+}
 
 
 def tensors_of(golden, file, group):

@@ -69,8 +69,17 @@ def test_samples_drawn_on_the_way_measure_as_the_same_samples_in_a_file(workdir,
 
 def test_a_reference_is_made_and_used(workdir, capsys):
   reference = workdir / "reference.npz"
-  main.run(["evaluate", "--features", str(workdir / "classifier.npz"), "--samples", "digits@train",
-            "--make_reference", str(reference)])
+  main.run(
+    [
+      "evaluate",
+      "--features",
+      str(workdir / "classifier.npz"),
+      "--samples",
+      "digits@train",
+      "--make_reference",
+      str(reference),
+    ]
+  )
   assert "moments of 1,437 images" in capsys.readouterr().out
   test = ["--samples", "digits@test", "--num_samples", 360, "--reference"]
   by_file, by_images = (measure(workdir, *test, real, metrics="fid") for real in (reference, "digits@train"))
@@ -102,7 +111,7 @@ BAD_FILES = {
   "other_features": {"mu": np.zeros(20), "sigma": np.eye(20)},
   "nan_moments": {"mu": np.full(16, np.nan), "sigma": np.eye(16)},
   "moments_of_large": {"mu": np.zeros(16), "sigma": np.eye(16), "arr_0": IMAGES.repeat(2, 1).repeat(2, 2)},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +158,7 @@ REFUSED = [  # "./" stands for the folder of files
   (["./good.npz", "--make_reference", "./new.npz"], "--metrics changes nothing of --make_reference: leave"),
   (["./good.npz", *TRAIN, "--likelihood", "8"], "--likelihood is about a network"),
   (["./good.npz", *TRAIN, "--config.sampling.eta=0"], "--config.sampling.eta=0 is about a network"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("arguments, match", REFUSED)
@@ -162,18 +171,23 @@ def test_bad_input_is_one_sentence_and_exit_code_2(workdir, files, capsys, argum
   assert len(errors) == 1 and errors[0].startswith("ddpm-jax: ") and re.search(match, errors[0]), errors
 
 
-@pytest.mark.parametrize("arguments, match", [
-  (["--distance", "64"], "64 images cannot give the covariance of 64 features"),
-  (["--distance", "64", "--likelihood", "4"], "64 images cannot give the covariance"),
-  (["--distance", "719"], "719 samples are compared with half of the 1437 training images"),
-  (["--distance", "99", "--config.data.num_classes=None"], "digits has no labels"),
-  (["--ode", "4", "--likelihood", "4"], "needs the schedule vp_sde"),
-  (["--likelihood", "4", "--features", "mnist"], "--features is about a comparison"),
-  (["--likelihood", "4", "--batch_size", "5"], "--batch_size is about a comparison"),
-  (["--reference", "digits@train", "--features", "digits", "--num_samples", "9"], "9 images cannot give the covariance"),
-  (["--reference", "digits@train", "--features", "digits", "--num_samples", "99", "--out", "/proc/none/x.json"],
-   "/proc/none/x.json cannot be written"),
-])
+@pytest.mark.parametrize(
+  "arguments, match",
+  [
+    (["--distance", "64"], "64 images cannot give the covariance of 64 features"),
+    (["--distance", "64", "--likelihood", "4"], "64 images cannot give the covariance"),
+    (["--distance", "719"], "719 samples are compared with half of the 1437 training images"),
+    (["--distance", "99", "--config.data.num_classes=None"], "digits has no labels"),
+    (["--ode", "4", "--likelihood", "4"], "needs the schedule vp_sde"),
+    (["--likelihood", "4", "--features", "mnist"], "--features is about a comparison"),
+    (["--likelihood", "4", "--batch_size", "5"], "--batch_size is about a comparison"),
+    (["--reference", "digits@train", "--features", "digits", "--num_samples", "9"], "9 images cannot give the covariance"),
+    (
+      ["--reference", "digits@train", "--features", "digits", "--num_samples", "99", "--out", "/proc/none/x.json"],
+      "/proc/none/x.json cannot be written",
+    ),
+  ],
+)
 def test_what_cannot_be_measured_is_refused_before_anything_is_drawn_or_trained(workdir, arguments, match, capsys):
   before = sorted(workdir.rglob("*"))
   assert main.run(["evaluate", "--workdir", str(workdir), *arguments]) == 2
@@ -210,12 +224,15 @@ def test_bits_per_dim_with_every_covariance(workdir, capsys):
   assert "did you mean 'optimal'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("assignments, covariance", [
-  ([], "marginal"),  # the config digits says so
-  (["sampling.covariance=posterior"], "posterior"),
-  (["sampling.covariance=posterior", "evaluation.covariance=marginal"], "marginal"),
-  (["evaluation.covariance=None"], "posterior"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "assignments, covariance",
+  [
+    ([], "marginal"),  # the config digits says so
+    (["sampling.covariance=posterior"], "posterior"),
+    (["sampling.covariance=posterior", "evaluation.covariance=marginal"], "marginal"),
+    (["evaluation.covariance=None"], "posterior"),
+  ],
+)
 def test_the_covariance_that_was_asked_for_last_is_measured(assignments, covariance):
   assert build.bound_covariance(config.override(get_config(), assignments)) == covariance
 
@@ -239,8 +256,9 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
   x[1, 2, 3], x[3] = np.inf, np.nan
   with pytest.raises(experiment.NotFinite, match=r"2 of 4 samples .* \(inf; seeds 6, 8\): the weights are finite, so lower"):
     trained.to_pixels(x, [5, 6, 7, 8])
-  nan = dataclasses.replace(trained, network=trained.network.replace(
-    params=jax.tree.map(lambda leaf: leaf * np.nan, trained.network.params)))
+  nan = dataclasses.replace(
+    trained, network=trained.network.replace(params=jax.tree.map(lambda leaf: leaf * np.nan, trained.network.params))
+  )
   with pytest.raises(experiment.NotFinite, match="2 of 2 bounds are not finite .*test images 0, 1"):
     nan.bits_per_dim(nan.dataset("test"), 2)
   checkpoints.save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0", step=4)
@@ -297,8 +315,18 @@ def test_the_page_holds_everything_and_refers_to_nothing(page):
   parsed = Page(text)
   assert not parsed.open and "http://" not in text and "https://" not in text and "url(" not in text
   assert [re.match(r"data:(image/\w+);base64,", src)[1] for src in parsed.images] == ["image/gif", "image/png", "image/png"]
-  for words in ("digits, step 4", "Fréchet distance of samples, own features", "12.5", "<b>&", "ddpm-jax evaluate",
-                "FID in features of classifier_8x8x1_64", "7.25", '"channel_mult"', "3 rows of metrics.jsonl", "Python"):
+  for words in (
+    "digits, step 4",
+    "Fréchet distance of samples, own features",
+    "12.5",
+    "<b>&",
+    "ddpm-jax evaluate",
+    "FID in features of classifier_8x8x1_64",
+    "7.25",
+    '"channel_mult"',
+    "3 rows of metrics.jsonl",
+    "Python",
+  ):
     assert words in parsed.text, words
 
 
@@ -306,9 +334,11 @@ def test_the_page_holds_everything_and_refers_to_nothing(page):
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_shows_every_picture_and_does_not_scroll_sideways(page, tmp_path, width):
   """A phone is 390 pixels wide. Windows are at least 500 wide, frames are not: the page tells the frame's owner its size."""
-  tell = ("<script>onload = () => { const root = document.documentElement; parent.postMessage({"
-          "pictures: [...document.images].map(i => i.naturalWidth > 0), over: root.scrollWidth - root.clientWidth}, '*') }"
-          "</script>")
+  tell = (
+    "<script>onload = () => { const root = document.documentElement; parent.postMessage({"
+    "pictures: [...document.images].map(i => i.naturalWidth > 0), over: root.scrollWidth - root.clientWidth}, '*') }"
+    "</script>"
+  )
   (tmp_path / "page.html").write_text(page.read_text().replace("</body>", f"{tell}</body>"))
   listen = "<script>onmessage = event => document.body.textContent = JSON.stringify(event.data)</script>"
   frame = f'<iframe width="{width}" height="800" src="page.html"></iframe>'

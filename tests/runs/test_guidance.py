@@ -81,8 +81,9 @@ def test_classifier_reports_accuracy_by_quarters_of_noise(runs, capsys):
   assert "by quarter" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [[], ["--config.sampling.eta=0"], ["--config.sampling.solver=dpm++2m", *FAST]],
-                         ids=["mean", "score", "solver"])  # fmt: skip
+@pytest.mark.parametrize(
+  "flags", [[], ["--config.sampling.eta=0"], ["--config.sampling.solver=dpm++2m", *FAST]], ids=["mean", "score", "solver"]
+)
 def test_classifier_guides_an_unconditional_network(runs, images, flags):
   unguided, labels = images("plain", *flags)
   assert labels is None
@@ -147,17 +148,20 @@ def test_edits(runs, capsys):
   np.testing.assert_array_equal(drawn[:, :, 4:], source.gather(np.arange(4))[0][:, :, 4:])
 
 
-@pytest.mark.parametrize("task, flags, match", [
-  ("reconstruct", ["--steps", "3,9999"], "9999 steps do not fit a chain of T = 20"),
-  ("reconstruct", ["--images", "9999"], "no test image 9999"),
-  ("image_to_image", ["--strength", "2"], "strength = 2.0 must be above 0"),
-  ("image_to_image", ["--seeds", "1"], "16 images but 1 seeds"),
-  ("inpaint", ["--resamples", "0"], "resamples = 0 at least 1"),
-  ("interpolate", ["--seeds", "0-2"], "name an even number"),
-  ("interpolate", ["--frames", "1"], "1 frames show no way"),
-  ("inpaint", ["--strength", "1"], "unknown argument --strength"),
-  ("interpolate", ["--images", "1"], "unknown argument --images"),
-])
+@pytest.mark.parametrize(
+  "task, flags, match",
+  [
+    ("reconstruct", ["--steps", "3,9999"], "9999 steps do not fit a chain of T = 20"),
+    ("reconstruct", ["--images", "9999"], "no test image 9999"),
+    ("image_to_image", ["--strength", "2"], "strength = 2.0 must be above 0"),
+    ("image_to_image", ["--seeds", "1"], "16 images but 1 seeds"),
+    ("inpaint", ["--resamples", "0"], "resamples = 0 at least 1"),
+    ("interpolate", ["--seeds", "0-2"], "name an even number"),
+    ("interpolate", ["--frames", "1"], "1 frames show no way"),
+    ("inpaint", ["--strength", "1"], "unknown argument --strength"),
+    ("interpolate", ["--images", "1"], "unknown argument --images"),
+  ],
+)
 def test_edits_that_cannot_be_are_refused_at_once(runs, capsys, task, flags, match):
   command = ["edit", task, "--workdir", f"{runs}/base", *flags]
   try:
@@ -190,21 +194,21 @@ def test_a_classifier_guides_reconstructions(runs):
 
 
 BAD = {
-    "class": ("plain", ["--classes", "12", "CLASSIFIER"], "Class 12 does not exist: digits has classes 0 to 9"),
-    "no guide": ("plain", ["--classes", "2"], "unconditional and takes no labels"),
-    "no null label": ("plain", by("classifier_free", 2.0), "knows the null label"),
-    "no model": ("plain", by("classifier", 2.0), "needs sampling.guidance.model"),
-    "no classifier": ("plain", by("classifier", 2.0, "PLAIN"), "is not a noisy classifier"),
-    "no network": ("plain", by("autoguidance", 2.0, "GUIDE"), "is a noisy classifier"),
-    "schedule": ("plain", ["CLASSIFIER", "--config.schedule.end=0.3"], "was trained on the schedule"),
-    "image size": ("base", ["CLASSIFIER"], "data.image_size = 8, but this network with 4"),
-    "form": ("plain", ["CLASSIFIER", "--config.sampling.guidance.form=mean", "--config.sampling.eta=0"], "have none"),
-    "interval": ("plain", [*by("classifier", 2.0, "GUIDE"), "--config.sampling.guidance.interval=(9,3)"], "is empty"),
-    "kind": ("plain", by("magic", 2.0), "'magic'"),
-    "solver": ("plain", ["--config.sampling.solver=dpm++2"], "did you mean"),
-    "classifier": ("classifier", [], "draws nothing"),
-    "upsampler": ("sr", [], "enlarges small images"),
-    "other upsampler": ("plain", ["--upsampler", "SR"], "images of 4x4 pixels"),
+  "class": ("plain", ["--classes", "12", "CLASSIFIER"], "Class 12 does not exist: digits has classes 0 to 9"),
+  "no guide": ("plain", ["--classes", "2"], "unconditional and takes no labels"),
+  "no null label": ("plain", by("classifier_free", 2.0), "knows the null label"),
+  "no model": ("plain", by("classifier", 2.0), "needs sampling.guidance.model"),
+  "no classifier": ("plain", by("classifier", 2.0, "PLAIN"), "is not a noisy classifier"),
+  "no network": ("plain", by("autoguidance", 2.0, "GUIDE"), "is a noisy classifier"),
+  "schedule": ("plain", ["CLASSIFIER", "--config.schedule.end=0.3"], "was trained on the schedule"),
+  "image size": ("base", ["CLASSIFIER"], "data.image_size = 8, but this network with 4"),
+  "form": ("plain", ["CLASSIFIER", "--config.sampling.guidance.form=mean", "--config.sampling.eta=0"], "have none"),
+  "interval": ("plain", [*by("classifier", 2.0, "GUIDE"), "--config.sampling.guidance.interval=(9,3)"], "is empty"),
+  "kind": ("plain", by("magic", 2.0), "'magic'"),
+  "solver": ("plain", ["--config.sampling.solver=dpm++2"], "did you mean"),
+  "classifier": ("classifier", [], "draws nothing"),
+  "upsampler": ("sr", [], "enlarges small images"),
+  "other upsampler": ("plain", ["--upsampler", "SR"], "images of 4x4 pixels"),
 }
 
 

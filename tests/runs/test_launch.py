@@ -77,8 +77,21 @@ def test_local_wants_a_number():
 
 
 def test_a_tpu_slice_is_created_used_and_deleted():
-  done = call(LAUNCH / "tpu_vm.sh", "--dry_run", "--zone", "us-west4-a", "--type", "v5p-32", "--bucket", "gs://b/all/runs",
-              "train", "--config", "imagenet64_adm", "--workdir", "runs/adm")  # fmt: skip
+  done = call(
+    LAUNCH / "tpu_vm.sh",
+    "--dry_run",
+    "--zone",
+    "us-west4-a",
+    "--type",
+    "v5p-32",
+    "--bucket",
+    "gs://b/all/runs",
+    "train",
+    "--config",
+    "imagenet64_adm",
+    "--workdir",
+    "runs/adm",
+  )
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   assert [line.split()[4] for line in lines if "tpu-vm" in line] == ["create", "scp", "ssh", "ssh", "delete"]

@@ -19,16 +19,26 @@ ROOT = pathlib.Path(__file__).parents[2]
 COLAB = ROOT / "launch" / "colab"
 TINY = dict(CONFIG=str(pathlib.Path(__file__).parents[1] / "lesson_config.py"), CHANNELS=8)
 JUDGE = dict(steps=10, num_features=4)
-SHORT = {  # fmt: skip
+SHORT = {
   "1_tour": dict(DEVIATIONS=2, IMAGES=1000, STEPS=10),
   "2_train_and_sample": dict(TINY, TRAIN_STEPS=2, IMAGES=8, STEP_COUNTS=(2, 3), JUDGE=JUDGE),
   "3_guidance": dict(TINY, TRAIN_STEPS=2, CLASSIFIER_STEPS=50, STEPS=3, IMAGES=10, JUDGE=JUDGE),
   "4_covariance": dict(
-    TINY, TRAIN_STEPS=2, HEAD_STEPS=2, MOMENT_IMAGES=16, MOMENT_LEVELS=5, IMAGES=8, TEST_IMAGES=8, STEP_COUNTS=(3,),
+    TINY,
+    TRAIN_STEPS=2,
+    HEAD_STEPS=2,
+    MOMENT_IMAGES=16,
+    MOMENT_LEVELS=5,
+    IMAGES=8,
+    TEST_IMAGES=8,
+    STEP_COUNTS=(3,),
     JUDGE=JUDGE,
   ),
   "5_published_weights": dict(
-    FETCH=False, STEPS=2, PIECES=2, SIZE=8,
+    FETCH=False,
+    STEPS=2,
+    PIECES=2,
+    SIZE=8,
     NETWORK=dict(channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=()),
   ),
 }

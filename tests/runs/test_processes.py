@@ -128,9 +128,20 @@ def commands(directory) -> list[list[str]]:
   return [
     ["sample", *workdir, "--seeds", "0-9", *drawn],
     ["moments", *workdir, "--images", "8"],
-    ["evaluate", *workdir, "--likelihood", "8", "--covariance", "posterior,optimal", "--distance", "12", *against,
-     "--features", f"{directory}/evaluation/classifier.npz"],
-  ]  # fmt: skip
+    [
+      "evaluate",
+      *workdir,
+      "--likelihood",
+      "8",
+      "--covariance",
+      "posterior,optimal",
+      "--distance",
+      "12",
+      *against,
+      "--features",
+      f"{directory}/evaluation/classifier.npz",
+    ],
+  ]
 
 
 def files_of(directory) -> dict[str, bytes]:
@@ -163,8 +174,10 @@ def test_a_command_for_one_process_says_so(tmp_path):
   done = subprocess.run(
     [sys.executable, "-m", "ddpm_jax", "edit", "inpaint", "--workdir", str(tmp_path)],
     env=os.environ | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
-    capture_output=True, text=True, timeout=300,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert done.returncode == 2
   assert done.stderr.startswith("ddpm-jax: ddpm-jax edit is for one process, and the environment says that this is one of 2")
 

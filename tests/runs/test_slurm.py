@@ -66,8 +66,16 @@ def slurm():
   key.write_bytes(os.urandom(128))
   key.chmod(0o400)
   environment = os.environ | {"SLURM_CONF": str(run / "slurm.conf"), "PATH": PATH}
-  munged = ["munged", "-F", "--force", f"--key-file={key}", f"--socket={run}/munge", f"--pid-file={run}/munge.pid",
-            f"--log-file={run}/munge.log", f"--seed-file={run}/seed"]  # fmt: skip
+  munged = [
+    "munged",
+    "-F",
+    "--force",
+    f"--key-file={key}",
+    f"--socket={run}/munge",
+    f"--pid-file={run}/munge.pid",
+    f"--log-file={run}/munge.log",
+    f"--seed-file={run}/seed",
+  ]
   started = []
   try:
     for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]):
@@ -104,8 +112,18 @@ def submit(slurm: dict, out: pathlib.Path, program: str, *flags: str, **variable
   script.write_text(f"#!{sys.executable}\n{program}")
   script.chmod(0o755)
   environment = slurm | {"DDPM_JAX": str(script), **variables}
-  return call(environment, "sbatch", "--parsable", "--nodes=1", "--ntasks-per-node=2", f"--output={out}", *flags,
-              str(LAUNCH / "slurm.sbatch"), "train", "--wait=30")  # fmt: skip
+  return call(
+    environment,
+    "sbatch",
+    "--parsable",
+    "--nodes=1",
+    "--ntasks-per-node=2",
+    f"--output={out}",
+    *flags,
+    str(LAUNCH / "slurm.sbatch"),
+    "train",
+    "--wait=30",
+  )
 
 
 MEET = """
