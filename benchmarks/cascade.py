@@ -15,7 +15,7 @@ import pathlib
 import jax
 import numpy as np
 
-from ddpm_jax import experiment
+import ddpm_jax
 from ddpm_jax.data import images as pixels
 from ddpm_jax.evaluation import quality
 
@@ -34,7 +34,7 @@ def main() -> None:
   parser.add_argument("--out", required=True, type=pathlib.Path)
   args, overrides = parser.parse_known_args()
   overrides = [text.removeprefix("--config.") for text in overrides]
-  base, upsampler = (experiment.load(run, overrides=overrides) for run in (args.workdir, args.upsampler))
+  base, upsampler = (ddpm_jax.load(run, overrides=overrides) for run in (args.workdir, args.upsampler))
   size, seeds = upsampler.image_shape[0], range(args.samples)
   train, test = (upsampler.dataset(split) for split in (upsampler.config.data.train_split, upsampler.config.data.test_split))
   folder = pathlib.Path(args.upsampler) / "evaluation"

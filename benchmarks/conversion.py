@@ -23,8 +23,8 @@ def write(config: str, path: pathlib.Path) -> dict:
 
   from ddpm_jax import build
   from ddpm_jax import config as configs
-  from ddpm_jax.convert import convert, files, names
-  from ddpm_jax.scale import plan
+  from ddpm_jax.convert import convert, names, weight_files
+  from ddpm_jax.jobs import plan
 
   loaded = configs.load(config)
   info = plan.described(loaded)
@@ -34,7 +34,7 @@ def write(config: str, path: pathlib.Path) -> dict:
   random, tensors = np.random.default_rng(0), {}
   for entry in names.entries(module, convert.parameter_shapes(module, loaded), "openai"):
     tensors |= {name: random.standard_normal(entry.their_shape, np.float32) for name in entry.theirs}
-  files.write(path, tensors)
+  weight_files.write(path, tensors)
   return tensors
 
 
@@ -59,9 +59,9 @@ def main() -> None:
     result["convert"] = run("convert", given, "--out", run_dir, "--like", args.config)
     result["export"] = run("convert", "--export", back, "--workdir", run_dir, "--family", "openai")
 
-    from ddpm_jax.convert import files
+    from ddpm_jax.convert import weight_files
 
-    returned = files.read(back).tensors
+    returned = weight_files.read(back).tensors
     result["bitwise_equal"] = tensors.keys() == returned.keys() and all(
       tensor.tobytes() == returned[name].tobytes() for name, tensor in tensors.items()
     )

@@ -17,10 +17,11 @@ import pathlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ddpm_jax import experiment
+import ddpm_jax
 from ddpm_jax.data import images as pixels
-from ddpm_jax.evaluation import frechet, quality
-from ddpm_jax.evaluation.precision_recall import precision_recall
+from ddpm_jax.evaluation import quality
+from ddpm_jax.metrics import frechet
+from ddpm_jax.metrics.precision_recall import precision_recall
 
 MEASURES = {"agreement": "class agreement", "precision": "precision", "recall": "recall", "distance": "Fréchet distance"}
 
@@ -47,7 +48,7 @@ def main() -> None:
   parser.add_argument("--out", required=True, type=pathlib.Path)
   args, overrides = parser.parse_known_args()
   kind = "classifier" if args.classifier else "classifier_free"
-  trained = experiment.load(args.workdir, overrides=[text.removeprefix("--config.") for text in overrides])
+  trained = ddpm_jax.load(args.workdir, overrides=[text.removeprefix("--config.") for text in overrides])
   train, test = (trained.dataset(split) for split in (trained.config.data.train_split, trained.config.data.test_split))
   folder = pathlib.Path(args.workdir) / "evaluation"
   folder.mkdir(exist_ok=True)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import build, experiment
+import ddpm_jax
+from ddpm_jax import build
 from ddpm_jax.diffusion import grid, steps
 from ddpm_jax.diffusion.guidance import ClassifierFree, ClassifierScore
 from ddpm_jax.diffusion.kernel import ReverseKernel
@@ -38,7 +39,7 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--out")
   args = parser.parse_args()
-  trained, guide = experiment.load(args.workdir), experiment.load(args.classifier).network
+  trained, guide = ddpm_jax.load(args.workdir), ddpm_jax.load(args.classifier).network
   net, levels = trained.network, build.schedule(trained.config)
   keys = image_keys(np.arange(args.batch))
   x, cond = PerImage(keys).initial(trained.image_shape), {"label": jnp.arange(args.batch) % 10}

@@ -24,10 +24,10 @@ def measure(name: str) -> dict:
   """
   import numpy as np
 
-  from ddpm_jax.evaluation.frechet import fid
-  from ddpm_jax.evaluation.inception_score import inception_score
-  from ddpm_jax.evaluation.mmd import kid
-  from ddpm_jax.evaluation.precision_recall import precision_recall
+  from ddpm_jax.metrics.frechet import fid
+  from ddpm_jax.metrics.inception_score import inception_score
+  from ddpm_jax.metrics.mmd import kid
+  from ddpm_jax.metrics.precision_recall import precision_recall
 
   def features(seed, count, dims=DIMS):
     return np.abs(np.random.default_rng(seed).standard_normal((count, dims), np.float32))

@@ -30,7 +30,7 @@ class Ours:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)
-    from ddpm_jax.scale import mesh as layout
+    from ddpm_jax.devices import mesh as layout
 
     self.name, self.jax, self.layout = name, jax, layout
     self.mesh, self.module = layout.make_mesh(), peers.module(name)
@@ -39,7 +39,7 @@ class Ours:
 
   def ready(self, kind, batch):
     """Compiles; seconds until the first result, GFLOP of the equations and as XLA counts them, a loop's once."""
-    from ddpm_jax.scale import flops
+    from ddpm_jax.devices import flops
 
     start = time.perf_counter()
     work, program, jaxpr = getattr(self, f"_{kind}")(batch)
@@ -69,7 +69,7 @@ class Ours:
 
   def _compiled(self, jitted, *args):
     """(program, its equations), as the training loop compiles its step for a long run."""
-    from ddpm_jax.scale import compiler
+    from ddpm_jax.devices import compiler
 
     return compiler.repeated(jitted, *args).lower(*args).compile(), jitted.trace(*args).jaxpr
 

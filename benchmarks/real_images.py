@@ -23,10 +23,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 import jax
 import numpy as np
 
-from ddpm_jax import fetch
 from ddpm_jax.evaluation import evaluate, image_sets, quality
-from ddpm_jax.evaluation.extract import extract
-from ddpm_jax.evaluation.inception import Inception
+from ddpm_jax.features.extract import extract
+from ddpm_jax.features.inception import Inception
+from ddpm_jax.files import download
 
 COMPARED = {  # samples and reference, both of cifar10
   "test against train": ("test", "train"),
@@ -44,7 +44,7 @@ def own_features() -> dict:
   rows, about = {}, {"trained_in_seconds": round(time.perf_counter() - start, 1), "features": net.describe()}
   for title, (samples, reference) in COMPARED.items():
     samples, reference = (image_sets.open_set("cifar10", split) for split in (samples, reference))
-    options = dict(metrics=("fid", "precision_recall"), batch_size=250, folder=fetch.cache_folder() / "features")
+    options = dict(metrics=("fid", "precision_recall"), batch_size=250, folder=download.cache_folder() / "features")
     found = evaluate.evaluate(samples, reference, net, count=len(samples), **options)
     rows[title] = found["metrics"] | {"samples": found["samples"], "reference": found["reference"]}
     near = rows[title]["precision_recall"]

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 
 from ddpm_jax import build
 from ddpm_jax import config as configs
-from ddpm_jax.experiment import with_remat
+from ddpm_jax.devices import flops
+from ddpm_jax.jobs import plan
+from ddpm_jax.jobs.train import with_remat
 from ddpm_jax.models.layers import REMAT
-from ddpm_jax.scale import flops, plan
 
 HERE = pathlib.Path(__file__).parent
 SLICE = "v5e:4x4"

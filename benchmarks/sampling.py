@@ -22,6 +22,8 @@ import peers
 import side_by_side
 from side_by_side import timed
 
+from ddpm_jax.jobs.trained import Trained
+
 KINDS = {"ddim50": ("ddim", 50, 0.0), "ancestral": ("full", None, 1.0)}  # grid, steps, eta
 
 
@@ -33,17 +35,17 @@ class Ours:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", cached)
-    from ddpm_jax import build, experiment
-    from ddpm_jax.scale import mesh as layout
+    from ddpm_jax import build
+    from ddpm_jax.devices import mesh as layout
 
     params = jax.device_put(peers.weights(name), layout.replicated(layout.make_mesh()))
     config, self.name = peers.config(name), name
-    self.trained = experiment.Trained(config, build.network(config, peers.module(name), params), 0, "random")
+    self.trained = Trained(config, build.network(config, peers.module(name), params), 0, "random")
 
   def ready(self, kind, batch):
     import jax
 
-    from ddpm_jax.scale import alone
+    from ddpm_jax.devices import alone
 
     grid, steps, eta = KINDS[kind]
     apply = self.trained.network.apply
@@ -56,7 +58,7 @@ class Ours:
 
   def calls(self, kind, batch):
     """Seconds of as many calls of the network, one program each, and nothing else."""
-    from ddpm_jax.scale import mesh as layout
+    from ddpm_jax.devices import mesh as layout
 
     params, mesh = self.changed.network.params, layout.make_mesh()
     x, t = (layout.put_whole(each, mesh) for each in peers.inputs(self.name, batch))

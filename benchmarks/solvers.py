@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from ddpm_jax import build, experiment
+import ddpm_jax
+from ddpm_jax import build
 from ddpm_jax.diffusion.noise import PerImage, image_keys
 from ddpm_jax.diffusion.samplers import sample
 
@@ -49,7 +50,7 @@ def main() -> None:
   parser.add_argument("--truth", type=int, default=400, help="steps of the reference (default %(default)s)")
   parser.add_argument("--out", required=True, type=pathlib.Path)
   args, overrides = parser.parse_known_args()
-  trained = experiment.load(args.workdir, overrides=[text.removeprefix("--config.") for text in overrides])
+  trained = ddpm_jax.load(args.workdir, overrides=[text.removeprefix("--config.") for text in overrides])
   seeds, T = range(args.seeds), build.schedule(trained.config).T
   truth, _ = images_of(trained, seeds, "heun", "log_snr", min(args.truth, T))
   wanted = [int(text) for text in args.steps.split(",") if int(text) <= T]

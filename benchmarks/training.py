@@ -31,12 +31,12 @@ class Bare:
     import jax
 
     from ddpm_jax import config as configs
-    from ddpm_jax import experiment
-    from ddpm_jax.scale import compiler
-    from ddpm_jax.scale import mesh as layout
+    from ddpm_jax.devices import compiler
+    from ddpm_jax.devices import mesh as layout
+    from ddpm_jax.jobs import train as experiment
     from ddpm_jax.training import state
 
-    run = experiment.plan(configs.override(configs.load(config), [text.removeprefix("--config.") for text in overrides]))
+    run = experiment.prepare(configs.override(configs.load(config), [text.removeprefix("--config.") for text in overrides]))
     self.jax, self.batch_size = jax, run.config.train.batch_size
     self.recipe = run.config.train
     image, label = run.source.gather(range(self.batch_size))

@@ -11,9 +11,9 @@ pairs, PyTorch's initial weights. It does not say how many steps; 500,000 here.
 Images are never clipped on the way, and the grid stops short of the last level, as theirs.
 """
 
-from configs._published import shrink
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

@@ -6,9 +6,9 @@
     ddpm-jax sample --workdir runs/celebahq --seeds 0-63
 """
 
-from configs import lsun_ddpm
-from configs._published import shrink
-from configs._variants import variants
+from ddpm_jax.configs import lsun_ddpm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

@@ -11,9 +11,9 @@ FID with 10 / 25 / 50 / 100 / 200 / 400 / 1000 steps, linear: DDPM 44.45/21.83/1
                     --config.sampling.moments=400000_n_samples_None.ms_eps.pth --config.sampling.cap_pixels=2.0
 """
 
-from configs._published import shrink
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

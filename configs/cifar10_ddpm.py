@@ -10,9 +10,9 @@ Ho clips the gradient of each of eight cores to norm 1 before averaging, here th
 rises from 0 over 5000 steps.
 """
 
-from configs._published import shrink
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

@@ -8,9 +8,9 @@ training steps of L_hybrid; with the bound L_vlb ("vlb") FID 11.47 and 2.94 bits
 Sampling takes 250 steps by default, which costs little quality; grid=full is the paper's. No flips, as theirs.
 """
 
-from configs._published import shrink
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

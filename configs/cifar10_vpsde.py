@@ -10,9 +10,9 @@ score_sde trained it on continuous times for 950,000 steps of batch 128 with war
 the thousand that sampling visits.
 """
 
-from configs._published import shrink
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

@@ -5,8 +5,8 @@ No paper has this row: it is the quickstart, a whole run in minutes on two CPU c
     ddpm-jax train --config digits --workdir runs/digits
 """
 
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

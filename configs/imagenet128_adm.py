@@ -8,9 +8,9 @@
 Four heads at every width, unlike the other sizes.
 """
 
-from configs._published import shrink
-from configs._variants import variants
-from configs.imagenet64_adm import adm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
+from ddpm_jax.configs.imagenet64_adm import adm
 
 
 def get_config(variant: str = ""):

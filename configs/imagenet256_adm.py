@@ -8,9 +8,9 @@ Without classes ("uncond"): FID 26.21; guided at scale 10.0 FID 12.00. 1.98 M st
                     --config.sampling.guidance.model=imagenet256-classifier --config.sampling.guidance.scale=1
 """
 
-from configs._published import shrink
-from configs._variants import variants
-from configs.imagenet64_adm import adm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
+from ddpm_jax.configs.imagenet64_adm import adm
 
 
 def get_config(variant: str = ""):

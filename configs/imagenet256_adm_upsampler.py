@@ -7,9 +7,9 @@ samples of imagenet64_adm, 3.94 on guided ones. 311.8 M parameters, 500,000 step
 The small images in training are means over blocks of pixels, without noise.
 """
 
-from configs._published import shrink
-from configs._variants import variants
-from configs.imagenet64_adm import adm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
+from ddpm_jax.configs.imagenet64_adm import adm
 
 
 def get_config(variant: str = ""):

@@ -5,9 +5,9 @@
     ddpm-jax sample --weights imagenet64-cond-iddpm --upsampler imagenet256-upsampler-iddpm --seeds 0-15
 """
 
-from configs import imagenet64_iddpm
-from configs._published import shrink
-from configs._variants import variants
+from ddpm_jax.configs import imagenet64_iddpm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

@@ -6,9 +6,9 @@ classifier at scale 4.0 FID 7.72, precision 0.87, recall 0.42. 559.0 M parameter
                     --config.sampling.guidance.model=imagenet512-classifier --config.sampling.guidance.scale=4
 """
 
-from configs._published import shrink
-from configs._variants import variants
-from configs.imagenet64_adm import adm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
+from ddpm_jax.configs.imagenet64_adm import adm
 
 
 def get_config(variant: str = ""):

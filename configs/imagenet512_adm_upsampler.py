@@ -5,9 +5,9 @@ on samples of imagenet128_adm, 3.85 on guided ones. 308.8 M parameters, batch 25
     ddpm-jax sample --weights imagenet128-adm --upsampler imagenet512-upsampler-adm --seeds 0-15
 """
 
-from configs._published import shrink
-from configs._variants import variants
-from configs.imagenet64_adm import adm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
+from ddpm_jax.configs.imagenet64_adm import adm
 
 
 def get_config(variant: str = ""):

@@ -7,9 +7,9 @@
 Trained in half precision there, bfloat16 here.
 """
 
-from configs._published import shrink
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

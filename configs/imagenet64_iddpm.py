@@ -10,9 +10,9 @@ and 3.53. By class ("cond"), 250,000 steps of batch 2048, 273 M parameters: FID 
 Sampling takes 250 steps by default; --config.sampling.grid=full is all of them.
 """
 
-from configs import cifar10_iddpm
-from configs._published import shrink
-from configs._variants import variants
+from ddpm_jax.configs import cifar10_iddpm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

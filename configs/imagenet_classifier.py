@@ -7,9 +7,9 @@ They guide the diffusion model of their size, at scales 1.0, 0.5, 1.0 (10.0 the 
     ddpm-jax train --config imagenet_classifier:128 --workdir runs/imagenet128_classifier
 """
 
-from configs._published import shrink
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 CHANNEL_MULT = {"64": (1, 2, 3, 4), "128": (1, 1, 2, 3, 4), "256": (1, 1, 2, 2, 4, 4), "512": (0.5, 1, 1, 2, 2, 4, 4)}
 

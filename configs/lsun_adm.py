@@ -5,9 +5,9 @@
     ddpm-jax sample --weights lsun-horse-adm --seeds 0-15
 """
 
-from configs._published import shrink
-from configs._variants import variants
-from configs.imagenet64_adm import adm
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
+from ddpm_jax.configs.imagenet64_adm import adm
 
 STEPS = {"bedroom": 500_000, "cat": 200_000, "horse": 250_000, "horse_nodropout": 250_000}
 

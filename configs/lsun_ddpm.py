@@ -7,9 +7,9 @@ TPU v3-8 at 2.2 steps a second. The variance is the small one, the posterior's.
     ddpm-jax sample --weights lsun-church-ddpm --seeds 0-63
 """
 
-from configs._published import shrink
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._published import shrink
+from ddpm_jax.configs._variants import variants
 
 STEPS = {"bedroom": 2_388_000, "cat": 1_761_000, "church": 4_432_000}
 

@@ -10,8 +10,8 @@ cores, minutes on an accelerator.
     ddpm-jax evaluate --workdir runs/mnist --likelihood 256 --distance 1000
 """
 
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

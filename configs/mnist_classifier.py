@@ -9,7 +9,7 @@ to 0, as ADM's classifiers. Reports accuracy by quarters of the noise level: the
                       --config.sampling.guidance.model=runs/mnist_classifier --config.sampling.guidance.scale=3
 """
 
-from configs import mnist
+from ddpm_jax.configs import mnist
 
 
 def get_config(variant: str = ""):

@@ -5,7 +5,7 @@ ddpm-jax sample --workdir runs/mnist_cond --seeds 0-99 --classes 3,5 --config.sa
 ddpm-jax sample --workdir runs/mnist_cond --seeds 0-99 --config.sampling.guidance.kind=None          no guidance
 """
 
-from configs import mnist
+from ddpm_jax.configs import mnist
 
 
 def get_config(variant: str = ""):

@@ -8,7 +8,7 @@ No paper has this row. The head of two layers trains in a third of its backbone'
                      --trajectories even,optimal --costs runs/mnist/evaluation/costs_marginal.npz
 """
 
-from configs.npr import second_stage
+from ddpm_jax.configs.npr import second_stage
 
 
 def get_config(variant: str = ""):

@@ -3,7 +3,7 @@
 ddpm-jax train --config mnist_sn --workdir runs/mnist_sn        # on runs/mnist, of ddpm-jax train --config mnist
 """
 
-from configs.mnist_npr import on_mnist
+from ddpm_jax.configs.mnist_npr import on_mnist
 
 
 def get_config(variant: str = ""):

@@ -8,8 +8,8 @@ with a little noise, so that the mistakes of the first stage do not matter (Ho e
     ddpm-jax sample --workdir runs/mnist_14 --upsampler runs/mnist_sr --seeds 0-63
 """
 
-from configs import mnist
-from configs._variants import variants
+from ddpm_jax.configs import mnist
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

@@ -9,8 +9,8 @@ CIFAR-10 in the paper (linear schedule, K = 10/25/50/100/200): FID 32.35/10.55/6
 Data, levels and network are those of the backbone. ImageNet-64 and LSUN use this simple head too.
 """
 
-from configs._variants import variants
 from ddpm_jax.config import default
+from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):

@@ -8,7 +8,7 @@ CIFAR-10 in the paper (linear schedule, K = 10/25/50/100/200): FID 24.06/6.91/4.
 ImageNet-64 and LSUN use the complex head, --config.network.complex=True.
 """
 
-from configs.npr import second_stage
+from ddpm_jax.configs.npr import second_stage
 
 
 def get_config(variant: str = ""):

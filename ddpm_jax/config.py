@@ -1,7 +1,7 @@
 """The shape of a config: every field, what it means, and its default.
 
 A config is an `ml_collections.ConfigDict`; `configs/*.py` fill one in per published result. Sections are the keyword
-arguments of what builders/ makes of them. Fields that are not here are refused, with the nearest one that is.
+arguments of what build/ makes of them. Fields that are not here are refused, with the nearest one that is.
 """
 
 import ast
@@ -96,9 +96,9 @@ def default() -> ConfigDict:
   )
   config.sampling = ConfigDict(
     dict(
-      # "gaussian": DDPM, DDIM, Analytic-DPM ...; or, without eta and covariance, "dpm++1", "dpm++2m", "dpm++3m",
-      # "dpm++2s", "dpm++2m_sde", "heun", "unipc2", "unipc3" (variant bh2; "unipc2_bh1" and "unipc3_bh1" are the other), and for levels of
-      # vp_sde "euler_maruyama" and "euler_ode"
+      # "gaussian" (DDPM, DDIM, Analytic-DPM, ...); without eta and covariance "dpm++1", "dpm++2m", "dpm++3m", "dpm++2s",
+      # "dpm++2m_sde", "heun", "unipc2", "unipc3" (variant bh2; "unipc2_bh1" and "unipc3_bh1" for the other); for the
+      # levels of vp_sde "euler_maruyama" and "euler_ode"
       solver="gaussian",
       # "full"; "uniform", "ddim", "quadratic", "power2", "power3", "log_snr", "karras"; the best by `moments` or by `costs`,
       # "dp_seg", "dp_vb"; or OpenAI's section strings "250", "ddim50", "10,15,20"
@@ -145,7 +145,7 @@ def load(spec: str) -> ConfigDict:
   path, _, variant = spec.partition(":")
   file = pathlib.Path(path)
   if file.suffix != ".py":
-    import configs  # installed beside the package
+    from ddpm_jax import configs
 
     known = {p.stem: p for p in pathlib.Path(configs.__file__).parent.glob("[a-z]*.py")}
     if path not in known:

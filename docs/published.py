@@ -2,7 +2,7 @@
 
 import pathlib
 
-import configs
+from ddpm_jax import configs
 from ddpm_jax.convert.registry import PUBLISHED
 
 PAGE = pathlib.Path(__file__).with_name("published.md")

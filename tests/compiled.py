@@ -5,10 +5,10 @@ import json
 import jax
 import numpy as np
 
-from ddpm_jax import build, trained
+from ddpm_jax import build
 from ddpm_jax import config as configs
-from ddpm_jax.scale import mesh as layout
-from ddpm_jax.scale import plan
+from ddpm_jax.devices import mesh as layout
+from ddpm_jax.jobs import plan, trained
 
 TINY = ["network.channels=8", "network.groups=4"]
 CLASSIFIER = ["sampling.guidance.kind=classifier", "sampling.guidance.model=mnist_classifier:smoke"]

@@ -8,7 +8,7 @@ import sys
 import jax
 import tiny_run
 
-from ddpm_jax.scale import mesh as layout
+from ddpm_jax.devices import mesh as layout
 from ddpm_jax.training import checkpoints
 
 MESHES = {"1": (1, 1), "4x2": (8, 2), "1x8": (8, 8)}  # name: devices, fsdp

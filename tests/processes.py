@@ -14,7 +14,7 @@ import tiny_run
 
 from ddpm_jax.cli import environment
 from ddpm_jax.data.pipeline import train_batches
-from ddpm_jax.scale import distributed
+from ddpm_jax.devices import processes as distributed
 
 parser = argparse.ArgumentParser()
 parser.add_argument("directory")
@@ -35,7 +35,7 @@ import jax  # noqa: E402  (after the processes have met)
 events: collections.Counter = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
 
-from ddpm_jax.scale import mesh as layout  # noqa: E402
+from ddpm_jax.devices import mesh as layout  # noqa: E402
 from ddpm_jax.training import loop  # noqa: E402
 
 process, processes = jax.process_index(), jax.process_count()

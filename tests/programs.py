@@ -9,7 +9,7 @@ import pathlib
 import jax
 
 from ddpm_jax import config as configs
-from ddpm_jax.scale import plan
+from ddpm_jax.jobs import plan
 
 STORED = pathlib.Path(__file__).with_suffix(".json")
 GUIDED = ["sampling.guidance.kind=classifier", "sampling.guidance.model=mnist_classifier:smoke", "sampling.eta=0.0"]

@@ -17,9 +17,9 @@ import numpy as np
 
 from ddpm_jax.data.pipeline import train_batches
 from ddpm_jax.data.sources import Arrays, Info
+from ddpm_jax.devices import mesh as layout
 from ddpm_jax.diffusion import grid, losses, prediction, schedule, steps, time_sampling
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training import checkpoints, loop, manifest, optimizer, state, step, writers
 
 T, SIZE, BATCH = 20, 4, 16

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare()
   from ddpm_jax.convert import convert, registry
   from ddpm_jax.errors import UserError
-  from ddpm_jax.experiment import parameter_count
+  from ddpm_jax.jobs.train import parameter_count
 
   job = "--list" if args.list else "--export" if args.export else "a conversion"
   for name in sorted(set().union(*USES.values()) - USES[job]):

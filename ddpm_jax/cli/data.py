@@ -81,11 +81,11 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-  from ddpm_jax.data import load
+  from ddpm_jax.data import datasets
   from ddpm_jax.data.prepare import prepare
 
   folder = prepare(args.name, args.path, **_load_options(args))
-  print(f"{folder} holds {len(load(args.name, data_dir=args.data_dir, memory_limit=0))} training images")
+  print(f"{folder} holds {len(datasets(args.name, data_dir=args.data_dir, memory_limit=0))} training images")
 
 
 def _load_options(args: argparse.Namespace) -> dict:

@@ -18,6 +18,8 @@ Each task has flags of its own: ddpm-jax edit inpaint --help.
 import argparse
 from typing import Any
 
+import ddpm_jax
+
 HIDDEN = ("center", "left", "top")
 SHOWN = 16  # images of a picture's row; all frames of an interpolation
 
@@ -60,13 +62,14 @@ def run(args: argparse.Namespace) -> int:
 
   import numpy as np
 
-  from ddpm_jax import build, edits, experiment, scores
+  from ddpm_jax import build
   from ddpm_jax.cli.numbers import integers
   from ddpm_jax.data import images as pixels
   from ddpm_jax.diffusion import grid
   from ddpm_jax.errors import UserError
+  from ddpm_jax.jobs import edit, measure
 
-  trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   out = pathlib.Path(args.workdir) / "edits"
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
 
@@ -76,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
       raise UserError(f"--seeds {args.seeds} are {len(seeds)}: name an even number, the two ends of each interpolation.")
     classes = trained.config.data.num_classes or 1
     pairs = zip(seeds[::2], seeds[1::2], strict=True)
-    rows = [edits.interpolate(trained, *ends, args.frames, label=k % classes) for k, ends in enumerate(pairs)]
+    rows = [edit.interpolate(trained, *ends, args.frames, label=k % classes) for k, ends in enumerate(pairs)]
   else:
     numbers = integers(args.images, "--images")
     source = trained.dataset(trained.config.data.test_split)
@@ -88,20 +91,20 @@ def run(args: argparse.Namespace) -> int:
       for steps in many:
         grid.check_steps(build.schedule(trained.config).T, steps)
       for steps in many:
-        again, error = edits.reconstruct(trained, source, numbers, steps)
+        again, error = edit.reconstruct(trained, source, numbers, steps)
         rows.append(again)
         errors[steps] = float(error.mean())
         print(f"{steps:5d} steps: mean square error {errors[steps]:.6f} per pixel, which is from 0 to 1")
-      scores.write_json(out / "reconstruct.json", {"images": len(numbers), "weights": trained.weights, "error": errors})
+      measure.write_json(out / "reconstruct.json", {"images": len(numbers), "weights": trained.weights, "error": errors})
     else:
       seeds = integers(args.seeds, "--seeds") if args.seeds else numbers
       if len(seeds) != len(numbers):
         raise UserError(f"There are {len(numbers)} images but {len(seeds)} seeds: give one for each, or leave --seeds out.")
       if args.task == "image_to_image":
-        rows = [real, edits.image_to_image(trained, source, numbers, seeds, args.strength)]
+        rows = [real, edit.image_to_image(trained, source, numbers, seeds, args.strength)]
       else:
         known = shown(args.hide, real.shape[1])
-        drawn = edits.inpaint(trained, source, numbers, seeds, known, jump=args.jump, resamples=args.resamples)
+        drawn = edit.inpaint(trained, source, numbers, seeds, known, jump=args.jump, resamples=args.resamples)
         rows = [real, np.where(known[:, :, None], real, 128).astype(np.uint8), drawn]
 
   if args.task != "interpolate":

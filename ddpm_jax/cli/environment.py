@@ -5,8 +5,8 @@ import contextlib
 import os
 import pathlib
 
+from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import distributed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,8 @@ def prepare(args: argparse.Namespace | None = None, *, saves: bool = False) -> N
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if args is not None:
     flags = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
-    if (group := distributed.find(**flags)) is not None:
-      distributed.join(group, args.wait, saves=saves)
+    if (group := processes.find(**flags)) is not None:
+      processes.join(group, args.wait, saves=saves)
 
 
 def prepare_alone(command: str) -> None:
@@ -54,7 +54,7 @@ def prepare_alone(command: str) -> None:
   Raises:
     UserError: if the environment says that several processes run it.
   """
-  if (group := distributed.find()) is not None:
+  if (group := processes.find()) is not None:
     raise UserError(
       f"ddpm-jax {command} is for one process, and the environment says that this is one of {group.processes}: start it "
       "once, without srun or launch/local.sh, and without JAX_NUM_PROCESSES."

@@ -19,6 +19,7 @@ is given again. What is measured of a network is kept in WORKDIR/evaluation; ddp
 import argparse
 import os
 
+import ddpm_jax
 from ddpm_jax.cli import environment
 
 INCEPTIONS = {
@@ -103,9 +104,10 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare(args)
   import pathlib
 
-  from ddpm_jax import build, experiment, scores
+  from ddpm_jax import build
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import image_sets
+  from ddpm_jax.jobs import measure
 
   for name, least in LEAST.items():
     if (value := getattr(args, name)) is not None and value < least:
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
   if not compared and (odd := next((name for name in OF_COMPARISONS if getattr(args, name) is not None), None)):
     raise UserError(f"--{odd} is about a comparison: give --reference, --make_reference or --captions, or leave it out.")
-  trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
   out = pathlib.Path(args.workdir) / "evaluation"
   if build.is_classifier(trained.config):
@@ -140,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
   if args.ode:
     build.sde(trained.config)
   if args.distance:
-    scores.check_distance(trained, out, args.distance)
+    measure.check_distance(trained, out, args.distance)
   if compared:
     against(args, image_sets.of_run(trained, _count(args)), args.out or out / "metrics.json")
   if count:
@@ -158,9 +160,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def accuracy(trained, out) -> None:
-  from ddpm_jax import scores
+  from ddpm_jax.jobs import measure
 
-  found = scores.accuracy(trained, out)
+  found = measure.accuracy(trained, out)
   print(f"Noisy classifier on {found['images']} {found['split']} images, by quarter of the noise level (0: least noise):")
   print("            all      0      1      2      3")
   for name in ("top1", "top5"):
@@ -168,9 +170,9 @@ def accuracy(trained, out) -> None:
 
 
 def likelihood(trained, out, count: int, covariances: str | None) -> None:
-  from ddpm_jax import scores
+  from ddpm_jax.jobs import measure
 
-  for found in scores.bits_per_dim(trained, out, count, covariances.split(",") if covariances else None):
+  for found in measure.bits_per_dim(trained, out, count, covariances.split(",") if covariances else None):
     error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
     print(
       f"bits/dim on {found['images']} {found['split']} images, {found['steps']} steps, {found['covariance']} covariance: "
@@ -181,9 +183,9 @@ def likelihood(trained, out, count: int, covariances: str | None) -> None:
 
 
 def ode(trained, out, count: int) -> None:
-  from ddpm_jax import scores
+  from ddpm_jax.jobs import measure
 
-  found = scores.ode_bits_per_dim(trained, out, count)
+  found = measure.ode_bits_per_dim(trained, out, count)
   print(
     f"bits/dim of the ODE on {found['images']} {found['split']} images: {found['bits_per_dim']:.3f}, "
     f"in {found['steps']:.0f} steps on average"
@@ -191,9 +193,9 @@ def ode(trained, out, count: int) -> None:
 
 
 def distance(trained, out, count: int) -> None:
-  from ddpm_jax import scores
+  from ddpm_jax.jobs import measure
 
-  found = scores.distance(trained, out, count)
+  found = measure.distance(trained, out, count)
   print(
     f"Fréchet distance of {found.count} samples to {found.reference_count} real images: {found.samples:.3f}; of as many "
     f"other real images: {found.real:.3f} (features: {found.features['name']}, test accuracy "
@@ -202,9 +204,9 @@ def distance(trained, out, count: int) -> None:
 
 
 def figures(trained, out) -> None:
-  from ddpm_jax import scores
+  from ddpm_jax.jobs import measure
 
-  print(f"Wrote {', '.join(scores.figures(trained, out))} to {out}")
+  print(f"Wrote {', '.join(measure.figures(trained, out))} to {out}")
 
 
 # ---------------------------------------------------------------- of samples against a reference
@@ -212,15 +214,15 @@ def figures(trained, out) -> None:
 
 def against(args: argparse.Namespace, samples, out) -> None:
   """Prints and writes what --reference, --make_reference or --captions ask for."""
-  from ddpm_jax import fetch, scores
-  from ddpm_jax.data import atomic
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import evaluate, references
+  from ddpm_jax.files import atomic, download
+  from ddpm_jax.jobs import measure
 
   if not args.reference and args.num_samples not in (None, len(samples)):
     raise UserError(f"There are {len(samples):,} samples, not {args.num_samples:,}: say the right number, or leave it out.")
   print(f"samples: {samples.name}\n  {len(samples):,} images, {samples.preprocessing}, {samples.sha256[:16]}…")
-  options = dict(batch_size=args.batch_size or 64, folder=args.keep or fetch.cache_folder() / "features", progress=True)
+  options = dict(batch_size=args.batch_size or 64, folder=args.keep or download.cache_folder() / "features", progress=True)
   atomic.check(args.make_reference or out)
   if args.captions:
     result = _clip_score(samples, args.captions, args.clip, options)
@@ -238,7 +240,7 @@ def against(args: argparse.Namespace, samples, out) -> None:
       return
     result = evaluate.evaluate(samples, reference, extractor, metrics=metrics, count=_count(args), **options)
     _show(result)
-  scores.write_json(out, result)
+  measure.write_json(out, result)
   print(f"Wrote {out}")
 
 
@@ -255,7 +257,7 @@ def _show(result: dict) -> None:
 def _clip_score(samples, captions: str, weights: str | None, options: dict) -> dict:
   """The JSON of a CLIP score."""
   from ddpm_jax.errors import UserError
-  from ddpm_jax.evaluation import clip, clip_tokens
+  from ddpm_jax.features import clip, clip_tokens
 
   try:
     with open(captions, encoding="utf-8") as file:
@@ -282,10 +284,11 @@ def _set(text: str) -> tuple[str, str]:
 
 def _reference(text: str):
   """Moments if the file holds some, else images."""
-  from ddpm_jax.evaluation import image_sets, references, storage
+  from ddpm_jax.evaluation import image_sets, references
+  from ddpm_jax.files import npz
 
   if text.endswith(".npz"):
-    arrays = storage.read_npz(text)
+    arrays = npz.read_npz(text)
     return (references if "mu" in arrays else image_sets).of_arrays(text, arrays)
   return image_sets.open_set(*_set(text))
 
@@ -293,13 +296,14 @@ def _reference(text: str):
 def _extractor(name: str, weights: str | None, count: int | None):
   from ddpm_jax.config import nearest
   from ddpm_jax.errors import UserError
-  from ddpm_jax.evaluation import features, inception_weights, quality
+  from ddpm_jax.evaluation import quality
+  from ddpm_jax.features import classifier, inception_weights
 
   if name in INCEPTIONS:
     return inception_weights.load(name.removeprefix("inception_"), weights)
   if name.startswith("inception"):
     raise UserError(f"There are no features {name!r}; {nearest(name, INCEPTIONS)}")
-  return features.restore(name) if name.endswith(".npz") else quality.classifier_for(name, count)
+  return classifier.restore(name) if name.endswith(".npz") else quality.classifier_for(name, count)
 
 
 def _accuracy_of(extractor) -> str:

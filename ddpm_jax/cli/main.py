@@ -10,8 +10,8 @@ import logging
 import sys
 
 from ddpm_jax import __version__
+from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import distributed
 
 COMMANDS = {
   "train": "train a network, or continue where the last run stopped",
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
   for noisy in ("absl", "orbax", "jax"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
   try:
-    with distributed.together():
+    with processes.together():
       return args.run(args) or 0
   except UserError as error:
     print(f"ddpm-jax: {error}", file=sys.stderr)

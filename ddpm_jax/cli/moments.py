@@ -13,6 +13,7 @@ Results go to WORKDIR/evaluation: moments.npz, moments.png, costs_COVARIANCE.npz
 
 import argparse
 
+import ddpm_jax
 from ddpm_jax.cli import environment
 
 EXPORTS = (".npy", ".pth", ".pt", ".ckpt")
@@ -38,16 +39,16 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare(args)
   import pathlib
 
-  from ddpm_jax import analytic, build, experiment
-  from ddpm_jax.data import atomic
+  from ddpm_jax import build
   from ddpm_jax.errors import UserError
-  from ddpm_jax.evaluation import measurements
+  from ddpm_jax.files import atomic, measurements
+  from ddpm_jax.jobs import analytic
 
   if args.export:
     if pathlib.Path(args.export).suffix not in EXPORTS:
       raise UserError(f"--export {args.export} should end in one of {', '.join(EXPORTS)}.")
     atomic.check(args.export)
-  trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   schedule, out = build.schedule(trained.config), pathlib.Path(args.workdir) / "evaluation"
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
   moments = analytic.moments(trained, out / "moments.npz", args.images, K=args.levels, seed=args.seed)

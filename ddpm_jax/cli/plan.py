@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
   from ddpm_jax import config as configs
   from ddpm_jax.config import nearest
-  from ddpm_jax.data import atomic
+  from ddpm_jax.devices.chips import chip_of, memory_of
   from ddpm_jax.errors import UserError
-  from ddpm_jax.scale import plan
-  from ddpm_jax.scale.chips import chip_of, memory_of
+  from ddpm_jax.files import atomic
+  from ddpm_jax.jobs import plan
 
   if args.topology:  # the cache takes programs for chips that are not there, and cannot give them back
     jax.config.update("jax_enable_compilation_cache", False)

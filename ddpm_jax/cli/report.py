@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  from ddpm_jax.evaluation import report
+  from ddpm_jax.jobs import report
 
   print(f"Wrote {report.write(args.workdir, args.out)}")
   return 0

@@ -14,6 +14,7 @@ Image i comes from seed i alone, whatever the batch size or the machine. Change 
 
 import argparse
 
+import ddpm_jax
 from ddpm_jax.cli import environment
 
 FORMATS = {
@@ -50,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare(args)
   import pathlib
 
-  from ddpm_jax import build, experiment
+  from ddpm_jax import build
   from ddpm_jax.cli.numbers import integers
   from ddpm_jax.config import nearest
-  from ddpm_jax.data import atomic
   from ddpm_jax.data import images as pixels
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import plots
-  from ddpm_jax.trained import check_low_res
+  from ddpm_jax.files import atomic
+  from ddpm_jax.jobs.trained import check_low_res
 
   formats = args.formats.split(",")
   for name in formats:
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
   if args.beside is not None and args.upsampler:
     raise UserError("--beside compares what one network draws: leave out --upsampler.")
   seeds = integers(args.seeds, "--seeds")
-  trained = experiment.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
   labels = None
   if args.classes:
     classes = integers(args.classes, "--classes")
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
   upsampler = other = None
   if args.upsampler:
-    upsampler = experiment.load(args.upsampler)
+    upsampler = ddpm_jax.load(args.upsampler)
     check_low_res(upsampler.config.data, trained.image_shape)
   if args.beside is not None:
     other = beside(trained, args.beside.split())

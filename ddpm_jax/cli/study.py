@@ -10,6 +10,8 @@ features of a small classifier of the data set (ddpm-jax evaluate). Optimal traj
 
 import argparse
 
+import ddpm_jax
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
@@ -38,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare_alone("study")
   import pathlib
 
-  from ddpm_jax import analytic, experiment, scores
   from ddpm_jax.cli.numbers import integers
-  from ddpm_jax.data.atomic import writing
   from ddpm_jax.errors import UserError
-  from ddpm_jax.evaluation import study
+  from ddpm_jax.files.atomic import writing
+  from ddpm_jax.jobs import analytic, study
+  from ddpm_jax.jobs import measure as scores
 
   for name in ("samples", "likelihood"):
     if getattr(args, name) < 0:
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
   elif not moments.exists():
     raise UserError(f"There are no moments in {moments}: measure them first with ddpm-jax moments --workdir {workdir}.")
   where = {"plain": args.workdir, "npr": args.npr, "sn": args.sn}
-  networks = {name: experiment.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
+  networks = {name: ddpm_jax.load(path, ema=args.ema, overrides=args.overrides) for name, path in where.items() if path}
   for name, trained in networks.items():
     print(f"{where[name]}, step {trained.step}, {trained.weights}")
   judge = scores.yardstick(networks["plain"], workdir / "evaluation", args.samples) if args.samples else None

@@ -23,24 +23,25 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare(args, saves=True)
   import jax
 
-  from ddpm_jax import build, experiment
+  from ddpm_jax import build
   from ddpm_jax import config as configs
   from ddpm_jax.errors import UserError
+  from ddpm_jax.jobs import train
   from ddpm_jax.training.loop import Preempted
 
   config = configs.override(configs.load(args.config), args.overrides)
   if args.dry_run:
-    run = experiment.plan(config)
+    run = train.prepare(config)
     params = jax.eval_shape(run.init).params
     print(run.config)
     info = run.source.info
     print(f"{len(run.source):,} images of {info.name} {info.split}: {info.image_size}x{info.image_size}x{info.channels}")
-    print(f"{experiment.parameter_count(params):,} parameters on {run.mesh.size} devices ({jax.default_backend()})")
+    print(f"{train.parameter_count(params):,} parameters on {run.mesh.size} devices ({jax.default_backend()})")
     return 0
   if not args.workdir:
     raise UserError("train needs --workdir, the directory in which to keep checkpoints and metrics.")
   try:
-    experiment.train(config, args.workdir)
+    train.train(config, args.workdir)
   except Preempted as stopped:
     print(stopped)
     return stopped.exit_code

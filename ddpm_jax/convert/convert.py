@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax import config as configs
-from ddpm_jax.convert import architecture, diffusers, files, names, registry
+from ddpm_jax.convert import architecture, diffusers, names, registry, weight_files
 from ddpm_jax.convert.fingerprint import fingerprint
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import checkpoints
@@ -65,7 +65,7 @@ def convert(
   Raises:
     UserError: if the file cannot be read, is not what it should be, or does not say enough.
   """
-  contents = files.read(source, weights)
+  contents = weight_files.read(source, weights)
   found = architecture.infer(contents.tensors)
   if family is not None and family != found.dialect:
     raise UserError(f"{source} is not of the family {family}: its tensors are named as in {found.dialect}.")
@@ -159,7 +159,7 @@ def export(
     raise UserError(f"The codebases of {family} have no network like this one, a {unet.name}: take --family {known}.")
   order = attention_order or record.get("attention_order") or "legacy"
   table = names.entries(module, stored.params, family, attention_order=order)
-  files.write(target, names.save(table, stored.params))
+  weight_files.write(target, names.save(table, stored.params))
 
 
 _NETWORKS_OF = {  # the networks that each dialect's codebases have, the usual one of a network first
@@ -287,7 +287,7 @@ def _rate(source, config):
 
 def _step(source):
   """The last long number in the file's name, which is the step in every codebase."""
-  numbers = re.findall(r"(?<![.\d])\d{4,}", files.prefix(source).name)
+  numbers = re.findall(r"(?<![.\d])\d{4,}", weight_files.prefix(source).name)
   return int(numbers[-1]) if numbers else 0
 
 

@@ -1,4 +1,4 @@
-"""Published weights on this machine, in the cache of `ddpm_jax.fetch`:
+"""Published weights on this machine, in the cache of `ddpm_jax.files.download`:
 
 files/<file>          as published
 <name>/checkpoints    converted
@@ -7,9 +7,9 @@ files/<file>          as published
 import logging
 import pathlib
 
-from ddpm_jax import fetch
 from ddpm_jax.convert import convert, registry
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import download
 from ddpm_jax.training import checkpoints
 
 log = logging.getLogger(__name__)
@@ -25,9 +25,9 @@ def workdir(name: str) -> pathlib.Path:
   published = registry.find(name)
   if published is None:
     raise UserError(f"{name!r} is a config, not a published model; see ddpm-jax convert --list.")
-  directory = fetch.cache_folder() / published.name
+  directory = download.cache_folder() / published.name
   if not checkpoints.steps_in(directory / "checkpoints"):
-    source = fetch.fetch(published.download)
+    source = download.fetch(published.download)
     log.info("Converting %s", source)
     convert.save(convert.convert(source, like=published.name), directory, source)
   return directory

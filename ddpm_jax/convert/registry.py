@@ -9,10 +9,11 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, fetch
+from ddpm_jax import build
 from ddpm_jax import config as configs
-from ddpm_jax.convert import files
+from ddpm_jax.convert import weight_files
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import download as fetch
 
 _MARCH = "https://openaipublic.blob.core.windows.net/diffusion/march-2021/"
 _JULY = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
@@ -273,7 +274,7 @@ def find(name: str) -> Published | None:
 
 def of_file(path: str | pathlib.Path) -> Published | None:
   """The published model whose file is called so (and whose folder, where that is part of the name), or None."""
-  path = files.prefix(pathlib.Path(path).resolve())
+  path = weight_files.prefix(pathlib.Path(path).resolve())
   for entry in PUBLISHED.values():
     if entry.file and path.parts[-len(pathlib.Path(entry.file).parts) :] == pathlib.Path(entry.file).parts:
       return entry

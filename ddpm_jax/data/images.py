@@ -9,8 +9,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.atomic import writing
 from ddpm_jax.errors import UserError
+from ddpm_jax.files.atomic import writing
 
 
 def to_float(pixels):

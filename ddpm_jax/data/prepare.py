@@ -26,10 +26,10 @@ import PIL
 
 from ddpm_jax import __version__
 from ddpm_jax.data import originals
-from ddpm_jax.data.atomic import writing
-from ddpm_jax.data.load import check_options, data_root, load, wanted_shape
+from ddpm_jax.data.datasets import check_options, data_root, load, wanted_shape
 from ddpm_jax.data.sources import CorruptImage, Decoder, Encoded, Info, Source
 from ddpm_jax.errors import UserError
+from ddpm_jax.files.atomic import writing
 
 log = logging.getLogger(__name__)
 

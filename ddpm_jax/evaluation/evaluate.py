@@ -9,13 +9,13 @@ import numpy as np
 from ddpm_jax import __version__
 from ddpm_jax.config import nearest
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import precision_recall as manifolds
-from ddpm_jax.evaluation.extract import Extractor, extract, outputs_of
-from ddpm_jax.evaluation.frechet import Moments, frechet_distance
 from ddpm_jax.evaluation.image_sets import ImageSet
-from ddpm_jax.evaluation.inception_score import inception_score
-from ddpm_jax.evaluation.mmd import kid
 from ddpm_jax.evaluation.references import Reference
+from ddpm_jax.features.extract import Extractor, extract, outputs_of
+from ddpm_jax.metrics import precision_recall as manifolds
+from ddpm_jax.metrics.frechet import Moments, frechet_distance
+from ddpm_jax.metrics.inception_score import inception_score
+from ddpm_jax.metrics.mmd import kid
 
 PUBLISHED = 50_000  # samples of every published FID
 

@@ -10,8 +10,8 @@ import numpy as np
 from ddpm_jax import data
 from ddpm_jax.data.sources import NO_LABEL, Arrays, Encoded, Info, Source
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import storage
-from ddpm_jax.training.digest import digests
+from ddpm_jax.files import npz
+from ddpm_jax.files.digest import digests
 
 DRAWN = 1024  # samples drawn at a time
 
@@ -60,7 +60,7 @@ def open_set(name: str, split: str = "train", **options) -> ImageSet:
     UserError: for whatever is wrong with them.
   """
   if name.endswith(".npz"):
-    return of_arrays(name, storage.read_npz(name))
+    return of_arrays(name, npz.read_npz(name))
   return of_source(data.load(name, split, **options))
 
 
@@ -122,7 +122,7 @@ def check_pixels(name: str, images: np.ndarray) -> None:
 
 def pixel_digest(images: np.ndarray) -> str:
   """SHA-256 of the shape and the pixels."""
-  return storage.digest({"images": images})
+  return npz.digest({"images": images})
 
 
 def drawn(
@@ -168,7 +168,7 @@ class _Drawn(Source):
 
 
 def of_run(trained: Any, count: int) -> ImageSet:
-  """Samples 0 ... count - 1 of `trained` (an experiment.Trained), its classes in turn: equal parts, whatever the batch."""
+  """Samples 0 ... count - 1 of `trained` (a jobs.trained.Trained), its classes in turn: equal parts, whatever the batch."""
   labels = trained.labels(range(count))
   networks = [digests(network.params) for network in (trained.network, trained.guide) if network is not None]
   return drawn(
@@ -176,7 +176,7 @@ def of_run(trained: Any, count: int) -> ImageSet:
     count,
     trained.image_shape,
     name=f"samples of {trained.config.data.name}, step {trained.step}, {trained.weights}",
-    sha256=storage.text_digest([networks, trained.config.to_dict()]),
+    sha256=npz.text_digest([networks, trained.config.to_dict()]),
     preprocessing=f"drawn on [-1, 1], to uint8 by {trained.config.sampling.rounding!r}" + _balance(labels),
   )
 

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ddpm_jax.data import images as pixels
-from ddpm_jax.data.atomic import writing
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.likelihood import BitsPerDim
-from ddpm_jax.evaluation import neighbours
+from ddpm_jax.files.atomic import writing
+from ddpm_jax.metrics import neighbours
 
 
 def bound_terms(bounds: Mapping[str, BitsPerDim], levels: np.ndarray, path: str | os.PathLike) -> None:

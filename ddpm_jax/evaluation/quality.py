@@ -10,10 +10,13 @@ import os
 
 import numpy as np
 
-from ddpm_jax import data, fetch
+from ddpm_jax import data
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import features, frechet, image_sets, storage
+from ddpm_jax.evaluation import image_sets
+from ddpm_jax.features import classifier
+from ddpm_jax.files import download, npz
+from ddpm_jax.metrics import frechet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +27,10 @@ class Distances:
   real: float  # of the other half: what perfect samples would get
   count: int  # images on the left side of both
   reference_count: int
-  features: dict  # FeatureNet.describe()
+  classifier: dict  # FeatureNet.describe()
 
 
-def distances(net: features.FeatureNet, samples: np.ndarray, real: np.ndarray) -> Distances:
+def distances(net: classifier.FeatureNet, samples: np.ndarray, real: np.ndarray) -> Distances:
   """Distances of `samples` and of real images, both uint8 [.,H,W,C], by `net`.
 
   Raises:
@@ -76,14 +79,14 @@ class Yardstick:
 def check(name: str, num_classes: int | None, channels: int, path: str | os.PathLike, count: int) -> None:
   """Raises UserError for what forbids a Yardstick whatever the images are."""
   if os.path.exists(path):
-    recipe = features.restore(path).recipe
+    recipe = classifier.restore(path).recipe
   else:
     check_labels(name, num_classes)
-    recipe = features.Recipe.suiting(channels)
+    recipe = classifier.Recipe.suiting(channels)
   check_count(count, recipe)
 
 
-def check_count(count: int, recipe: features.Recipe) -> None:
+def check_count(count: int, recipe: classifier.Recipe) -> None:
   """Raises UserError if the features of `count` images have a singular covariance."""
   if count <= recipe.num_features:
     raise UserError(
@@ -103,15 +106,15 @@ def real_images(source: Source) -> np.ndarray:
 
 
 def classifier_of(
-  train: Source, test: Source, path: str | os.PathLike, recipe: features.Recipe | None = None
-) -> features.FeatureNet:
+  train: Source, test: Source, path: str | os.PathLike, recipe: classifier.Recipe | None = None
+) -> classifier.FeatureNet:
   """The feature network of a labelled data set: read from `path`, or trained and kept there (None: by the usual recipe)."""
   if os.path.exists(path):
-    return features.restore(path)
+    return classifier.restore(path)
   check_labels(train.info.name, train.info.num_classes)
-  recipe = recipe or features.Recipe.suiting(train.info.channels)
+  recipe = recipe or classifier.Recipe.suiting(train.info.channels)
   both = [source.gather(np.arange(len(source))) for source in (train, test)]
-  net = features.train_classifier(*both[0], *both[1], recipe=recipe, progress=True)
+  net = classifier.train_classifier(*both[0], *both[1], recipe=recipe, progress=True)
   net.save(path)
   return net
 
@@ -122,19 +125,19 @@ def check_labels(name: str, num_classes: int | None) -> None:
     raise UserError(f"{name} has no labels, so that no classifier can be trained on it: measure FID instead.")
 
 
-def classifier_for(name: str, count: int | None = None) -> features.FeatureNet:
+def classifier_for(name: str, count: int | None = None) -> classifier.FeatureNet:
   """The feature network of the labelled data set of that name, kept in the cache.
 
   Args:
     count: of the images whose moments it is for; too few are refused before anything is trained.
   """
   train, test = (data.load(name, split) for split in ("train", "test"))
-  recipe = features.Recipe.suiting(train.info.channels)
+  recipe = classifier.Recipe.suiting(train.info.channels)
   if count is not None:
     check_count(count, recipe)
-  key = storage.text_digest([image_sets.of_source(train).sha256, dataclasses.asdict(recipe)])
-  return classifier_of(train, test, fetch.cache_folder() / "classifiers" / f"{key[:16]}.npz", recipe)
+  key = npz.text_digest([image_sets.of_source(train).sha256, dataclasses.asdict(recipe)])
+  return classifier_of(train, test, download.cache_folder() / "classifiers" / f"{key[:16]}.npz", recipe)
 
 
-def _features(net: features.FeatureNet, images: np.ndarray, batch: int = 500) -> np.ndarray:
+def _features(net: classifier.FeatureNet, images: np.ndarray, batch: int = 500) -> np.ndarray:
   return np.concatenate([np.asarray(net.features(images[i : i + batch])) for i in range(0, len(images), batch)])

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import image_sets, storage
-from ddpm_jax.evaluation.extract import Extractor, extract, outputs_of
-from ddpm_jax.evaluation.frechet import Moments
+from ddpm_jax.evaluation import image_sets
 from ddpm_jax.evaluation.image_sets import ImageSet
+from ddpm_jax.features.extract import Extractor, extract, outputs_of
+from ddpm_jax.files import npz
+from ddpm_jax.metrics.frechet import Moments
 
 NEAR = 10_000  # images kept for precision and recall, as in OpenAI's references
 
@@ -65,7 +66,7 @@ def write(path: str | os.PathLike, reference: Reference) -> None:
   for output, moments in reference.moments.items():
     mean, covariance = MOMENTS[output]
     arrays |= {mean: moments.mean, covariance: moments.covariance}
-  storage.write(path, arrays, reference.about)
+  npz.write(path, arrays, reference.about)
 
 
 def read(path: str | os.PathLike) -> Reference:
@@ -74,7 +75,7 @@ def read(path: str | os.PathLike) -> Reference:
   Raises:
     UserError: if the file is damaged or holds no moments.
   """
-  return of_arrays(path, storage.read_npz(path))
+  return of_arrays(path, npz.read_npz(path))
 
 
 def of_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> Reference:
@@ -84,11 +85,11 @@ def of_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> Referen
       f"{path} holds {', '.join(arrays)}, but no mu and sigma: it is no reference. Make one of its images "
       "with --make_reference, or give it as the images to compare with."
     )
-  if storage.META in arrays:
-    arrays, stored = storage.verified(path, arrays)
+  if npz.META in arrays:
+    arrays, stored = npz.verified(path, arrays)
     about = stored | {"name": f"{path} ({stored['name']})"}
   else:
-    about = {"name": str(path), "count": None, "sha256": storage.digest(arrays), "preprocessing": "not known"}
+    about = {"name": str(path), "count": None, "sha256": npz.digest(arrays), "preprocessing": "not known"}
   moments = {
     output: _moments(path, about["count"], arrays[mean], arrays[covariance])
     for output, (mean, covariance) in MOMENTS.items()

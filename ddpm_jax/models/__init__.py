@@ -43,7 +43,7 @@ def _parse(field, value):
   return _REMAT.get(value, value) if field == "remat" else value
 
 
-# Configs of before had a truth value. "auto" is decided where a run begins (experiment.py); elsewhere there is no gradient.
+# Configs of before had a truth value. "auto" is decided where a run begins (jobs/train.py); elsewhere there is no gradient.
 _REMAT = {True: "blocks", False: "none", "auto": "none"}
 
 

@@ -23,10 +23,10 @@ from flax import struct
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import multihost
 
+from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import distributed
+from ddpm_jax.files.digest import digests
 from ddpm_jax.training import manifest as manifests
-from ddpm_jax.training.digest import digests
 from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest, Mismatch
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Checkpoints:
         if aside.exists():  # the same step was damaged before, and written anew
           aside.rmtree()
         (self.directory / str(step)).rename(aside)
-    distributed.wait_for_all()
+    processes.wait_for_all()
     return found
 
   def wait(self) -> None:
@@ -264,9 +264,9 @@ def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -
       raise
     except Exception as error:
       reason = _first_line(error)
-    if distributed.agreed(reason is None):
+    if processes.agreed(reason is None):
       return result, list(damaged)
-    if not candidates and not distributed.agreed(steps_in(path)[-1:] == steps[-1:]):
+    if not candidates and not processes.agreed(steps_in(path)[-1:] == steps[-1:]):
       return _latest_sound(path, read)  # a run goes on there, and has replaced this one by a later one
     damaged[step] = reason or "another process cannot read it"
     log.warning("Checkpoint %s is damaged: %s.", path / str(step), damaged[step])

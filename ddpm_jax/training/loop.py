@@ -14,9 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from ddpm_jax.devices import compiler, processes
+from ddpm_jax.devices import mesh as layout
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import compiler, distributed
-from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.state import TrainState, place
 from ddpm_jax.training.step import Step
@@ -107,7 +107,7 @@ def fit(
       with meter.waiting():
         batch, size = next(feed)
       if step == start + 1:
-        distributed.wait_for_all()  # here, and not inside the program
+        processes.wait_for_all()  # here, and not inside the program
       state, metrics = train_step(state, batch)
       if unread:
         read(*unread)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.training.digest import digests
+from ddpm_jax.files.digest import digests
 
 SCHEMA = 1  # raise it when names or meanings change, and say in MIGRATIONS how to read what came before
 

@@ -9,7 +9,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from ddpm_jax.scale import mesh as layout
+from ddpm_jax.devices import mesh as layout
 from ddpm_jax.training import ema, trainable
 
 

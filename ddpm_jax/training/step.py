@@ -21,8 +21,8 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.data.images import to_float
+from ddpm_jax.devices import mesh as layout
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training import ema, trainable
 from ddpm_jax.training.optimizer import guarded, kept_unless
 from ddpm_jax.training.state import TrainState
@@ -44,7 +44,7 @@ def make_train_step(
   null_label: int | None = None,
   learns: trainable.Predicate | None = None,
 ) -> Step:
-  """The step, jitted, with the state donated and laid out by scale/mesh.py.
+  """The step, jitted, with the state donated and laid out by devices/mesh.py.
 
   A step whose loss or gradient is not finite leaves parameters, averages, optimizer and time sampler bitwise as they
   were, and only counts: `state.skipped`, `state.skipped_in_row`.

@@ -17,9 +17,9 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from ddpm_jax.data.atomic import writing
 from ddpm_jax.data.images import save_png
 from ddpm_jax.errors import UserError
+from ddpm_jax.files.atomic import writing
 
 log = logging.getLogger(__name__)
 Scalars = Mapping[str, float]

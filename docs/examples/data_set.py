@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from ddpm_jax import config, data, experiment
-from ddpm_jax.data.load import SOURCES
+from ddpm_jax import config, data
+from ddpm_jax.data.datasets import SOURCES
 from ddpm_jax.data.sources import Info, Source
+from ddpm_jax.jobs import train
 
 
 class Discs(Source):
@@ -24,6 +25,6 @@ class Discs(Source):
 
 SOURCES["discs"] = lambda split, *fit: Discs()  # from now on configs know it
 cfg = config.override(config.load("digits"), ["data.name=discs", "network.attention_resolutions=(8,)"])
-print(experiment.plan(cfg).source.info)  # experiment.train(cfg, "runs/discs") would train on it
+print(train.prepare(cfg).source.info)  # train.train(cfg, "runs/discs") would train on it
 batch = data.train_batches(Discs(), 8)[0]  # shuffled; the same for this step in every run and on every machine
 print("image", batch["image"].shape, batch["image"].min(), "to", batch["image"].max(), "labels", batch["label"].tolist())

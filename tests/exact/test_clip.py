@@ -10,8 +10,8 @@ from PIL import Image
 
 from ddpm_jax.data.sources import Arrays, Info
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import clip, clip_tokens
-from ddpm_jax.evaluation.clip_tokens import CONTEXT, Tokenizer
+from ddpm_jax.features import clip, clip_tokens
+from ddpm_jax.features.clip_tokens import CONTEXT, Tokenizer
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 

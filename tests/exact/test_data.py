@@ -12,9 +12,9 @@ from PIL import Image
 
 from ddpm_jax import data
 from ddpm_jax.data import crops, images
-from ddpm_jax.data.atomic import check, writing
 from ddpm_jax.data.digits import digits, levels_to_pixels, pixels_to_levels
 from ddpm_jax.errors import UserError
+from ddpm_jax.files.atomic import check, writing
 
 
 @pytest.fixture(scope="session")

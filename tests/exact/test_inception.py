@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import graph_def, resize, torch_modules
-from ddpm_jax.evaluation.inception_weights import load
+from ddpm_jax.features import resize
+from ddpm_jax.features.inception_weights import load
+from ddpm_jax.files import tf_graph, torch_modules
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
@@ -356,7 +357,7 @@ def close(found, expected):
 
 
 def test_graph_reader_gives_back_what_was_written(nodes, graph_file):
-  graph = graph_def.read(graph_file)
+  graph = tf_graph.read(graph_file)
   assert [(name, graph.nodes[name].op, list(graph.nodes[name].inputs)) for name in graph.nodes] == [n[:3] for n in nodes]
   for name, op, _, attributes in nodes:
     if op == "Const":
@@ -522,7 +523,7 @@ def test_torch_files_are_read_without_torch(pytorch_fid, tmp_path, zipped):
 
 def nvidia_names(weights):
   """A state dict of torchvision's names (without gamma) under the names of NVIDIA's translation."""
-  from ddpm_jax.evaluation.inception_weights import TORCHVISION
+  from ddpm_jax.features.inception_weights import TORCHVISION
 
   renamed = {}
   for name, torchvision in TORCHVISION.items():

@@ -6,11 +6,11 @@ import scipy.linalg
 import scipy.spatial
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.frechet import Moments, fid, frechet_distance
-from ddpm_jax.evaluation.inception_score import inception_score
-from ddpm_jax.evaluation.mmd import kid, squared_mmd
-from ddpm_jax.evaluation.neighbours import nearest, nearest_pixels
-from ddpm_jax.evaluation.precision_recall import precision_recall, radii
+from ddpm_jax.metrics.frechet import Moments, fid, frechet_distance
+from ddpm_jax.metrics.inception_score import inception_score
+from ddpm_jax.metrics.mmd import kid, squared_mmd
+from ddpm_jax.metrics.neighbours import nearest, nearest_pixels
+from ddpm_jax.metrics.precision_recall import precision_recall, radii
 
 
 def random_covariance(rng, dims, rank):

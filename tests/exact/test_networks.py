@@ -12,9 +12,9 @@ from networks import PUBLISHED, forward, jit, shapes
 
 from ddpm_jax import models
 from ddpm_jax.convert import names
+from ddpm_jax.devices import flops
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import layers
-from ddpm_jax.scale import flops
 
 
 @pytest.mark.parametrize("model", PUBLISHED)

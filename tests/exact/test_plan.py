@@ -16,10 +16,11 @@ from ddpm_jax import build
 from ddpm_jax import config as configs
 from ddpm_jax.cli.main import run
 from ddpm_jax.cli.plan import describe, roofline
+from ddpm_jax.devices import flops, hlo
+from ddpm_jax.devices.memory import TooLarge, least_remat
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import flops, hlo, plan
-from ddpm_jax.scale.memory import TooLarge, least_remat
-from ddpm_jax.scale.plan import Fit, Program
+from ddpm_jax.jobs import plan
+from ddpm_jax.jobs.plan import Fit, Program
 
 HERE = pathlib.Path(__file__).parents[1]
 

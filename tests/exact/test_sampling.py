@@ -10,15 +10,7 @@ from flax import struct
 from reference import Stored, poly, stable
 
 from ddpm_jax.diffusion import grid, interpolation, noise, prediction, schedule, steps
-from ddpm_jax.diffusion.covariance import (
-  CapLast,
-  FixLast,
-  Optimal,
-  learned_diagonal,
-  learned_range,
-  marginal,
-  posterior,
-)
+from ddpm_jax.diffusion.covariance import CapLast, FixLast, Optimal, learned_diagonal, learned_range, marginal, posterior
 from ddpm_jax.diffusion.dpm_solver import multistep, singlestep
 from ddpm_jax.diffusion.guidance import ClassifierFree
 from ddpm_jax.diffusion.heun import heun

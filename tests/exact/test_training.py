@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.devices import mesh as layout
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import mesh as layout
-from ddpm_jax.training import digest, ema, manifest, optimizer, state, step, trainable
+from ddpm_jax.files import digest
+from ddpm_jax.training import ema, manifest, optimizer, state, step, trainable
 
 # ---------------------------------------------------------------------------------------------------- averages
 

@@ -17,14 +17,7 @@ from measured import after_the_step, costs_of_all_steps, second_moments
 from reference import Stored, named, nhwc, npr, poly, two_heads
 
 from ddpm_jax.diffusion import grid, losses, schedule, steps, trajectory
-from ddpm_jax.diffusion.covariance import (
-  CapLast,
-  Optimal,
-  fix_last_to_full_chain,
-  learned_range,
-  marginal,
-  posterior,
-)
+from ddpm_jax.diffusion.covariance import CapLast, Optimal, fix_last_to_full_chain, learned_range, marginal, posterior
 from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import bits_per_dim, prior_term

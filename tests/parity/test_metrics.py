@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation.frechet import Moments, fid, frechet_distance
-from ddpm_jax.evaluation.inception_score import inception_score
-from ddpm_jax.evaluation.precision_recall import precision_recall, radii
+from ddpm_jax.metrics.frechet import Moments, fid, frechet_distance
+from ddpm_jax.metrics.inception_score import inception_score
+from ddpm_jax.metrics.precision_recall import precision_recall, radii
 
 
 @pytest.mark.parametrize("group", ["fid/a", "fid/b"])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import analytic, config
+from ddpm_jax import config
 from ddpm_jax.data.sources import Arrays, Info
 from ddpm_jax.diffusion import grid, moments, noise, ode_likelihood, schedule, steps, trajectory
 from ddpm_jax.diffusion.covariance import Optimal
@@ -18,6 +18,7 @@ from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.sde import VpSde, euler_maruyama
 from ddpm_jax.errors import UserError
+from ddpm_jax.jobs import analytic
 
 CHAIN = schedule.linear(100)
 GAMMA = np.linspace(0.5, 1, 101)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.convert import protobuf
-from ddpm_jax.scale import compiler
+from ddpm_jax.devices import compiler
+from ddpm_jax.files import protobuf
 
 cpu_alone = pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends keep their memory")
 MB = 1_000_000

@@ -7,11 +7,14 @@ import types
 import numpy as np
 import pytest
 
-from ddpm_jax import build, config, experiment, models
+from ddpm_jax import build, config, models
 from ddpm_jax.config import default, from_dict, override
 from ddpm_jax.data.sources import Arrays, Info
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import quality, storage, study
+from ddpm_jax.evaluation import quality
+from ddpm_jax.files import npz
+from ddpm_jax.jobs import study, train
+from ddpm_jax.jobs.trained import Trained, checked_seeds
 
 
 def sampler(*changes):
@@ -51,7 +54,7 @@ REFUSED = {
     "96 channels do not divide into attention heads",
   ),
   "hidden labels of nobody": (
-    lambda: experiment.plan(override(config.load("digits:smoke"), ["train.label_dropout=0.1"])),
+    lambda: train.prepare(override(config.load("digits:smoke"), ["train.label_dropout=0.1"])),
     "hides labels",
   ),
   "a classifier's loss of a UNet": (
@@ -69,17 +72,17 @@ REFUSED = {
   ),
   "no channels": (lambda: models.make("unet_ddpm", channels=0).check_size(8, 8), "leave no network"),
   "batches of nothing": (
-    lambda: experiment.plan(override(config.load("digits:smoke"), ["train.batch_size=0"])),
+    lambda: train.prepare(override(config.load("digits:smoke"), ["train.batch_size=0"])),
     "train.batch_size = 0",
   ),
   "a preview of nothing": (
-    lambda: experiment.plan(override(config.load("digits:smoke"), ["train.preview_images=0"])),
+    lambda: train.prepare(override(config.load("digits:smoke"), ["train.preview_images=0"])),
     "preview_images = 0",
   ),
   "an unknown variant": (lambda: config.load("mnist_cond:smok"), "no variant 'smok'; choose from smoke"),
   "an unknown variant of two": (lambda: config.load("mnist_sr:basis"), "no variant 'basis'; choose from base, smoke"),
-  "a seed of 33 bits": (lambda: experiment.checked_seeds([1, 2**32]), "Seed 4294967296 is outside 0 ... 4294967295"),
-  "a negative seed": (lambda: experiment.checked_seeds(np.array([-1])), "Seed -1 is outside"),
+  "a seed of 33 bits": (lambda: checked_seeds([1, 2**32]), "Seed 4294967296 is outside 0 ... 4294967295"),
+  "a negative seed": (lambda: checked_seeds(np.array([-1])), "Seed -1 is outside"),
   "an unknown trajectory": (lambda: study.cells(study.methods(), [5], ["optimum"]), "not 'optimum'"),
 }
 
@@ -132,10 +135,10 @@ def test_real_images_stored_class_by_class_are_shuffled_before_they_are_halved()
 def test_a_foreign_file_with_an_array_called_meta_is_one_sentence(tmp_path):
   np.savez(tmp_path / "a.npz", meta=np.array("not JSON"), mu=np.zeros(2))
   with pytest.raises(UserError, match="was not written by ddpm_jax: its 'meta' is something else"):
-    storage.read(tmp_path / "a.npz")
+    npz.read(tmp_path / "a.npz")
 
 
 def test_only_networks_that_enlarge_take_small_images():
   small = types.SimpleNamespace(config=default())
   with pytest.raises(UserError, match="does not enlarge images"):
-    experiment.Trained._cond(small, None, None, np.zeros((1, 4, 4, 1), np.uint8))
+    Trained._cond(small, None, None, np.zeros((1, 4, 4, 1), np.uint8))

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import configs
-from ddpm_jax import build, experiment
+from ddpm_jax import build, configs
 from ddpm_jax import config as config_files
 from ddpm_jax.convert import registry
 from ddpm_jax.errors import UserError
+from ddpm_jax.jobs import train
 
 FOLDER = pathlib.Path(configs.__file__).parent
 PUBLISHED = sorted(path.stem for path in FOLDER.glob("[a-z]*.py") if "_published" in path.read_text())
@@ -35,7 +35,7 @@ TRACED = (
 @pytest.mark.parametrize("spec", VARIANTS)
 def test_small_variants_of_published_configs_make_a_step_and_a_sampler(spec):
   config = config_files.load(spec)
-  run = experiment.plan(config)
+  run = train.prepare(config)
   build.sampler(run.config) if not build.is_classifier(config) else build.loss(run.config)
   if not spec.startswith(TRACED):
     return

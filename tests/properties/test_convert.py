@@ -15,10 +15,12 @@ from containers import write_bundle
 from networks import PUBLISHED, forward, inputs, jit, ours, shapes
 from reference import nhwc
 
-from ddpm_jax import build, experiment, models
+import ddpm_jax
+from ddpm_jax import build, models
 from ddpm_jax.cli import main
-from ddpm_jax.convert import architecture, bundle, convert, fetch, files, fingerprint, names, registry, torch_files
+from ddpm_jax.convert import architecture, convert, fetch, fingerprint, names, registry, weight_files
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import tf_bundle, torch_files
 
 HERE = pathlib.Path(__file__).parent
 
@@ -100,19 +102,19 @@ def same(left, right):
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 def test_files_come_back_bit_by_bit(tmp_path, tensors, name):
   odd = tensors | {"scalar": np.float32(3).reshape(()), "empty": np.zeros((0, 2), np.float32)}
-  files.write(tmp_path / name, odd)
-  same(files.read(tmp_path / name).tensors, odd)
+  weight_files.write(tmp_path / name, odd)
+  same(weight_files.read(tmp_path / name).tensors, odd)
 
 
 def test_torch_and_this_package_read_each_other(tmp_path, tensors):
   torch = pytest.importorskip("torch")
-  files.write(tmp_path / "ours.pt", tensors)
+  weight_files.write(tmp_path / "ours.pt", tensors)
   theirs = torch.load(tmp_path / "ours.pt", weights_only=True)
   same({key: tensor.numpy() for key, tensor in theirs.items()}, tensors)
   for zipped in (True, False):  # False: the format before PyTorch 1.6
     odd = dict(theirs, view=torch.arange(12.0).reshape(3, 4).T[1:], half=torch.ones(3).bfloat16())
     torch.save(odd, tmp_path / "theirs.pt", _use_new_zipfile_serialization=zipped)
-    found = files.read(tmp_path / "theirs.pt").tensors
+    found = weight_files.read(tmp_path / "theirs.pt").tensors
     same({key: np.float32(tensor) for key, tensor in found.items()}, {key: t.float().numpy() for key, t in odd.items()})
 
 
@@ -133,29 +135,29 @@ def test_averaged_weights_are_taken_from_training_checkpoints(tmp_path, tensors)
   in_analytic = "ema_models_states/eps_model", "models_states/eps_model"
   for content, which, other in [(ddim, "ema", "model"), (analytic, *in_analytic)]:
     torch.save(content, tmp_path / "training.pth")
-    found = files.read(tmp_path / "training.pth")
+    found = weight_files.read(tmp_path / "training.pth")
     assert found.which == which and found.averaged
     same(found.tensors, tensors)
-    chosen = files.read(tmp_path / "training.pth", other)
+    chosen = weight_files.read(tmp_path / "training.pth", other)
     assert not chosen.averaged and chosen.tensors["conv_in.bias"][0] == tensors["conv_in.bias"][0] + 1
   torch.save(raw | {"optimizer": optimizer}, tmp_path / "mixed.pt")
   with pytest.raises(UserError, match="holds no tensors by name"):
-    files.read(tmp_path / "mixed.pt")
+    weight_files.read(tmp_path / "mixed.pt")
   torch.save(optimizer, tmp_path / "opt000100.pt")
   with pytest.raises(UserError, match="is the state of an optimizer, not a model"):
-    files.read(tmp_path / "opt000100.pt")
+    weight_files.read(tmp_path / "opt000100.pt")
   torch.save({"a": raw, "b": raw}, tmp_path / "two.pt")
   with pytest.raises(UserError, match="several sets of weights: a, b. Choose one with --weights"):
-    files.read(tmp_path / "two.pt")
+    weight_files.read(tmp_path / "two.pt")
 
 
 def test_a_checkpoint_that_tensorflow_wrote(tmp_path):
   """tf_bundle/ was written by TensorFlow 2.21's tf.compat.v1.train.Saver, and read by it into expected.npz."""
   expected = np.load(HERE / "tf_bundle/expected.npz")
-  found = bundle.read(HERE / "tf_bundle/model.ckpt-790000")
+  found = tf_bundle.read(HERE / "tf_bundle/model.ckpt-790000")
   same(found, {key.replace("|", "/"): expected[key] for key in expected.files})
   for path in ("model.ckpt-790000", "model.ckpt-790000.index", "model.ckpt-790000.data-00000-of-00001"):
-    contents = files.read(HERE / "tf_bundle" / path)
+    contents = weight_files.read(HERE / "tf_bundle" / path)
     assert contents.which == "ema" and contents.averaged
     assert sorted(contents.tensors)[:2] == ["down_0/block_0/conv1/W", "down_0/block_0/conv1/b"]
   for damaged in ("index", "data-00000-of-00001"):
@@ -163,7 +165,7 @@ def test_a_checkpoint_that_tensorflow_wrote(tmp_path):
       data = (HERE / f"tf_bundle/model.ckpt-790000.{name}").read_bytes()
       (tmp_path / f"cut.{name}").write_bytes(data[: len(data) // 2] if name == damaged else data)
     with pytest.raises(UserError, match="damaged or cut short"):
-      files.read(tmp_path / "cut")
+      weight_files.read(tmp_path / "cut")
 
 
 # ---------------------------------------------------------------- from file to samples
@@ -198,7 +200,7 @@ def families(golden):
     "tensorflow": ("model.ckpt-790000", tensorflow, ANSWERS, "unet_ddim", "model0"),
     "safetensors": (
       "ema_0.9999_100000.safetensors",
-      lambda path: files.write_safetensors(path, improved.state_dict("unet_scaleshift_learnsigma_class")),
+      lambda path: weight_files.write_safetensors(path, improved.state_dict("unet_scaleshift_learnsigma_class")),
       [*ANSWERS, *four_heads],
       "unet_improved",
       "unet_scaleshift_learnsigma_class",
@@ -240,7 +242,7 @@ def test_every_family_from_its_file_to_its_output_and_back(golden, tmp_path, fam
   write(tmp_path / name)
   assert main.run(["convert", str(tmp_path / name), "--out", str(tmp_path / "run"), *flags(answers)]) == 0
 
-  run = experiment.load(tmp_path / "run")
+  run = ddpm_jax.load(tmp_path / "run")
   averaged = family in ("tensorflow", "safetensors", "adm", "upsampler")  # as the file, or its name, says
   assert run.weights == ("EMA 0.9999" if averaged else "raw parameters")
   assert run.step == {"pesser": 790_000, "tensorflow": 790_000, "classifier": 100, "two heads": 0}.get(family, 100_000)
@@ -252,8 +254,8 @@ def test_every_family_from_its_file_to_its_output_and_back(golden, tmp_path, fam
 
   back = tmp_path / ("back.pt" if family == "safetensors" else "back.safetensors")
   assert main.run(["convert", "--export", str(back), "--workdir", str(tmp_path / "run")]) == 0
-  original = files.read(tmp_path / name)
-  same(files.read(back).tensors, original.tensors)
+  original = weight_files.read(tmp_path / name)
+  same(weight_files.read(back).tensors, original.tensors)
 
 
 def test_ddim_from_a_converted_file_is_the_reference_s_ddim(golden, tmp_path):
@@ -262,7 +264,7 @@ def test_ddim_from_a_converted_file_is_the_reference_s_ddim(golden, tmp_path):
   write(tmp_path / name)
   answers = [*answers, "sampling.grid=uniform", "sampling.steps=10", "sampling.eta=0.0", "sampling.clip=none"]
   assert main.run(["convert", str(tmp_path / name), "--out", str(tmp_path / "run"), *flags(answers)]) == 0
-  run = experiment.load(tmp_path / "run")
+  run = ddpm_jax.load(tmp_path / "run")
   _, visited = run.sample([3, 4], [1, 7], save=lambda x, pred: x)
 
   alpha_bar = np.append(1.0, np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
@@ -306,7 +308,7 @@ def write_pipeline(folder, golden, old_names=False, **config):
   for name, content in {"unet/config.json": UNET2D | config, "scheduler/scheduler_config.json": SCHEDULER}.items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(content))
-  files.write_safetensors(folder / "unet/diffusion_pytorch_model.safetensors", tensors)
+  weight_files.write_safetensors(folder / "unet/diffusion_pytorch_model.safetensors", tensors)
 
 
 @pytest.mark.parametrize("old_names", [False, True])
@@ -526,12 +528,12 @@ def test_weights_by_name_say_which_file_to_fetch_and_where_to_put_it(monkeypatch
     "small", "small.ckpt", "nothing", str(tmp_path / "small.py"), "", source.as_uri(), md5, step=790, averaged=True
   )
   (tmp_path / "small.py").write_text(
-    "from configs import cifar10_ddpm\n\n\ndef get_config(variant=''):\n  config = cifar10_ddpm.get_config()\n"
+    "from ddpm_jax.configs import cifar10_ddpm\n\n\ndef get_config(variant=''):\n  config = cifar10_ddpm.get_config()\n"
     "  config.data.image_size = 16\n  config.network.update(channels=32, channel_mult=(1, 2), num_res_blocks=1, "
     "attention_resolutions=(8,))\n  return config\n"
   )
   monkeypatch.setitem(registry.PUBLISHED, "small", small)
-  run = experiment.load("small")
+  run = ddpm_jax.load("small")
   assert run.weights == "EMA 0.9999" and run.step == 790 and run.config.sampling.covariance == "marginal"
   assert fetch.workdir("small") == tmp_path / "cache/small"  # not converted again
 
@@ -555,7 +557,7 @@ def test_weights_of_another_training_run_are_recognised_by_their_output(monkeypa
 
   entry = lambda numbers: registry.Published("x", "x.pt", "", str(tmp_path / "x.py"), "", "", fingerprint=tuple(numbers))
   (tmp_path / "x.py").write_text(
-    "from configs import cifar10_ddpm\n\n\ndef get_config(variant=''):\n  config = cifar10_ddpm.get_config()\n"
+    "from ddpm_jax.configs import cifar10_ddpm\n\n\ndef get_config(variant=''):\n  config = cifar10_ddpm.get_config()\n"
     "  config.data.image_size = 16\n  config.network.update(channels=32, channel_mult=(1, 2), num_res_blocks=1, "
     "attention_resolutions=(8,))\n  return config\n"
   )

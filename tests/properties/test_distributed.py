@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
+from ddpm_jax.devices import processes as distributed
+from ddpm_jax.devices.processes import Group, Lifeline, find
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import distributed
-from ddpm_jax.scale.distributed import Group, Lifeline, find
 
 SLURM = {
   "SLURM_JOB_ID": "70",

@@ -17,7 +17,7 @@ import pytest
 from ddpm_jax import config
 from ddpm_jax.cli import main
 from ddpm_jax.convert import registry
-from ddpm_jax.data.load import SOURCES
+from ddpm_jax.data.datasets import SOURCES
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]

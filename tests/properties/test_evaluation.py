@@ -17,12 +17,14 @@ from ddpm_jax import data
 from ddpm_jax.data.digits import digits
 from ddpm_jax.data.images import save_npz, save_png
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import extract as extraction
-from ddpm_jax.evaluation import features, image_sets, quality, references, storage
+from ddpm_jax.evaluation import image_sets, quality, references
 from ddpm_jax.evaluation.evaluate import evaluate
-from ddpm_jax.evaluation.extract import extract
-from ddpm_jax.evaluation.features import Recipe, train_classifier
-from ddpm_jax.evaluation.frechet import fid
+from ddpm_jax.features import classifier
+from ddpm_jax.features import extract as extraction
+from ddpm_jax.features.classifier import Recipe, train_classifier
+from ddpm_jax.features.extract import extract
+from ddpm_jax.files import npz as storage
+from ddpm_jax.metrics.frechet import fid
 
 QUICK = Recipe(steps=20, num_features=16)
 
@@ -58,7 +60,7 @@ def test_a_data_set_names_its_features(net, tmp_path, monkeypatch):
   """Trained the first time, then read from the cache."""
   trained = []
   monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path))
-  monkeypatch.setattr(features, "train_classifier", lambda *data, recipe, progress: trained.append(recipe) or net)
+  monkeypatch.setattr(classifier, "train_classifier", lambda *data, recipe, progress: trained.append(recipe) or net)
   assert quality.classifier_for("digits").digest == quality.classifier_for("digits").digest == net.digest
   assert trained == [Recipe()] and len(list(tmp_path.rglob("*.npz"))) == 1
   (tmp_path / "colour").mkdir()
@@ -72,13 +74,13 @@ def test_photographs_are_mirrored_and_digits_are_not():
   image = jnp.arange(25, dtype=jnp.uint8).reshape(1, 5, 5, 1).repeat(64, 0)
   assert Recipe.suiting(3).flip and not Recipe.suiting(1).flip
   for flip, rightwards in ((False, {1}), (True, {1, -1})):
-    seen = features._moved(Recipe(flip=flip, max_shift=0), jax.random.key(0), image).astype(int)
+    seen = classifier._moved(Recipe(flip=flip, max_shift=0), jax.random.key(0), image).astype(int)
     assert set(np.unique(np.diff(seen[:, 2, :, 0], axis=1)).tolist()) == rightwards
 
 
 def test_feature_net_comes_back_from_its_file(held_out, net, tmp_path):
   net.save(tmp_path / "net.npz")
-  restored = features.restore(tmp_path / "net.npz")
+  restored = classifier.restore(tmp_path / "net.npz")
   assert restored.describe() == net.describe()
   np.testing.assert_array_equal(restored.features(held_out.images[:9]), net.features(held_out.images[:9]))
 
@@ -131,7 +133,7 @@ def test_features_do_not_depend_on_the_number_of_devices(net, tmp_path):
     import jax, numpy as np
     from ddpm_jax.data.digits import digits
     from ddpm_jax.evaluation import features
-    from ddpm_jax.evaluation.extract import extract
+    from ddpm_jax.features.extract import extract
     net = features.restore({str(tmp_path / "net.npz")!r})
     one, eight = (extract(net, digits("test"), batch_size=16, devices=jax.devices()[:n])["features"] for n in (1, 8))
     np.testing.assert_array_equal(one, eight)
@@ -149,13 +151,13 @@ def test_bad_input_to_feature_networks_is_one_sentence(held_out, net, tmp_path):
     train_classifier(*[a.astype(np.float32) for a in (held_out.images, held_out.labels)] * 2)
   storage.write(tmp_path / "other.npz", {"a": np.zeros(3)}, {})
   with pytest.raises(UserError, match="does not hold a feature network"):
-    features.restore(tmp_path / "other.npz")
+    classifier.restore(tmp_path / "other.npz")
   with pytest.raises(UserError, match="no file"):
-    features.restore(tmp_path / "absent.npz")
+    classifier.restore(tmp_path / "absent.npz")
   content = (tmp_path / "other.npz").read_bytes()
   (tmp_path / "other.npz").write_bytes(content[:-40])
   with pytest.raises(UserError, match="is no .npz, or was cut short"):
-    features.restore(tmp_path / "other.npz")
+    classifier.restore(tmp_path / "other.npz")
 
 
 def digits_of(source, index):

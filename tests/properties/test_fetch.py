@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from ddpm_jax import fetch
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import download
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -63,12 +63,12 @@ def server(tmp_path, monkeypatch):
 
 
 def file(server, checksum="sha256:" + hashlib.sha256(CONTENT).hexdigest()):
-  return fetch.File("weights.bin", server.url, checksum)
+  return download.File("weights.bin", server.url, checksum)
 
 
 def test_a_file_is_downloaded_once(server, tmp_path):
   for kind in ("sha256", "md5"):
-    path = fetch.fetch(file(server, f"{kind}:{hashlib.new(kind, CONTENT).hexdigest()}"), progress=False)
+    path = download.fetch(file(server, f"{kind}:{hashlib.new(kind, CONTENT).hexdigest()}"), progress=False)
   assert path == tmp_path / "ddpm_jax/weights.bin" and path.read_bytes() == CONTENT
   assert server.ranges == [None] and {file.name for file in path.parent.iterdir()} == {".lock", "weights.bin"}
 
@@ -76,7 +76,7 @@ def test_a_file_is_downloaded_once(server, tmp_path):
 def test_of_two_who_want_a_file_one_downloads_it(server):
   server.gate.clear()
   found = []
-  two = [threading.Thread(target=lambda: found.append(fetch.fetch(file(server), progress=False))) for _ in range(2)]
+  two = [threading.Thread(target=lambda: found.append(download.fetch(file(server), progress=False))) for _ in range(2)]
   two[0].start()
   while not server.ranges:
     time.sleep(0.01)
@@ -92,46 +92,46 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(server, tmp_path, monkey
   (tmp_path / "file").touch()
   monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "file" / "cache"))
   with pytest.raises(UserError, match="cache cannot be written .*set DDPM_JAX_CACHE"):
-    fetch.fetch(file(server), progress=False)
+    download.fetch(file(server), progress=False)
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_a_broken_download_goes_on_where_it_stopped(server, knows_ranges):
   server.breaks_after, server.knows_ranges = 70_000, knows_ranges
   with pytest.raises(UserError, match="70000 of 1280000 bytes arrived.*or save that file as .*weights.bin"):
-    fetch.fetch(file(server), progress=False)
-  assert not (fetch.cache_folder() / "weights.bin").exists()
-  assert fetch.fetch(file(server), progress=False).read_bytes() == CONTENT
+    download.fetch(file(server), progress=False)
+  assert not (download.cache_folder() / "weights.bin").exists()
+  assert download.fetch(file(server), progress=False).read_bytes() == CONTENT
   assert server.ranges == [None, "bytes=70000-"]
 
 
 def test_what_was_left_by_a_longer_file_is_thrown_away(server):
-  fetch.cache_folder().mkdir()
-  (fetch.cache_folder() / "weights.bin.partial").write_bytes(CONTENT + b"more")
-  assert fetch.fetch(file(server), progress=False).read_bytes() == CONTENT
+  download.cache_folder().mkdir()
+  (download.cache_folder() / "weights.bin.partial").write_bytes(CONTENT + b"more")
+  assert download.fetch(file(server), progress=False).read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_is_refused(server):
   with pytest.raises(UserError, match="but md5:0123 was published"):
-    fetch.fetch(file(server, "md5:0123"), progress=False)
-  assert [path.name for path in fetch.cache_folder().iterdir()] == [".lock"]
-  (fetch.cache_folder() / "weights.bin").write_bytes(b"put there by hand")
+    download.fetch(file(server, "md5:0123"), progress=False)
+  assert [path.name for path in download.cache_folder().iterdir()] == [".lock"]
+  (download.cache_folder() / "weights.bin").write_bytes(b"put there by hand")
   with pytest.raises(UserError, match="remove it and try again"):
-    fetch.fetch(file(server), progress=False)
+    download.fetch(file(server), progress=False)
 
 
 def test_an_unknown_checksum_is_said(server, caplog):
   caplog.set_level("INFO")
-  fetch.fetch(file(server, None), progress=False)
+  download.fetch(file(server, None), progress=False)
   assert hashlib.sha256(CONTENT).hexdigest() in caplog.text
 
 
 def test_an_absent_file_or_server_is_one_sentence(server):
   with pytest.raises(UserError, match="404.*or save that file as"):
-    fetch.fetch(fetch.File("a", server.url + "s"), progress=False)
+    download.fetch(download.File("a", server.url + "s"), progress=False)
   with pytest.raises(UserError, match="could not be downloaded"):
-    fetch.fetch(fetch.File("a", server.url.replace("/file", "/garbage")), progress=False)
+    download.fetch(download.File("a", server.url.replace("/file", "/garbage")), progress=False)
   server.shutdown()
   server.server_close()
   with pytest.raises(UserError, match="could not be downloaded .*or save that file as"):
-    fetch.fetch(file(server), progress=False, timeout=1)
+    download.fetch(file(server), progress=False, timeout=1)

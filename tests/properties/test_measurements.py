@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.diffusion import schedule
 from ddpm_jax.diffusion.moments import Moments
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import measurements
+from ddpm_jax.files import measurements
 
 CHAIN = schedule.linear(100)
 GAMMA = np.linspace(0, 0.999, 101, dtype=np.float32)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import study
+from ddpm_jax.jobs import study
 
 CELLS = study.cells(study.methods(), [10, 25], ["even", "optimal"])
 

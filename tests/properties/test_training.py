@@ -15,9 +15,9 @@ import pytest
 import tiny_run
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from ddpm_jax.devices import compiler
+from ddpm_jax.devices import mesh as layout
 from ddpm_jax.errors import UserError
-from ddpm_jax.scale import compiler
-from ddpm_jax.scale import mesh as layout
 from ddpm_jax.training import checkpoints, loop, manifest, writers
 from ddpm_jax.training.state import place
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import build, experiment
+import ddpm_jax
+from ddpm_jax import build
 from ddpm_jax.cli import main
-from ddpm_jax.evaluation import measurements
+from ddpm_jax.files import measurements
 
 TINY = ["channels=8", "channel_mult=(1,)", "attention_resolutions=()"]  # compiles in seconds
 
@@ -35,8 +36,8 @@ def runs(tmp_path_factory):
 
 
 def test_a_head_learns_and_its_backbone_does_not(runs):
-  plain, npr = (experiment.load(runs / name, ema="raw") for name in ("plain", "npr"))
-  slow = experiment.load(runs / "plain")  # the slowest average, which the head is put on
+  plain, npr = (ddpm_jax.load(runs / name, ema="raw") for name in ("plain", "npr"))
+  slow = ddpm_jax.load(runs / "plain")  # the slowest average, which the head is put on
   jax.tree.map(np.testing.assert_array_equal, npr.network.params["backbone"], slow.network.params)
   as_stored = lambda section, **more: json.loads(json.dumps(section.to_dict() | more))
   assert as_stored(npr.config.network.backbone) == as_stored(plain.config.network, out_channels=1)
@@ -54,7 +55,7 @@ def moments(runs):
 
 
 def test_moments_are_measured_plotted_exported_and_continued(runs, moments, capsys):
-  schedule = build.schedule(experiment.load(runs / "plain").config)
+  schedule = build.schedule(ddpm_jax.load(runs / "plain").config)
   found, source = measurements.load_moments(moments, schedule)
   assert found.count == 64 and len(found.levels) == 20 and source["weights"] == "EMA 0.999"
   exported = measurements.gamma(runs / "ms_eps.pth", schedule)
@@ -71,7 +72,7 @@ def test_the_optimal_covariance_and_both_best_grids_sample(runs, moments):
   costs = f"costs={runs}/plain/evaluation/costs_marginal.npz"
   for how in (["grid=dp_seg", "eta=0.0", "keep_eps=True"], ["grid=dp_vb", costs]):
     options = ["steps=3", "covariance=optimal", f"moments={moments}", "cap_pixels=1.0", *how]
-    trained = experiment.load(runs / "plain", overrides=[f"sampling.{option}" for option in options])
+    trained = ddpm_jax.load(runs / "plain", overrides=[f"sampling.{option}" for option in options])
     assert trained.sample([0, 1]).shape == (2, 8, 8, 1)
 
 
@@ -99,7 +100,7 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
     assert picture.size[0] > 400
   kept = json.loads((runs / "plain/study/Analytic-DDPM_even_3.json").read_text())
   assert f"{kept['bits_per_dim']['mean']:.2f}" in table
-  alone = experiment.load(
+  alone = ddpm_jax.load(
     runs / "plain",
     overrides=[
       "sampling.covariance=optimal",
@@ -168,7 +169,7 @@ def test_a_network_of_the_sde_has_an_ode_and_euler_samplers(runs, capsys):
   assert "bits/dim of the ODE on 2 test images" in capsys.readouterr().out
   assert np.isfinite(json.loads((runs / "plain/evaluation/ode_bits_per_dim.json").read_text())["bits_per_dim"])
   for solver in ("euler_maruyama", "euler_ode"):
-    trained = experiment.load(runs / "plain", overrides=[*sde, f"sampling.solver={solver}"])
+    trained = ddpm_jax.load(runs / "plain", overrides=[*sde, f"sampling.solver={solver}"])
     assert trained.sample([0, 1]).shape == (2, 8, 8, 1)
   assert main.run(["evaluate", "--workdir", f"{runs}/plain", "--likelihood", "0", "--ode", "2"]) == 2
   assert "needs the schedule vp_sde, but this one was trained on 'linear'" in capsys.readouterr().err

@@ -17,10 +17,11 @@ from containers import write_bundle
 from networks import filled, ours, shapes
 from reference import nhwc
 
-from ddpm_jax import models, trained
+from ddpm_jax import models
 from ddpm_jax.cli import main
 from ddpm_jax.convert import names
 from ddpm_jax.diffusion import noise
+from ddpm_jax.jobs import trained
 
 torch = pytest.importorskip("torch")
 torch_networks = pytest.importorskip("torch_networks")

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import config, experiment
+import ddpm_jax
+from ddpm_jax import config
 from ddpm_jax.cli import main
-from ddpm_jax.scale import mesh as layout
-from ddpm_jax.scale.memory import Needs
+from ddpm_jax.devices import mesh as layout
+from ddpm_jax.devices.memory import Needs
+from ddpm_jax.jobs import train
 from ddpm_jax.training import checkpoints, loop
 
 
@@ -37,7 +39,7 @@ def test_a_run_that_was_killed_continues_bitwise(run, tmp_path):
   shutil.rmtree(tmp_path / "checkpoints" / "4")  # as if killed between the checkpoints of steps 2 and 4
   assert main.run(["train", "--config", "digits:smoke", "--workdir", str(tmp_path)]) == 0
   for which in ("raw", "0.999"):
-    unbroken, parts = (experiment.load(path, ema=which).network.params for path in (run, tmp_path))
+    unbroken, parts = (ddpm_jax.load(path, ema=which).network.params for path in (run, tmp_path))
     assert jax.tree.all(jax.tree.map(np.array_equal, unbroken, parts))
 
 
@@ -55,7 +57,7 @@ def test_sampling_writes_every_format_in_its_layout(run, tmp_path, capsys):
 
 
 def test_seed_5_is_the_same_picture_in_any_company(run):
-  trained = experiment.load(run)
+  trained = ddpm_jax.load(run)
   assert np.array_equal(trained.sample([5])[0], trained.sample([1, 2, 5, 7])[2])
 
 
@@ -167,7 +169,7 @@ def test_whatever_ends_a_run_the_checkpoint_in_the_making_is_completed(tmp_path,
   monkeypatch.setattr(loop, "fit", fit)
   monkeypatch.setattr(checkpoints.Checkpoints, "close", lambda self: completed.append(self.directory.name))
   with pytest.raises(loop.Diverged):
-    experiment.train(config.load("digits:smoke"), tmp_path)
+    train.train(config.load("digits:smoke"), tmp_path)
   assert completed == ["checkpoints"]
 
 
@@ -180,10 +182,10 @@ def test_remat_auto_is_decided_by_the_memory_of_the_device(known, tmp_path, monk
     assert "stablehlo.convolution" in lowered.as_text()
     return None, Needs(0, 0, next(peaks))
 
-  monkeypatch.setattr(experiment, "memory_of", lambda device: 2**31 if known else None)
-  monkeypatch.setattr(experiment, "compile_lowered", compile_lowered)
+  monkeypatch.setattr(train, "memory_of", lambda device: 2**31 if known else None)
+  monkeypatch.setattr(train, "compile_lowered", compile_lowered)
   monkeypatch.setattr(loop, "fit", lambda *_, config, **__: stored.append(config))
-  experiment.train(config.override(config.load("digits:smoke"), ["network.remat=auto"]), tmp_path)
+  train.train(config.override(config.load("digits:smoke"), ["network.remat=auto"]), tmp_path)
   assert stored[0]["network"]["remat"] == ("norms" if known else "auto")
   assert ("remat=norms: none needs 3, norms needs 1 of 2 GiB." in caplog.messages) == known
 
@@ -193,8 +195,8 @@ def test_a_step_is_planned_for_the_batches_that_it_gets(name, tmp_path, monkeypa
   """So that a policy that was tried is not compiled a second time."""
   given = []
   monkeypatch.setattr(loop, "fit", lambda init, step, feed, mesh, **_: given.append(layout.put_batch(next(feed(0)), mesh)))
-  experiment.train(config.load(name), tmp_path)
-  _, planned = experiment.plan(config.load(name)).arguments()
+  train.train(config.load(name), tmp_path)
+  _, planned = train.prepare(config.load(name)).arguments()
   described = [{name: (x.shape, x.dtype, x.sharding.spec) for name, x in batch.items()} for batch in (*given, planned)]
   assert described[0] == described[1]
 
@@ -203,7 +205,7 @@ def test_a_run_is_continued_whatever_is_recomputed(run):
   for remat in ("blocks", True, "auto"):
     changed = config.load("digits:smoke")
     changed.network.remat = remat
-    assert experiment.train(changed, run).step == changed.train.total_steps
+    assert train.train(changed, run).step == changed.train.total_steps
 
 
 def test_overrides_keep_the_type_of_a_field():

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.digits import get_config
-from ddpm_jax import build, config, edits, experiment
+import ddpm_jax
+from ddpm_jax import build, config
 from ddpm_jax.cli import main
+from ddpm_jax.configs.digits import get_config
 from ddpm_jax.data import images as pixels
 from ddpm_jax.data.digits import digits
-from ddpm_jax.evaluation import report
-from ddpm_jax.evaluation.features import Recipe, train_classifier
+from ddpm_jax.features.classifier import Recipe, train_classifier
+from ddpm_jax.jobs import edit, report
+from ddpm_jax.jobs.trained import NotFinite
 from ddpm_jax.training import checkpoints
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -242,24 +244,24 @@ def test_figures_of_the_paper(workdir):
   for name in ("samples", "progressive", "interpolation", "nearest_neighbours"):
     with Image.open(workdir / "evaluation" / f"{name}.png") as picture:
       assert picture.size[0] >= 500
-  trained = experiment.load(workdir)
+  trained = ddpm_jax.load(workdir)
   source, pairs = trained.dataset("test"), np.array([[0, 1], [2, 3], [4, 5]])
-  near = edits.between(trained, source, pairs, frames=2, strength=0.05)  # of one of 20 levels: almost the images themselves
+  near = edit.between(trained, source, pairs, frames=2, strength=0.05)  # of one of 20 levels: almost the images themselves
   error = np.abs(near.astype(float) - source.gather(pairs.ravel())[0].reshape(near.shape))
   assert error.mean() < 8, "grey levels"
 
 
 def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
   """Neither in samples nor in bits/dim."""
-  trained = experiment.load(workdir)
+  trained = ddpm_jax.load(workdir)
   x = np.zeros((4, 8, 8, 1), np.float32)
   x[1, 2, 3], x[3] = np.inf, np.nan
-  with pytest.raises(experiment.NotFinite, match=r"2 of 4 samples .* \(inf; seeds 6, 8\): the weights are finite, so lower"):
+  with pytest.raises(NotFinite, match=r"2 of 4 samples .* \(inf; seeds 6, 8\): the weights are finite, so lower"):
     trained.to_pixels(x, [5, 6, 7, 8])
   nan = dataclasses.replace(
     trained, network=trained.network.replace(params=jax.tree.map(lambda leaf: leaf * np.nan, trained.network.params))
   )
-  with pytest.raises(experiment.NotFinite, match="2 of 2 bounds are not finite .*test images 0, 1"):
+  with pytest.raises(NotFinite, match="2 of 2 bounds are not finite .*test images 0, 1"):
     nan.bits_per_dim(nan.dataset("test"), 2)
   checkpoints.save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0", step=4)
   assert main.run(["sample", "--seeds", "0-2", "--workdir", str(workdir / "nan")]) == 2

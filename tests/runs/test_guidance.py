@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ddpm_jax
 from ddpm_jax import config as configs
-from ddpm_jax import edits, experiment
 from ddpm_jax.cli import main
+from ddpm_jax.jobs import edit, train
 from ddpm_jax.training import checkpoints
 
 # Compiles in seconds. With a group per channel, normalisation would take out what labels add to channels.
@@ -32,7 +33,7 @@ def by(kind, scale, model=None, **more):
 def untrained(directory, name: str, step: int):
   """A checkpoint of random weights."""
   config = configs.override(configs.load(name), [f"network.{field}" for field in TINY])
-  plan, rng = experiment.plan(config), np.random.default_rng(step)
+  plan, rng = train.prepare(config), np.random.default_rng(step)
   draw = lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)
   params = jax.tree.map(draw, jax.eval_shape(plan.init).params)
   checkpoints.save_weights(str(directory), params, plan.config.to_dict(), rate="0.999", step=step)
@@ -102,7 +103,7 @@ def test_classifier_free_guidance_of_balanced_classes(runs, images):
   assert (guided != conditional).any()
   outside, _ = images("cond", *by("classifier_free", 4.0, interval="(21,30)"))  # there are 20 levels
   np.testing.assert_allclose(outside.astype(int), conditional, atol=1)  # rounding of pixels
-  run = experiment.load(runs / "cond")
+  run = ddpm_jax.load(runs / "cond")
   counts = np.bincount(run.labels(range(50)))
   np.testing.assert_array_equal(counts, 5)
 
@@ -123,7 +124,7 @@ def test_cascade_enlarges_what_the_first_stage_drew(runs, images):
   small, _ = images("base")
   large, _ = images("base", "--upsampler", f"{runs}/sr")
   assert small.shape == (6, 4, 4, 1) and large.shape == (6, 8, 8, 1)
-  upsampler = experiment.load(runs / "sr")
+  upsampler = ddpm_jax.load(runs / "sr")
   np.testing.assert_array_equal(large, upsampler.sample(range(6), low_res=small))
   np.testing.assert_array_equal(large[2:3], upsampler.sample([2], low_res=small[2:3]))
 
@@ -141,10 +142,10 @@ def test_edits(runs, capsys):
   for task in ("reconstruct", "image_to_image", "inpaint", "interpolate"):
     with Image.open(runs / f"plain/edits/{task}.png") as picture:
       assert picture.size[0] >= 256
-  run = experiment.load(runs / "plain")
+  run = ddpm_jax.load(runs / "plain")
   source, known = run.dataset("test"), np.zeros((8, 8), bool)
   known[:, 4:] = True
-  drawn = edits.inpaint(run, source, range(4), range(4), known, jump=2, resamples=2)
+  drawn = edit.inpaint(run, source, range(4), range(4), known, jump=2, resamples=2)
   np.testing.assert_array_equal(drawn[:, :, 4:], source.gather(np.arange(4))[0][:, :, 4:])
 
 
@@ -179,18 +180,18 @@ def test_an_upsampler_has_no_images_of_its_own_to_interpolate(runs, capsys):
 
 def test_frames_between_two_seeds_have_one_class(runs):
   how = ["sampling.guidance.kind=None", "sampling.grid=uniform", "sampling.steps=2", "sampling.eta=0"]
-  run = experiment.load(runs / "cond", overrides=how)
-  frames = edits.interpolate(run, 3, 3, 2, label=4)
+  run = ddpm_jax.load(runs / "cond", overrides=how)
+  frames = edit.interpolate(run, 3, 3, 2, label=4)
   np.testing.assert_array_equal(frames[0], frames[1])
-  assert (frames != edits.interpolate(run, 3, 3, 2, label=5)).any()
+  assert (frames != edit.interpolate(run, 3, 3, 2, label=5)).any()
 
 
 def test_a_classifier_guides_reconstructions(runs):
   """Also where eta = 1 would let it shift the mean of ancestral steps."""
-  plain = experiment.load(runs / "plain")
+  plain = ddpm_jax.load(runs / "plain")
   guided = plain.changed(sampling=dict(guidance=dict(kind="classifier", scale=100.0, model=f"{runs}/classifier")))
   source = plain.dataset("test")
-  assert (edits.reconstruct(plain, source, [0, 1], 3)[0] != edits.reconstruct(guided, source, [0, 1], 3)[0]).any()
+  assert (edit.reconstruct(plain, source, [0, 1], 3)[0] != edit.reconstruct(guided, source, [0, 1], 3)[0]).any()
 
 
 BAD = {

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import tiny_run
 
-from ddpm_jax import config, experiment
-from ddpm_jax.evaluation import features, storage
+from ddpm_jax import config
+from ddpm_jax.features import classifier
+from ddpm_jax.files import npz
+from ddpm_jax.jobs import train as experiment
 from ddpm_jax.training import checkpoints, loop, state
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -112,11 +114,13 @@ def untrained(tmp_path_factory):
   """A run at step 0 of the smallest network of the digits, with an untrained classifier for its distances."""
   directory = tmp_path_factory.mktemp("untrained")
   small = ["network.channels=8", "network.channel_mult=(1,)", "network.groups=4", "network.attention_resolutions=()"]
-  plan = experiment.plan(config.override(config.load("digits:smoke"), [*small, "schedule.T=4"]))
+  plan = experiment.prepare(config.override(config.load("digits:smoke"), [*small, "schedule.T=4"]))
   weights = state.place(plan.init, plan.mesh).params
   checkpoints.save_weights(str(directory / "checkpoints"), weights, plan.config.to_dict(), rate="0.999", step=0)
-  params = features.Classifier(8, 10).init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))["params"]
-  net = features.FeatureNet(params, (8, 8, 1), 10, features.Recipe(num_features=8), "none", test_images=0, test_accuracy=0.0)
+  params = classifier.Classifier(8, 10).init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))["params"]
+  net = classifier.FeatureNet(
+    params, (8, 8, 1), 10, classifier.Recipe(num_features=8), "none", test_images=0, test_accuracy=0.0
+  )
   net.save(directory / "evaluation" / "classifier.npz")
   return directory
 
@@ -164,7 +168,7 @@ def test_samples_moments_and_scores_are_those_of_one_process(untrained, tmp_path
     assert ours[name] == theirs[name], name  # bitwise: each image is drawn and scored on one device
   metrics = [json.loads(files["evaluation/metrics.json"])["metrics"] for files in (ours, theirs)]
   assert metrics[0] == metrics[1]
-  moments = [storage.read(path / "evaluation" / "moments.npz")[0]["mean"] for path in (one, two)]
+  moments = [npz.read(path / "evaluation" / "moments.npz")[0]["mean"] for path in (one, two)]
   np.testing.assert_allclose(*moments, rtol=1e-6)  # sums over devices, in another order
   bits = [json.loads(files["evaluation/bits_per_dim_optimal.json"])["bits_per_dim"] for files in (ours, theirs)]
   assert bits[0] == pytest.approx(bits[1], rel=1e-5)  # by these moments

@@ -129,9 +129,9 @@ def submit(slurm: dict, out: pathlib.Path, program: str, *flags: str, **variable
 MEET = """
 import os, sys
 sys.path.insert(0, os.environ["SOURCE"])
-from ddpm_jax.scale import distributed
-group = distributed.find()
-lifeline = distributed.Lifeline(group, 60.0)
+from ddpm_jax.devices import processes
+group = processes.find()
+lifeline = processes.Lifeline(group, 60.0)
 print("met", group.process, group.processes, sys.argv[1:], flush=True)
 lifeline.close()
 """

@@ -1,0 +1,53 @@
+"""From a config to objects: build.schedule, build.model, build.sampler ...
+
+Only the modules of build/ read a config, one idea each; their functions are collected here. Everything is small, and
+checked before anything is traced. config.py says what the fields mean.
+"""
+
+from ddpm_jax.build.covariances import COVARIANCES, OPTIMAL_HEADS, bound, bound_covariance, covariance_of, covariances
+from ddpm_jax.build.denoisers import check_guide, denoiser, guided
+from ddpm_jax.build.heads import HEAD_INITIALIZATIONS, is_of_head, on_backbone, put_on
+from ddpm_jax.build.networks import Apply, check_draws, check_weights, conditions, initial_params, is_classifier, model, network, parameterization, time_scale, training_network
+from ddpm_jax.build.process import BEST_GRIDS, GRIDS, chain, grid, moments, schedule, sde
+from ddpm_jax.build.samplers import EULER, SOLVERS, sampler
+from ddpm_jax.build.training import LOSSES, loss, time_sampler
+
+__all__ = [
+  "BEST_GRIDS",
+  "COVARIANCES",
+  "EULER",
+  "GRIDS",
+  "HEAD_INITIALIZATIONS",
+  "LOSSES",
+  "OPTIMAL_HEADS",
+  "SOLVERS",
+  "Apply",
+  "bound",
+  "bound_covariance",
+  "chain",
+  "check_draws",
+  "check_guide",
+  "check_weights",
+  "conditions",
+  "covariance_of",
+  "covariances",
+  "denoiser",
+  "grid",
+  "guided",
+  "initial_params",
+  "is_classifier",
+  "is_of_head",
+  "loss",
+  "model",
+  "moments",
+  "network",
+  "on_backbone",
+  "parameterization",
+  "put_on",
+  "sampler",
+  "schedule",
+  "sde",
+  "time_sampler",
+  "time_scale",
+  "training_network",
+]

@@ -1,0 +1,102 @@
+"""A network with everything around it: moments, guidance, clipping."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.build.covariances import OPTIMAL_HEADS
+from ddpm_jax.build.networks import check_draws, is_classifier
+from ddpm_jax.build.process import moments, schedule
+from ddpm_jax.diffusion import guidance, transforms
+from ddpm_jax.errors import UserError
+
+
+def denoiser(config: ConfigDict, net: Any) -> Any:
+  """`net`, with the moments of sampling.moments unless a head knows better, clipped as `config.sampling` says."""
+  check_draws(config)
+  gamma = moments(config)
+  if gamma is not None and config.prediction.second not in OPTIMAL_HEADS:
+    net = transforms.AnalyticMoments(net, jnp.asarray(gamma, jnp.float32))
+  clip, keep_eps = config.sampling.clip, config.sampling.keep_eps
+  match clip:
+    case "x0":
+      return transforms.ClipX0(net, keep_eps=keep_eps)
+    case "dynamic":
+      return transforms.DynamicThreshold(net, keep_eps=keep_eps)
+    case "none":
+      return net
+  raise UserError(f'sampling.clip must be "x0", "dynamic" or "none", not {clip!r}.')
+
+
+def guided(config: ConfigDict, net: Any, guide: Any = None) -> Any:
+  """The denoiser of `net`, guided as `config.sampling.guidance` says.
+
+  Two beliefs are mixed before clipping, a classifier shifts what was clipped, as in ADM.
+
+  Args:
+    guide: the classifier, or the weaker network; one that passes `check_guide`.
+  """
+  section = config.sampling.guidance
+  match section.kind:
+    case None:
+      return denoiser(config, net)
+    case "classifier_free":
+      if not (config.train.class_conditional and config.train.label_dropout):
+        raise UserError(
+          "Classifier-free guidance needs a network that knows the null label: train one with "
+          "train.class_conditional=True and train.label_dropout=0.1."
+        )
+      null = {"label": np.int32(config.data.num_classes)}
+      return denoiser(config, guidance.ClassifierFree(net, null=null, **strength_of(section)))
+    case "autoguidance":
+      return denoiser(config, guidance.Autoguidance(net, guide, **strength_of(section)))
+    case "classifier" if form_of(config.sampling) == "mean":
+      return denoiser(config, net)
+    case "classifier":
+      return guidance.ClassifierScore(denoiser(config, net), guide, **strength_of(section))
+  raise UserError(
+    f'sampling.guidance.kind must be "classifier", "classifier_free", "autoguidance" or None, not {section.kind!r}.'
+  )
+
+
+def check_guide(config: ConfigDict, guide: ConfigDict) -> None:
+  """Raises UserError unless a run with the config `guide` can guide one of `config`."""
+  kind, model = config.sampling.guidance.kind, config.sampling.guidance.model
+  if is_classifier(guide) != (kind == "classifier"):
+    raise UserError(f"{model} is {'' if is_classifier(guide) else 'not '}a noisy classifier: no guide of the kind {kind!r}.")
+  if not np.array_equal(schedule(config).alpha_bar, schedule(guide).alpha_bar):
+    raise UserError(
+      f"{model} was trained on the schedule {guide.schedule.to_dict()}, but this network on {config.schedule.to_dict()}: "
+      "the same level is other noise to them. Train one of them on the other's schedule."
+    )
+  for field in ("image_size", "channels", "num_classes"):
+    if guide.data[field] != config.data[field]:
+      raise UserError(
+        f"{model} was trained with data.{field} = {guide.data[field]}, but this network with {config.data[field]}. "
+        "Both have to see the same images."
+      )
+
+
+def strength_of(section: ConfigDict) -> dict[str, Any]:
+  """Scale and interval, as leaves."""
+  interval = guidance.EVERYWHERE if section.interval is None else section.interval
+  if len(interval) != 2 or not all(isinstance(level, int) for level in interval):
+    raise UserError(f"sampling.guidance.interval = {interval} should be two levels, such as (100, 600).")
+  low, high = interval
+  if low > high:
+    raise UserError(f"sampling.guidance.interval = {interval} is empty: the lower level comes first.")
+  return dict(scale=np.float32(section.scale), interval=(np.int32(low), np.int32(high)))
+
+
+def form_of(section: ConfigDict) -> str:
+  """By which of ADM's algorithms a classifier guides the sampler of `section`."""
+  form, noisy = section.guidance.form, section.solver == "gaussian" and section.eta > 0
+  if form is None:
+    return "mean" if noisy and section.eta == 1 else "score"
+  if form not in ("mean", "score"):
+    raise UserError(f'sampling.guidance.form must be "mean", "score" or None, not {form!r}.')
+  if form == "mean" and not noisy:
+    raise UserError('sampling.guidance.form = "mean" shifts by the variance of a step, but these have none: use "score".')
+  return form

@@ -1,0 +1,43 @@
+"""What a config trains on: its loss, and which levels a batch sees."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax import named
+from ddpm_jax.build.covariances import covariance_of
+from ddpm_jax.build.process import chain, schedule
+from ddpm_jax.diffusion import losses, time_sampling
+from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.errors import UserError
+
+
+def loss(config: ConfigDict) -> Callable:
+  """The training loss of `config.loss` on the full chain."""
+  fields = dict(config.loss)
+  if fields["name"] in ("vlb", "hybrid"):
+    which = fields.pop("covariance", None)
+    fields["kernel"] = ReverseKernel(covariance_of(config, which, eta=1.0))
+  if fields["name"] == "hybrid" and config.prediction.second is None:
+    raise UserError('loss.name = "hybrid" trains a variance: set prediction.second = "range", or use "simple".')
+  made = named.make(LOSSES, fields, "loss", steps=chain(config))
+  if not config.train.low_res_noise:
+    return made
+  if config.data.low_res_size is None:
+    raise UserError("train.low_res_noise is for super-resolution: set data.low_res_size, or leave it out.")
+  return losses.NoisyLowRes(made, config.train.low_res_noise)
+
+
+LOSSES: dict[str, Callable] = {
+  "simple": losses.Simple,
+  "vlb": losses.Vlb,
+  "hybrid": losses.Hybrid,
+  "second_head": losses.SecondHead,
+  "classifier": losses.NoisyClassifier,
+}
+
+
+def time_sampler(config: ConfigDict) -> Any:
+  """Which levels a batch trains on."""
+  return named.make(time_sampling.TIME_SAMPLERS, config.time_sampler, "time_sampler", T=schedule(config).T)

@@ -1,0 +1,75 @@
+"""What a compiled program needs of a device's memory, and how little a training step can recompute so that it fits."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from ddpm_jax.devices import processes
+from ddpm_jax.errors import UserError
+from ddpm_jax.models.layers import REMAT
+
+log = logging.getLogger(__name__)
+
+
+class TooLarge(UserError):
+  """The compiler says that the program does not fit the chip's memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+  """Bytes of one device.
+
+  Attributes:
+    arguments: what is given and, if donated, what comes back.
+    temporaries: used meanwhile.
+    peak: that have to be there, with the program itself.
+  """
+
+  arguments: int
+  temporaries: int
+  peak: int
+
+
+def compile_lowered(lowered: Any, options: dict | None = None) -> tuple[Any, Needs]:
+  """What jax.jit(...).lower(...) compiles to, and its needs. Raises TooLarge if the compiler finds that it does not fit."""
+  try:
+    program = lowered.compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise TooLarge(next(line for line in str(error).splitlines() if "RESOURCE_EXHAUSTED" in line)) from None
+  memory = program.memory_analysis()
+  arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  peak = arguments + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+  return program, Needs(arguments, memory.temp_size_in_bytes, peak)
+
+
+# ---------------------------------------------------------------- network.remat = "auto"
+
+Step = TypeVar("Step")
+
+
+def least_remat(measure: Callable[[str], tuple[Step, int]], limit: int) -> Step:
+  """The training step that recomputes least and fits `limit` bytes; if none does, the one that keeps least.
+
+  Args:
+    measure: measure(remat) -> (the step, its peak in bytes); may raise TooLarge. Processes may ask one after another.
+  """
+  said = []
+  for remat in REMAT:
+    step, fits = None, False
+    try:
+      step, peak = measure(remat)
+      said.append(f"{remat} needs {peak / 2**30:.3g}")
+      fits = peak <= limit
+    except TooLarge:
+      if remat == [*REMAT][-1]:
+        raise
+      said.append(f"{remat} is too large to be compiled")
+    if processes.agreed(fits):
+      break
+  log.info("remat=%s: %s of %.3g GiB.", remat, ", ".join(said), limit / 2**30)
+  return step

@@ -1,0 +1,141 @@
+"""Files of what is measured once per checkpoint: moments, costs of steps, and `ms_eps` vectors of Analytic-DPM's authors.
+
+Ours hold the schedule that they belong to and all that is needed to go on measuring. The authors' is one NumPy vector of
+T + 1 numbers, entry n for level n and entry 0 unused, written by `torch.save`.
+"""
+
+import os
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+
+from ddpm_jax.diffusion.moments import Moments
+from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.diffusion.trajectory import check_gamma
+from ddpm_jax.errors import UserError
+from ddpm_jax.files import npz, torch_files
+from ddpm_jax.files.atomic import writing
+
+TORCH = (".pth", ".pt", ".ckpt")
+
+
+def save_moments(path: str | os.PathLike, moments: Moments, schedule: Schedule, source: dict) -> None:
+  """Writes moments as .npz; `source` says in JSON-able words whose they are, and over which images."""
+  arrays = {"levels": moments.levels, "mean": moments.mean, "deviations": moments.deviations}
+  npz.write(path, {**arrays, "alpha_bar": schedule.alpha_bar}, {"count": moments.count, "source": source})
+
+
+def load_moments(path: str | os.PathLike, schedule: Schedule) -> tuple[Moments, dict]:
+  """What `save_moments` wrote: the moments and their source.
+
+  Raises:
+    UserError: if the file is missing, damaged or of another kind, or was measured with another schedule.
+  """
+  arrays, meta = _read(path, schedule, "deviations", "moments")
+  return Moments(arrays["levels"], int(meta["count"]), arrays["mean"], arrays["deviations"]), meta["source"]
+
+
+def save_costs(path: str | os.PathLike, table: np.ndarray, schedule: Schedule, source: dict) -> None:
+  """Writes the costs of all steps (diffusion/step_costs.py) as .npz, in float64, since near ties decide paths."""
+  npz.write(path, {"costs": table, "alpha_bar": schedule.alpha_bar}, {"source": source})
+
+
+def load_costs(path: str | os.PathLike, schedule: Schedule) -> np.ndarray:
+  """The table [T+1, T+1] that `save_costs` wrote. Raises UserError as `load_moments`."""
+  return _read(path, schedule, "costs", "costs of steps")[0]["costs"]
+
+
+def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False) -> np.ndarray:
+  """Gamma [T+1] from any file: ours (.npz), a vector (.npy), or the authors' (.pth).
+
+  Args:
+    residual: take 1 - E|eps - eps_hat|^2 / d instead; only ours has it.
+
+  Raises:
+    UserError: as `load_moments`; for a vector of another length, or one without residuals.
+  """
+  suffix = pathlib.Path(path).suffix
+  if suffix == ".npz":
+    return load_moments(path, schedule)[0].gamma(schedule.T, residual=residual)
+  if residual:
+    raise UserError(f"{path} holds only E|eps_hat|^2; measure the residual with ddpm-jax moments.")
+  return check_gamma(read_vector(path), schedule)
+
+
+def read_vector(path: str | os.PathLike) -> np.ndarray:
+  """The vector of an .npy, or of a file that `torch.save` wrote.
+
+  Raises:
+    UserError: if the file is missing, or holds anything but one array of numbers.
+  """
+  if not os.path.isfile(path):
+    raise UserError(f"There is no file {path}.")
+  if pathlib.Path(path).suffix in TORCH:
+    vector = torch_files.load(path)
+  else:
+    try:
+      vector = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+      raise UserError(f"{path} does not hold a vector of moments ({error}).") from error
+  if not isinstance(vector, np.ndarray) or vector.dtype.kind != "f":
+    raise UserError(f"{path} holds {type(vector).__name__}, not an array of numbers.")
+  return vector
+
+
+def write_vector(path: str | os.PathLike, gamma: np.ndarray) -> None:
+  """Writes float32 [T+1] as .npy, or, by the suffix .pth, as the authors' code loads it (`torch.load`)."""
+  gamma = np.asarray(gamma, np.float32)
+  if pathlib.Path(path).suffix not in TORCH:
+    with writing(path) as temporary, open(temporary, "wb") as file:
+      np.save(file, gamma)
+    return
+  # The authors' NumPy knows its own module by the old name only.
+  pickled = pickle.dumps(gamma, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+  with writing(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
+    for name, content in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
+      file.writestr(f"archive/{name}", content)
+
+
+def _read(path: str | os.PathLike, schedule: Schedule, array: str, what: str) -> tuple[dict[str, np.ndarray], dict]:
+  arrays, meta = npz.read(path)
+  if array not in arrays:
+    raise UserError(f"{path} does not hold {what}; measure them with ddpm-jax moments.")
+  alpha_bar = arrays["alpha_bar"]
+  if alpha_bar.shape != schedule.alpha_bar.shape:
+    raise UserError(
+      f"The {what} in {path} are of a schedule with T = {len(alpha_bar) - 1} levels, not {schedule.T}; measure them "
+      "for this one with ddpm-jax moments."
+    )
+  if not np.allclose(alpha_bar, schedule.alpha_bar, rtol=1e-6, atol=1e-12):
+    n = int(np.argmax(np.abs(alpha_bar - schedule.alpha_bar)))
+    raise UserError(
+      f"The {what} in {path} are of another schedule: alpha_bar of level {n} is {alpha_bar[n]:.4g} there and "
+      f"{schedule.alpha_bar[n]:.4g} here; measure them for this one with ddpm-jax moments."
+    )
+  return arrays, meta
+
+
+def plot_moments(moments: Moments, schedule: Schedule, path: str | os.PathLike) -> None:
+  """A PNG: Gamma with two standard errors, and the variance of x_0 that follows from it, with the clipping at 1."""
+  import matplotlib.figure
+
+  figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+  left, right = figure.subplots(1, 2)
+  n, error = moments.levels, 2 * np.nan_to_num(moments.standard_error, posinf=0)
+  noise_to_signal = (1 - schedule.alpha_bar[n]) / schedule.alpha_bar[n]
+  curves = ((moments.mean[0], error[0], "E|eps_hat|^2 / d"), (1 - moments.mean[1], error[1], "1 - E|eps - eps_hat|^2 / d"))
+  for gamma, spread, label in curves:
+    left.plot(n, gamma, lw=1.2, label=label)
+    left.fill_between(n, gamma - spread, gamma + spread, alpha=0.25)
+    right.loglog(n, np.maximum(noise_to_signal * (1 - gamma), 1e-8), lw=1.2, label=label)
+  left.set(xlabel="level n", ylabel="Gamma", title=f"Second moments over {moments.count} images, two standard errors")
+  left.axhline(1, color="grey", lw=0.8, ls=":")
+  right.axhline(1, color="grey", lw=0.8, ls=":")
+  right.set(xlabel="level n", ylabel="Var[x_0 | x_n]", title="What they say of x_0, before clipping to [0, 1]")
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+  with writing(path) as temporary:
+    figure.savefig(temporary, dpi=100)

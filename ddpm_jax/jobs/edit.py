@@ -1,0 +1,129 @@
+"""Editing with what was trained, in pixels from 0 to 255; the mathematics is in diffusion/editing.py.
+
+run = ddpm_jax.load("runs/mnist")
+images, error = edit.reconstruct(run, run.dataset("test"), range(16), steps=50)
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import build, data
+from ddpm_jax.diffusion import editing
+from ddpm_jax.diffusion.interpolation import latent_interpolation, slerp
+from ddpm_jax.diffusion.noise import PerImage, image_keys
+from ddpm_jax.diffusion.samplers import sample
+from ddpm_jax.errors import UserError
+from ddpm_jax.jobs.trained import Trained, checked_seeds
+
+ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solvers that also go upwards
+
+
+def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
+  """What comes back from the latents of these images, along the grid of config.sampling (even, if full) with so many steps.
+
+  Nothing is clipped, as in DDIM section 5.4: what is clipped cannot be undone.
+
+  Returns:
+    (uint8 [B,H,W,C], mean square error of each image, of pixels from 0 to 1: DDIM table 2).
+
+  Raises:
+    UserError: for a solver that cannot go upwards.
+  """
+  grid = trained.config.sampling.grid
+  flow = dict(clip="none", eta=0.0, steps=steps, grid="uniform" if grid == "full" else grid)
+  trained = trained.changed(sampling=flow)
+  config, solver = trained.config, trained.config.sampling.solver
+  if solver not in ORDERS:
+    raise UserError(f"sampling.solver {solver!r} cannot go from images to latents; use one of {', '.join(ORDERS)}.")
+  x_0, cond = trained.images(source, np.asarray(indices))
+  how = dict(cond=cond, order=ORDERS[solver])
+  chain = build.guided(config, trained.network, trained.guide), build.schedule(config), build.grid(config)
+  again = editing.decode(*chain, editing.encode(*chain, x_0, **how), **how)
+  return trained.to_pixels(again, indices), np.asarray(editing.reconstruction_error(x_0, again))
+
+
+def image_to_image(
+  trained: Trained, source: data.Source, indices: Sequence[int], seeds: Sequence[int], strength: float
+) -> np.ndarray:
+  """Images [B,H,W,C] like these; strength, above 0 and at most 1, is how far they are taken towards noise."""
+  x_0, cond = trained.images(source, np.asarray(indices))
+  keys, sampler = image_keys(checked_seeds(seeds)), build.sampler(trained.config, trained.guide, strength)
+  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  return trained.to_pixels(editing.image_to_image(keys, denoiser, sampler, x_0, cond), seeds)
+
+
+def inpaint(
+  trained: Trained,
+  source: data.Source,
+  indices: Sequence[int],
+  seeds: Sequence[int],
+  known: np.ndarray,
+  *,
+  jump: int = 10,
+  resamples: int = 10,
+) -> np.ndarray:
+  """These images [B,H,W,C] with the pixels that are not `known`, bool [H,W], drawn anew (RePaint).
+
+  Raises:
+    UserError: for another solver than "gaussian", which draws noise in every step.
+  """
+  config = trained.config
+  if config.sampling.solver != "gaussian":
+    raise UserError(f'Inpainting resamples with noise: use sampling.solver = "gaussian", not {config.sampling.solver!r}.')
+  x_0, cond = trained.images(source, np.asarray(indices))
+  grid = build.grid(config)
+  steps = editing.repaint(build.schedule(config), grid, jump=jump, resamples=resamples, eta=config.sampling.eta)
+  kernel = build.sampler(config, trained.guide).kernel
+  keys = image_keys(checked_seeds(seeds))
+  sampler = editing.Inpaint(steps, x_0, jnp.asarray(known)[None, :, :, None], kernel)
+  denoiser = build.guided(config, trained.network, trained.guide)
+  x_T = PerImage(keys).initial(trained.image_shape)
+  drawn = trained.to_pixels(sample(keys, denoiser, sampler, x_T, cond, progress=True)[0], seeds)
+  stored = source.gather(np.asarray(indices))[0]  # 8 bits; on their way through floats they would be truncated again
+  return np.where(known[:, :, None], stored, drawn)
+
+
+def between(trained: Trained, source: data.Source, pairs: np.ndarray, frames: int = 11, strength: float = 0.5) -> np.ndarray:
+  """Images [P,frames,H,W,C] from the first to the second of each pair of `source`, [P,2] (DDPM section 4.4, figure 8).
+
+  Both are taken that part of the way up to noise, mixed there, and drawn again with the same noise in all frames of a pair.
+  """
+  places = np.arange(len(pairs)).repeat(frames)
+  x_0, cond = trained.images(source, pairs[places, 0])
+  y_0, _ = trained.images(source, pairs[places, 1])
+  sampler = build.sampler(trained.config, trained.guide, strength)
+  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  weight = jnp.tile(jnp.linspace(0, 1, frames), len(pairs))
+  drawn = latent_interpolation(image_keys(places.astype(np.uint32)), denoiser, sampler, x_0, y_0, weight, cond)
+  return trained.to_pixels(drawn, places).reshape(len(pairs), frames, *trained.image_shape)
+
+
+def interpolate(trained: Trained, first: int, last: int, frames: int, label: int = 0) -> np.ndarray:
+  """Images [frames,H,W,C] of latents on the great circle between those of two seeds (DDIM section 5.3).
+
+  Say sampling.eta=0 or a solver: where steps draw noise, all frames draw that of the first seed.
+
+  Args:
+    label: the class of all frames, where the network or its guide wants one.
+
+  Raises:
+    UserError: for fewer than two frames, a class or seed that does not exist, or a network that enlarges images.
+  """
+  if trained.config.data.low_res_size:
+    raise UserError("This network enlarges small images, and seeds tell of none: interpolate with the stage before it.")
+  if frames < 2:
+    raise UserError(f"{frames} frames show no way from one image to another: take at least 2.")
+  labels = trained.labels(range(frames))
+  if labels is not None:
+    labels = trained.labels(range(frames), [label] * frames)
+  keys = image_keys(checked_seeds([first, last]))
+  x_T = PerImage(keys).initial(trained.image_shape)
+  x, y = (jnp.broadcast_to(end, (frames, *trained.image_shape)) for end in x_T[:, None])
+  latents = slerp(x, y, jnp.linspace(0, 1, frames))
+  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  cond = None if labels is None else {"label": jnp.asarray(labels, jnp.int32)}
+  sampler = build.sampler(trained.config, trained.guide)
+  drawn = sample(keys[jnp.zeros(frames, jnp.int32)], denoiser, sampler, latents, cond)[0]
+  return trained.to_pixels(drawn, np.linspace(first, last, frames))

@@ -1,0 +1,38 @@
+"""Shapes and where they lie, in the place of arrays: enough to compile with, and nothing is allocated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddpm_jax import build
+from ddpm_jax.devices import mesh as layout
+
+
+def images(config: ConfigDict, batch: int, mesh: Mesh, dtype: Any = jnp.float32, size: int | None = None) -> Any:
+  """Of data.image_size, or `size`: [B,H,W,C]."""
+  side = size or config.data.image_size
+  return jax.ShapeDtypeStruct((batch, side, side, config.data.channels), dtype, sharding=layout.over_batch(mesh))
+
+
+def labels(batch: int, mesh: Mesh) -> dict[str, Any]:
+  return {"label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=layout.over_batch(mesh))}
+
+
+def conditions(config: ConfigDict, batch: int, mesh: Mesh) -> dict[str, Any]:
+  """What the network is told beside image and time."""
+  cond = {}
+  if "label" in build.conditions(config):
+    cond |= labels(batch, mesh)
+  if config.data.low_res_size is not None:
+    cond["low_res"] = images(config, batch, mesh, size=config.data.low_res_size)
+  return cond
+
+
+def training_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+  """What a training step takes; images are sent as 8 bits, unless they were reduced on the host too."""
+  dtype = jnp.uint8 if config.data.low_res_size is None else jnp.float32
+  batch = config.train.batch_size
+  return {"image": images(config, batch, mesh, dtype)} | conditions(config, batch, mesh)

@@ -1,0 +1,230 @@
+"""Training: from a config to a finished run in a working directory.
+
+`prepare` builds and checks everything before the first step. `train` runs it, and continues an interrupted run.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, data
+from ddpm_jax import config as configs
+from ddpm_jax.data import images as pixels
+from ddpm_jax.devices import mesh as layout
+from ddpm_jax.devices.chips import memory_of
+from ddpm_jax.devices.memory import compile_lowered, least_remat
+from ddpm_jax.errors import UserError
+from ddpm_jax.files import atomic
+from ddpm_jax.jobs import shapes
+from ddpm_jax.jobs.trained import NotFinite, Trained, dataset, load
+from ddpm_jax.training import checkpoints, loop, optimizer, state, step, writers
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything of a training run that can be made and checked before it starts."""
+
+  config: ConfigDict  # with what the data told filled in
+  source: data.Source | None  # None: planned without data
+  module: Any
+  mesh: jax.sharding.Mesh
+  init: Callable[[], state.TrainState]
+  step: step.Step
+
+  def arguments(self) -> tuple[Any, dict]:
+    """What `step` takes, in shapes."""
+    state = jax.eval_shape(self.init)
+    return layout.shaped(state, layout.of_state(state, self.mesh)), shapes.training_batch(self.config, self.mesh)
+
+
+def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[jax.Device] | None = None) -> Run:
+  """Builds a run from its config.
+
+  Args:
+    info: what the data are like, for who plans without having them; None: they are opened.
+    devices: of the mesh; None: all.
+
+  Raises:
+    UserError: for whatever in the config cannot work.
+  """
+  if config.train.total_steps < 1:
+    raise UserError("train.total_steps is mandatory: say how many batches to train on, at least 1.")
+  for field in ("batch_size", "per_device_batch", "log_every", "checkpoint_every", "preview_images"):
+    if (value := config.train[field]) is not None and value < 1:
+      raise UserError(f"train.{field} = {value} has to be at least 1.")
+  if config.train.label_dropout and not config.train.class_conditional:
+    raise UserError("train.label_dropout hides labels that the network does not get: set train.class_conditional=True.")
+  config, backbone = config.copy_and_resolve_references(), None
+  if config.train.backbone is not None:
+    backbone = load(config.train.backbone)
+    config = build.on_backbone(config, backbone.config)
+  source = dataset(config, config.data.train_split) if info is None else None
+  info = info or source.info
+  with config.data.ignore_type():
+    config.data.update(image_size=info.image_size, channels=info.channels, num_classes=info.num_classes)
+  module = build.model(config, info.channels, info.num_classes)
+  module.check_size(info.image_size, info.image_size)
+  mesh = layout.make_mesh(**config.mesh, devices=devices)
+  recipe = dict(config.optimizer)
+  rate = optimizer.schedule(
+    recipe.pop("learning_rate"),
+    config.train.total_steps,
+    warmup_steps=recipe.pop("warmup_steps"),
+    decay=recipe.pop("decay"),
+  )
+  adam = optimizer.make_optimizer(rate, **recipe)
+  times = build.time_sampler(config)
+  learns = backbone and build.is_of_head
+
+  def init() -> state.TrainState:
+    weights_key, run_key = jax.random.split(jax.random.key(config.seed))
+    params = build.initial_params(module, weights_key, info.image_size, info.channels)
+    if backbone:
+      params = build.put_on(backbone.network.params, params)
+    rates = tuple(config.ema.rates)
+    return state.create(run_key, params, adam, ema_rates=rates, time_sampler=times.init(), learns=learns)
+
+  train_step = step.make_train_step(
+    build.loss(config),
+    build.training_network(config, module),
+    adam,
+    times,
+    mesh=mesh,
+    accumulate=layout.accumulation(config.train.batch_size, mesh, config.train.per_device_batch),
+    ema_warmup=config.ema.warmup,
+    label_dropout=config.train.label_dropout,
+    null_label=info.num_classes,
+    learns=learns,
+  )
+  return Run(config, source, module, mesh, init, train_step)
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
+  """Trains in `workdir` until config.train.total_steps; the same call continues a run that was interrupted.
+
+  Raises:
+    UserError: for a config that cannot work, or one that is not the one of the run in `workdir`.
+    loop.Preempted: after SIGTERM or Ctrl-C, with everything saved.
+  """
+  workdir = pathlib.Path(workdir)
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"{workdir} is a file: choose another --workdir.")
+  atomic.check(workdir / "metrics.jsonl")
+  run = _with_least_remat(prepare(config))
+  config = run.config
+  _same_run(workdir, config)
+  batches = data.train_batches(
+    run.source,
+    config.train.batch_size,
+    seed=config.seed,
+    flip=config.data.flip,
+    low_res_size=config.data.low_res_size,
+    raw=config.data.low_res_size is None,
+    process=jax.process_index(),
+    processes=jax.process_count(),
+  )
+  named = ("image", *build.conditions(config))
+
+  def feed(first: int) -> Iterator[dict]:
+    return ({name: batch[name] for name in named} for batch in batches.iterate(first))
+
+  every, keep_every = config.train.checkpoint_every, config.train.keep_every
+  kept = checkpoints.Checkpoints(str(workdir / "checkpoints"), keep=config.train.keep, every=every, keep_every=keep_every)
+  with contextlib.closing(kept):  # whatever ends the run, the checkpoint that is being written is completed
+    return loop.fit(
+      run.init,
+      run.step,
+      feed,
+      mesh=run.mesh,
+      total_steps=config.train.total_steps,
+      checkpoints=kept,
+      config=config.to_dict(),
+      checkpoint_every=every,
+      open_writer=lambda after: writers.open_all(str(workdir), config.train.total_steps, after),
+      log_every=config.train.log_every,
+      preview=None if build.is_classifier(config) else _preview(run),
+      preview_every=config.train.preview_every,
+      max_skipped=config.train.max_skipped,
+    )
+
+
+def with_remat(config: ConfigDict, remat: str) -> ConfigDict:
+  """A copy with another network.remat."""
+  config = config.copy_and_resolve_references()
+  config.network.remat = remat
+  return config
+
+
+def _with_least_remat(run: Run) -> Run:
+  """`run`, network.remat="auto" decided by the memory of these devices; where nobody tells it, on CPUs, it means "none"."""
+  limit = memory_of(jax.local_devices()[0])
+  if limit is None or run.config.network.get("remat") != "auto":
+    return run
+
+  def measure(remat: str) -> tuple[Run, int]:
+    candidate = prepare(with_remat(run.config, remat), info=run.source.info)
+    _, needs = compile_lowered(candidate.step.lower(*candidate.arguments()))
+    return candidate, needs.peak
+
+  return dataclasses.replace(least_remat(measure, limit), source=run.source)
+
+
+def _preview(run: Run) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
+  """Grids of samples by the raw and the averaged weights: seeing both tells a bad model from a slow average."""
+  config, count = run.config, run.config.train.preview_images
+  low_res = config.data.low_res_size and pixels.area(run.source.gather(run.source.some(count))[0], config.data.low_res_size)
+
+  def preview(now: state.TrainState) -> dict[str, np.ndarray]:
+    weights = {"raw": now.params} | {f"ema_{rate}": params for rate, params in now.ema.items()}
+    grids = {}
+    for name, params in weights.items():
+      trained = Trained(config, build.network(config, run.module, params), int(now.step), name)
+      try:
+        images = trained.sample(range(count), low_res=low_res)
+      except NotFinite as error:  # training may still recover, and its checkpoint is worth more than a picture
+        log.warning("No preview of %s: %s", name, error)
+        continue
+      grids[name] = pixels.grid(images, scale=_zoom(config.data.image_size))
+    return grids
+
+  return preview
+
+
+def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Refuses to continue a run on other data or with another network; its length, optimizer and housekeeping may change."""
+  directory = workdir / "checkpoints"
+  if not checkpoints.steps_in(directory):
+    return
+  stored = configs.from_dict(checkpoints.load_config(str(directory))).to_dict()
+  before, now = (json.loads(json.dumps(each)) for each in (stored, config.to_dict()))
+  for field in ("data_dir", "test_split", "corrupt"):
+    before["data"][field] = now["data"][field] = None
+  for each in (before, now):
+    each["network"].pop("remat", None)  # what is recomputed changes no result
+  for section in ("seed", "data", "schedule", "network", "prediction", "loss", "time_sampler", "ema"):
+    if before[section] != now[section]:
+      raise UserError(
+        f"{workdir} holds a run with another {section}: {before[section]}, not {now[section]}. "
+        "Continue it with its own config, or choose another --workdir."
+      )
+
+
+def _zoom(image_size: int) -> int:
+  """How often to repeat pixels, so that small images can be seen."""
+  return max(1, 64 // image_size)
+
+
+def parameter_count(params: Any) -> int:
+  """Numbers in a tree of arrays or shapes."""
+  return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(params))

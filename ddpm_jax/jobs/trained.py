@@ -1,0 +1,300 @@
+"""What was trained: its weights with everything that they need, to sample from and to measure."""
+
+import dataclasses
+import difflib
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import build, data
+from ddpm_jax import config as configs
+from ddpm_jax.convert import fetch, registry
+from ddpm_jax.data import images as pixels
+from ddpm_jax.devices import alone
+from ddpm_jax.devices import mesh as layout
+from ddpm_jax.diffusion import losses, ode_likelihood
+from ddpm_jax.diffusion.guidance import Classifier
+from ddpm_jax.diffusion.likelihood import BitsPerDim, bits_per_dim
+from ddpm_jax.diffusion.noise import PerImage, image_keys, normal
+from ddpm_jax.diffusion.prediction import Network
+from ddpm_jax.diffusion.samplers import sample
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import checkpoints
+
+
+def load(
+  workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None, overrides: Sequence[str] = ()
+) -> "Trained":
+  """What was trained (or converted) in `workdir`: its weights with everything that they need, from the checkpoint.
+
+  Args:
+    workdir: a directory, or the name of published weights (convert.registry), which are fetched and converted.
+    ema: which average: a rate such as "0.9999", or "raw". None: the slowest.
+    step: None: the latest sound checkpoint.
+    overrides: changes to its config, such as "sampling.eta=0".
+
+  Raises:
+    UserError: if there is no sound checkpoint, or its weights are not those of the (changed) config's network.
+  """
+  directory = pathlib.Path(workdir)
+  if str(workdir) in registry.PUBLISHED and not checkpoints.steps_in(directory / "checkpoints"):
+    directory = fetch.workdir(str(workdir))
+  elif not directory.exists() and (near := difflib.get_close_matches(str(workdir), registry.PUBLISHED, n=1)):
+    raise UserError(f"There is no directory {workdir}; did you mean the published weights {near[0]!r}?")
+  if (directory / "checkpoints").is_dir():
+    directory /= "checkpoints"
+  sharding = layout.replicated(layout.make_mesh())
+  weights = checkpoints.load_weights(str(directory), ema=ema, step=step, sharding=sharding)
+  config = configs.override(configs.from_dict(weights.config), list(overrides))
+  configs.check_sampling(config, list(overrides))
+  module = build.model(config, config.data.channels, config.data.num_classes)
+  build.check_weights(config, module, weights.params)
+  return Trained(config, build.network(config, module, weights.params), weights.step, weights.source)
+
+
+def dataset(config: ConfigDict, split: str) -> data.Source:
+  """The images of `config.data`."""
+  section = dict(config.data)
+  arguments = ("data_dir", "image_size", "channels", "crop", "labels", "corrupt")
+  return data.load(section["name"], split, **{name: section[name] for name in arguments})
+
+
+def check_low_res(about: ConfigDict, shape: tuple[int, ...] | None) -> None:
+  """Raises UserError unless a run with the section `data` enlarges images of that shape [h,w,C]; None: enlarges nothing."""
+  size = about.low_res_size
+  if size is None and shape is not None:
+    raise UserError("This network does not enlarge images: an --upsampler is a run with data.low_res_size.")
+  if size is not None and shape is None:
+    raise UserError("This network enlarges small images: sample the stage before it, and name this one --upsampler.")
+  if size is not None and shape != (size, size, about.channels):
+    raise UserError(
+      f"This network enlarges images of {size}x{size} pixels and {about.channels} channels, not of shape {shape}."
+    )
+
+
+class NotFinite(UserError):
+  """A network drew or scored something that is no number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A network with its weights and the config that they were trained with."""
+
+  config: ConfigDict
+  network: Network | Classifier
+  step: int
+  weights: str  # which ones: "EMA 0.9999" or "raw parameters"
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    return (self.config.data.image_size,) * 2 + (self.config.data.channels,)
+
+  @functools.cached_property
+  def guide(self) -> Network | Classifier | None:
+    """The noisy classifier or the weaker network of sampling.guidance, if it asks for one."""
+    section = self.config.sampling.guidance
+    if section.kind not in ("classifier", "autoguidance"):
+      return None
+    if section.model is None:
+      raise UserError(f"Guidance of the kind {section.kind!r} needs sampling.guidance.model, the run of the guide.")
+    other = load(section.model, ema=section.ema, step=section.step)
+    build.check_guide(self.config, other.config)
+    return other.network
+
+  def dataset(self, split: str) -> data.Source:
+    """The images that it was trained on, or others of that data set."""
+    return dataset(self.config, split)
+
+  def sample(
+    self,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None = None,
+    *,
+    low_res: np.ndarray | None = None,
+    save: Callable | None = None,
+    save_every: int = 1,
+    progress: bool = False,
+  ) -> Any:
+    """uint8 [N,H,W,C], image i from seeds[i] (and labels[i]), whatever the batch; with `save` also what it saved.
+
+    One compilation for every N; the last batch is filled up and cut. low_res [N,h,w,C], from 0 to 255, are the images that
+    a super-resolution network enlarges.
+
+    Raises:
+      NotFinite: instead of turning what is no number into pixels.
+    """
+    config = self.config.sampling
+    build.check_draws(self.config)
+    pixels.to_uint8(np.zeros(0), config.rounding)  # refused now rather than after hours of drawing
+    sampler = build.sampler(self.config, self.guide)
+    denoiser = build.guided(self.config, self.network, self.guide)
+    labels = self.labels(seeds, labels)
+    images, saved = [], []
+    for part in _batches(len(seeds), config.batch_size):
+      keys = self._keys(np.asarray(seeds)[part])
+      cond = self._cond(keys, *(None if a is None else a[part] for a in (labels, low_res)))
+      x_T = PerImage(keys).initial(self.image_shape)
+      draw = sample if len(part) > 1 and jax.device_count() > 1 else _sample_alone
+      x, kept = draw(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=progress)
+      images.append(self.to_pixels(x, np.asarray(seeds)[part]))
+      saved.append(layout.to_host(kept))
+    images = np.concatenate(images)[: len(seeds)]
+    if save is None:
+      return images
+    join = lambda *parts: np.concatenate(parts, 1)[:, : len(seeds)]
+    return images, jax.tree.map(join, *saved)
+
+  def to_pixels(self, x: jax.Array, seeds: Sequence[int]) -> np.ndarray:
+    """What was drawn from `seeds` [B], x [B,H,W,C] in [-1, 1], as uint8.
+
+    Raises:
+      NotFinite: if there is anything else in x; a cast to 8 bits would make some grey of it.
+    """
+    x = layout.to_host(x)
+    self._check_finite(x, seeds, "samples", "seeds")
+    return pixels.to_uint8(x, self.config.sampling.rounding)
+
+  def _check_finite(self, values: np.ndarray, numbers: Sequence[int], what: str, named: str) -> None:
+    """Raises NotFinite, with the remedy, unless all values [B,...] are numbers; `numbers` [B] name their entries."""
+    numbers = np.asarray(numbers)
+    bad = np.unique(numbers[~np.isfinite(values).reshape(len(values), -1).all(1)])
+    if not len(bad):
+      return
+    value = values[~np.isfinite(values)].flat[0]
+    which = ", ".join(map(str, bad[:5])) + ", ..." * (len(bad) > 5)
+    sound = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.network.params))
+    remedy = (
+      "the weights are finite, so lower sampling.guidance.scale, or take more steps or sampling.clip=x0"
+      if sound
+      else "the weights are not finite either, so take another checkpoint (--step) or average (--ema)"
+    )
+    raise NotFinite(f"{len(bad)} of {len(np.unique(numbers))} {what} are not finite ({value}; {named} {which}): {remedy}.")
+
+  def bits_per_dim(self, source: data.Source, count: int | None = None, *, progress: bool = False) -> BitsPerDim:
+    """The bound on `count` images (None: all; which, says Source.some), as config.evaluation asks for; NumPy leaves."""
+    steps, kernel = build.bound(self.config)
+    denoiser = build.denoiser(self.config, self.network)
+    chosen, bounds = source.some(count), []
+    for part in _batches(len(chosen), self.config.evaluation.batch_size):
+      numbers = chosen[part]
+      keys = self._keys(numbers)
+      x_0, cond = self.images(source, numbers)
+      bounds.append(layout.to_host(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress)))
+      self._check_finite(np.asarray(bounds[-1].total), numbers, "bounds", "test images")
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(chosen)], *bounds)
+
+  def ode_bits_per_dim(self, source: data.Source, count: int | None = None) -> ode_likelihood.OdeBits:
+    """Bits/dim of `count` images (see bits_per_dim) under the ODE of a network of the schedule vp_sde; NumPy leaves."""
+    sde, chosen, parts = build.sde(self.config), source.some(count), []
+    for part in _batches(len(chosen), self.config.evaluation.batch_size):
+      numbers = chosen[part]
+      x_0, cond = self.images(source, numbers)
+      parts.append(layout.to_host(ode_likelihood.bits_per_dim(self._keys(numbers), self.network, sde, x_0, cond)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(chosen)], *parts)
+
+  def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]:
+    """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, cut over the devices."""
+    image, label = source.gather(indices)
+    low_res = self.config.data.low_res_size and pixels.area(image, self.config.data.low_res_size)
+    cond = self._cond(self._keys(indices), label if self._takes_labels else None, low_res)
+    return _put(pixels.to_float(image)), cond
+
+  def changed(self, **sections: dict) -> "Trained":
+    """The same network used otherwise: `changed(sampling=dict(eta=0.0))`."""
+    config = self.config.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+      config.update(sections)
+    return dataclasses.replace(self, config=config)
+
+  def accuracy(self, source: data.Source, count: int | None = None) -> dict[str, float]:
+    """Of a noisy classifier: means of the parts of its loss on `count` images (see bits_per_dim), one level each.
+
+    Levels are spread evenly; parts named ..._q0, the least noisy quarter of levels, to ..._q3 are means over a quarter.
+    """
+    loss, T = losses.NoisyClassifier(build.chain(self.config)), build.schedule(self.config).T
+    parts_of = jax.jit(lambda network, *inputs: loss(inputs[0], network, *inputs[1:])[1])
+    chosen, found = source.some(count), []
+    count = len(chosen)
+    n = (1 + np.random.default_rng(0).permutation(count) * T // count).astype(np.int32)
+    for part in _batches(count, self.config.evaluation.batch_size):
+      image, label = source.gather(chosen[part])
+      inputs = (_put(pixels.to_float(image)), _put(n[part]), {"label": _put(label)})
+      found.append(layout.to_host(parts_of(self.network, self._keys(chosen[part]), *inputs)))
+    means = {}
+    for name in ("cross_entropy", "top1", "top5"):
+      values = np.concatenate([parts[name] for parts in found])[:count]
+      means[name] = float(values.mean())
+      means |= {f"{name}_q{q}": float(values[4 * (n - 1) // T == q].mean()) for q in range(4)}
+    return means
+
+  def labels(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> np.ndarray | None:
+    """The label of each image, int [N]: `labels` if valid, else all classes in turn; None where nothing asks for them."""
+    if not self._takes_labels:
+      if labels is not None:
+        raise UserError(
+          "This network is unconditional and takes no labels: guide it by a classifier (sampling.guidance), or train it "
+          "with train.class_conditional=True."
+        )
+      return None
+    classes = self.config.data.num_classes
+    labels = np.arange(len(seeds)) % classes if labels is None else np.asarray(labels)
+    if len(labels) != len(seeds):
+      raise UserError(f"There must be one label per seed, {len(seeds)}, not {len(labels)}.")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+      raise UserError(f"Class {wrong[0]} does not exist: {self.config.data.name} has classes 0 to {classes - 1}.")
+    return labels
+
+  @property
+  def _takes_labels(self) -> bool:
+    """Whether the network or its guide wants to know the class of an image."""
+    return self.config.train.class_conditional or self.config.sampling.guidance.kind == "classifier"
+
+  def _keys(self, seeds: np.ndarray) -> jax.Array:
+    """One per image [B]. Stages of a cascade draw from different ones: what they see is made of noise of the one before."""
+    keys = jax.jit(image_keys)(_put(checked_seeds(seeds)))
+    if self.config.data.low_res_size is None:
+      return keys
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, self.config.data.image_size)
+
+  def _cond(self, keys: jax.Array, labels: np.ndarray | None = None, low_res: np.ndarray | None = None) -> dict | None:
+    """What the network is conditioned on, as it was in training."""
+    cond, size = {}, self.config.data.low_res_size
+    check_low_res(self.config.data, None if low_res is None else low_res.shape[1:])
+    if size is not None:
+      noise = normal(keys, low_res.shape[1:], build.schedule(self.config).T + 1)  # a stream beyond those of the levels
+      cond["low_res"] = _put(pixels.to_float(low_res)) + self.config.train.low_res_noise * noise
+    if labels is not None:
+      cond["label"] = _put(labels.astype(np.int32))
+    return cond or None
+
+
+def checked_seeds(seeds: Sequence[int]) -> np.ndarray:
+  """Seeds as uint32 [N]. Raises UserError for one that has more bits, or none: it would draw another seed's picture."""
+  wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
+  if wrong:
+    raise UserError(f"Seed {wrong[0]} is outside 0 ... {2**32 - 1}, the seeds that there are.")
+  return np.asarray(seeds, np.uint32)
+
+
+_sample_alone = alone.jitted(sample, static_argnames=("save", "save_every", "progress"))
+
+
+def _put(array: np.ndarray) -> jax.Array:
+  return layout.put_whole(array, layout.make_mesh())
+
+
+def _batches(count: int, size: int) -> Iterator[np.ndarray]:
+  """Indices 0 ... count - 1 in parts of equal size, which all devices share unless there is only one image; the last one
+  repeats the last index."""
+  if size < 1:
+    raise UserError(f"batch_size = {size} has to be at least 1.")
+  devices = jax.device_count() if count > 1 or jax.process_count() > 1 else 1
+  size = -(-min(size, count) // devices) * devices
+  for start in range(0, count, size):
+    yield np.minimum(np.arange(start, start + size), count - 1)
