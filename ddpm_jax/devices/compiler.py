@@ -1,4 +1,4 @@
-"""What XLA is told on a CPU, by options that its other backends, and perhaps other versions, do not have."""
+"""Compiler options for XLA's CPU backend. Other backends, and perhaps other versions, do not have them."""
 
 import functools
 import math
@@ -9,36 +9,41 @@ import jax
 
 from ddpm_jax.devices import flops
 
-# Bytes. glibc keeps what is freed for the next time if it is below 32 MiB (its DEFAULT_MMAP_THRESHOLD_MAX). Pieces of 8 MB
-# were no slower than 5, and faster than 31.
+# Bytes. glibc reuses freed blocks below 32 MiB (its DEFAULT_MMAP_THRESHOLD_MAX). Pieces of 8 MB were as fast as 5 MB and
+# faster than 31 MB.
 _PIECE, _LARGEST_KEPT = 8_000_000, 31_000_000
 
-_LONG = 2.4e13  # operations of a device: ten minutes of a core with 40 GFLOP/s
+_LONG = 2.4e13  # operations per device: ten minutes of a core at 40 GFLOP/s
 
 
 def all_cores() -> dict[str, Any] | None:
-  """For a program that has all cores on one device.
+  """Options for a program that runs on one device with all cores.
 
-  XLA's library of kernels (YNN) leaves a convolution on one core unless it is large; its older one (Eigen) shares it among
-  all. Where every core is a device of its own both are equal, and gradients by kernels are faster in the newer one.
+  XLA's kernel library YNN runs a convolution on one core unless it is large. Its older library, Eigen, uses all cores. With
+  one device per core both are equally fast, and YNN computes kernel gradients faster.
   """
-  sums_alone = "LIBRARY_FUSION_TYPE_REDUCE"  # are left to YNN
-  return _known(xla_cpu_experimental_ynn_fusion_type=sums_alone, xla_cpu_prefer_vector_width=512)  # bits, where there are
+  only_sums = "LIBRARY_FUSION_TYPE_REDUCE"  # use YNN for reductions only
+  return _known(xla_cpu_experimental_ynn_fusion_type=only_sums, xla_cpu_prefer_vector_width=512)  # bits
 
 
 def repeated(jitted: Any, *args: Any, times: float = math.inf) -> Any:
-  """`jitted`, by jax.jit with at most donated arguments, for that many calls with such arrays (or shapes with shardings).
+  """A version of `jitted` for `times` calls with these arrays (or shapes with shardings), faster on CPUs for long runs.
 
-  At every call XLA asks for a program's temporaries in one piece, which goes back to the kernel afterwards, and comes from
-  there anew, page by page, zeroed: 13 % to a third of a training step of the CIFAR-10 UNet. Here they are in pieces that the
-  C library keeps, unless a single array is too large for that. Such programs cannot be stored, and are compiled at every
-  start: `jitted` is returned where the calls take less than some minutes. Samplers need none of this: a loop asks once.
+  XLA allocates a program's temporaries in one block at every call. The C library returns so large a block to the kernel,
+  which zeroes the pages again at the next call: 13 % to a third of a training step of the CIFAR-10 UNet. Here the
+  temporaries are split into blocks that the C library reuses, unless a single array is too large for that.
+
+  Such programs cannot be stored in the compilation cache. Therefore `jitted` is returned unchanged when all calls together
+  take less than some minutes. Samplers do not need this, since a loop allocates once.
+
+  Args:
+    jitted: a function of jax.jit, whose only option may be donated arguments.
   """
   if jax.default_backend() != "cpu":
     return jitted
   traced = jitted.trace(*args)
   devices = max(len(x.sharding.device_set) for x in jax.tree.leaves(args))
-  arguments = max((_bytes(aval) for aval in traced.jaxpr.in_avals), default=0)  # weights, which are not cut
+  arguments = max((_bytes(aval) for aval in traced.jaxpr.in_avals), default=0)  # weights, which are not sharded
   largest = max(arguments, _largest(traced.jaxpr) // devices, _PIECE)
   if largest > _LARGEST_KEPT or times * flops.count(traced.jaxpr) < _LONG * devices:
     return jitted
@@ -46,7 +51,7 @@ def repeated(jitted: Any, *args: Any, times: float = math.inf) -> Any:
   return _in_pieces(jitted, donated, largest)
 
 
-@functools.lru_cache(maxsize=16)  # so that its programs are kept as long as those of `jitted`
+@functools.lru_cache(maxsize=16)  # repeated calls return the same function, whose programs jit caches
 def _in_pieces(jitted, donated, size):
   options = _known(xla_multiheap_size_constraint_per_heap=size)
   if options is None:
@@ -56,7 +61,7 @@ def _in_pieces(jitted, donated, size):
 
 
 def _largest(jaxpr: Any) -> int:
-  """Bytes of the largest array that is computed on the way."""
+  """Bytes of the largest intermediate array."""
   equations = getattr(jaxpr, "jaxpr", jaxpr).eqns
   inner = (_largest(each) for equation in equations for each in flops.jaxprs(equation))
   return max((*(_bytes(out.aval) for equation in equations for out in equation.outvars), *inner), default=0)
@@ -68,7 +73,7 @@ def _bytes(aval: Any) -> int:
 
 @functools.cache
 def _known(**options: Any) -> dict[str, Any] | None:
-  """Options are experimental: another jaxlib may not have them."""
+  """The options, or None if this backend does not accept them. They are experimental: another jaxlib may lack them."""
   if jax.default_backend() != "cpu":
     return None
   try:

@@ -1,6 +1,6 @@
-"""What a compiled program moves, read from its text: bytes to and from memory, and collectives between chips.
+"""Memory traffic and collectives of a compiled program, read from its text.
 
-XLA's own cost analysis counts the body of a loop once; here every instruction counts as often as it runs.
+XLA's own cost analysis counts the body of a loop once. Here every instruction counts as often as it runs.
 """
 
 import collections
@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 
-# How many bytes cross a chip's links for each byte of an array, at best, on many chips (rings)
+# Bytes that cross a chip's links per byte of an array, at best, on many chips (ring algorithms)
 COLLECTIVES = {
   "all-gather": 1,  # of the result
   "reduce-scatter": 1,  # of the operand
@@ -19,7 +19,7 @@ COLLECTIVES = {
   "collective-broadcast": 1,
 }
 
-# Instructions that only rename what others have made, or whose bodies are counted instead
+# Instructions that only rename the results of others, or whose bodies are counted instead
 _FREE = {
   "parameter",
   "constant",
@@ -50,10 +50,10 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """Of one chip, in one run of a program.
+  """The traffic of one chip in one run of a program.
 
   Attributes:
-    moved: bytes read from and written to memory by the instructions, each operand and result once.
+    moved: bytes that the instructions read from and write to memory; each operand and result counts once.
     collectives: kind -> (how many, bytes of their arrays).
   """
 
@@ -62,7 +62,7 @@ class Traffic:
 
   @property
   def sent(self) -> int:
-    """Bytes that have to cross the chip's links, at least."""
+    """Bytes that must cross the chip's links, at least."""
     return sum(COLLECTIVES[kind] * size for kind, (_, size) in self.collectives.items())
 
 
@@ -72,7 +72,7 @@ class _Instruction:
   result: str  # its type
   operands: list[str]
   calls: list[str]
-  trips: int | None  # of a loop, if its text tells
+  trips: int | None  # of a loop, if its text contains them
   condition: str  # of a loop, the computation that ends it
   constant: int | None
 
@@ -80,7 +80,8 @@ class _Instruction:
 def traffic(text: str) -> Traffic:
   """Reads the text of an optimized module, `compiled.as_text()`."""
   computations, entry = _parse(text)
-  total, found = 0, collections.defaultdict(lambda: [0, 0])
+  total = 0
+  found = collections.defaultdict(lambda: [0, 0])
 
   def visit(name: str, times: int, fused: bool) -> None:
     nonlocal total
@@ -103,7 +104,7 @@ def traffic(text: str) -> Traffic:
 
 
 def _turns(loop: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> int:
-  """How often a loop turns; a TPU's compiler leaves only its condition, number of the turn < constant, to tell."""
+  """The trip count of a loop. The TPU compiler states it only in the condition, counter < constant."""
   if loop.trips is not None:
     return loop.trips
   condition = computations.get(loop.condition, {}).values()
@@ -136,7 +137,7 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
 
 
 def _split(rest: str) -> tuple[str, str]:
-  """What stands between the parentheses of an instruction, and what follows."""
+  """The text between the parentheses of an instruction, and the rest."""
   depth = 1
   for i, character in enumerate(rest):
     depth += (character == "(") - (character == ")")
@@ -155,7 +156,7 @@ def _moved_between_chips(kind: str, instruction: _Instruction, operands: list[st
 
 
 def _in_memory(kind: str) -> int:
-  """Bytes of an array type that are in main memory; S(1) is on a TPU's chip."""
+  """Bytes of an array type in main memory; the layout S(1) is on-chip memory of a TPU."""
   return sum(size for size, layout in _arrays(kind) if "S(" not in layout)
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program needs of a device's memory, and how little a training step can recompute so that it fits."""
+"""Device memory of compiled programs, and the choice of network.remat="auto" that follows from it."""
 
 import dataclasses
 import logging
@@ -15,17 +15,17 @@ log = logging.getLogger(__name__)
 
 
 class TooLarge(UserError):
-  """The compiler says that the program does not fit the chip's memory."""
+  """The compiler reports that a program does not fit the chip's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-  """Bytes of one device.
+  """The memory that a program needs on one device.
 
   Attributes:
-    arguments: what is given and, if donated, what comes back.
-    temporaries: used meanwhile.
-    peak: that have to be there, with the program itself.
+    arguments: bytes of arguments and results; a donated argument and its result count once.
+    temporaries: bytes of temporary buffers.
+    peak: total bytes, including the program itself.
   """
 
   arguments: int
@@ -34,7 +34,11 @@ class Needs:
 
 
 def compile_lowered(lowered: Any, options: dict | None = None) -> tuple[Any, Needs]:
-  """What jax.jit(...).lower(...) compiles to, and its needs. Raises TooLarge if the compiler finds that it does not fit."""
+  """Compiles the result of jax.jit(...).lower(...) and returns the program with its memory needs.
+
+  Raises:
+    TooLarge: if the compiler reports that the program does not fit.
+  """
   try:
     program = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
@@ -53,23 +57,24 @@ Step = TypeVar("Step")
 
 
 def least_remat(measure: Callable[[str], tuple[Step, int]], limit: int) -> Step:
-  """The training step that recomputes least and fits `limit` bytes; if none does, the one that keeps least.
+  """The training step that recomputes least and fits `limit` bytes; if none fits, the one that keeps least.
 
   Args:
-    measure: measure(remat) -> (the step, its peak in bytes); may raise TooLarge. Processes may ask one after another.
+    measure: measure(remat) -> (the step, its peak in bytes); may raise TooLarge.
   """
-  said = []
+  tried = []
   for remat in REMAT:
-    step, fits = None, False
+    step = None
+    fits = False
     try:
       step, peak = measure(remat)
-      said.append(f"{remat} needs {peak / 2**30:.3g}")
+      tried.append(f"{remat} needs {peak / 2**30:.3g}")
       fits = peak <= limit
     except TooLarge:
       if remat == [*REMAT][-1]:
         raise
-      said.append(f"{remat} is too large to be compiled")
+      tried.append(f"{remat} is too large to compile")
     if processes.agreed(fits):
       break
-  log.info("remat=%s: %s of %.3g GiB.", remat, ", ".join(said), limit / 2**30)
+  log.info("remat=%s: %s of %.3g GiB.", remat, ", ".join(tried), limit / 2**30)
   return step

@@ -1,11 +1,11 @@
-"""Where arrays live: one mesh of devices, one rule for state, one for batches.
+"""Array placement: one mesh of devices, one sharding rule for the state, one for batches.
 
-    mesh        ('data', 'fsdp'); every device sees its own part of the batch, whatever the two sizes are
-    a batch     [B, ...] is cut into data * fsdp parts
-    a state     each array is cut over `fsdp` along its largest axis that fsdp divides, and copied along `data`
+    mesh        ('data', 'fsdp'); every device gets its own part of the batch for any sizes of the two axes
+    a batch     [B, ...] is sharded into data * fsdp parts
+    a state     each array is sharded over `fsdp` along its largest axis that fsdp divides, and replicated over `data`
 
-With fsdp = 1 this is plain data parallelism, with data = 1 it is ZeRO-3; nothing else in the package knows the
-difference. Axes are of type Auto: the compiler derives every other layout from the ones given here.
+fsdp = 1 is plain data parallelism, data = 1 is ZeRO-3. No other module depends on the difference. Axes have type Auto:
+the compiler derives every other sharding from these.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError
 
-# Arrays of fewer elements (biases, counters) are copied: gathering them would cost more than they weigh.
+# Arrays of fewer elements (biases, counters) are replicated: gathering them would cost more than storing them.
 SMALLEST_CUT = 1024
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, *, devices: list | None = None) -> Mesh:
-  """The mesh ('data', 'fsdp') over `devices` (default: all). data = -1 takes what fsdp leaves.
+  """The mesh ('data', 'fsdp') over `devices` (default: all). data = -1 uses all devices that fsdp leaves.
 
   Raises:
     UserError: if data * fsdp is not the number of devices.
@@ -40,17 +40,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: list | None = None) -> 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A full copy on every device."""
+  """The sharding with a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-  """The first axis is cut over all devices."""
+  """The sharding of the first axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def of_state(tree: Any, mesh: Mesh) -> Any:
-  """The sharding of every leaf of a parameter, EMA or optimizer tree (arrays or ShapeDtypeStructs), by the rule above."""
+  """The sharding of every leaf of a parameter, EMA or optimizer tree (arrays or ShapeDtypeStructs); see the module."""
   return jax.tree.map(lambda leaf: NamedSharding(mesh, _cut(leaf.shape, mesh.shape["fsdp"])), tree)
 
 
@@ -63,26 +63,26 @@ def _cut(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def shaped(tree: Any, shardings: Any) -> Any:
-  """ShapeDtypeStructs for the arrays (or shapes) of a tree, with one sharding, or a tree of them."""
+  """ShapeDtypeStructs of a tree of arrays (or shapes), with one sharding for all leaves or a tree of shardings."""
   if isinstance(shardings, jax.sharding.Sharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=s), tree, shardings)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Host arrays to the devices. With several processes each gives its own [B / processes, ...] part, in process order."""
+  """Transfers host arrays to the devices. Of several processes each passes its own [B / processes, ...], in their order."""
   sharding = over_batch(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
 def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
-  """[B, ...] that every process has all of, cut over the devices where they divide B, else a copy on each."""
+  """Transfers [B, ...], known in full to every process: sharded if the devices divide B, replicated otherwise."""
   sharding = replicated(mesh) if len(array) % mesh.size else over_batch(mesh)
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def to_host(tree: Any) -> Any:
-  """NumPy arrays with everything that is in `tree`, in each process, wherever its parts are."""
+  """`tree` as NumPy arrays in every process, gathered from all devices."""
 
   def whole(x):
     scattered = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
@@ -95,9 +95,9 @@ def to_host(tree: Any) -> Any:
 
 
 def accumulation(batch_size: int, mesh: Mesh, per_device: int | None = None) -> int:
-  """The least number of equal microbatches that leaves at most `per_device` images at a time on each device.
+  """The smallest number of equal microbatches with at most `per_device` images per device; None means one microbatch.
 
-  So the global batch is the same on one laptop core and on a pod. None: everything at once.
+  So the global batch size is the same on a laptop and on a pod.
 
   Raises:
     UserError: if the devices do not divide the batch.

@@ -1,15 +1,15 @@
-"""Many processes as one run: who belongs to it, the wait for all of them, and the end of all when one is lost.
+"""Multi-process runs: finding the group, waiting until all processes have started, and stopping all when one is lost.
 
-A process asks its environment whether it is one of several (`find`); alone, nothing here happens. Otherwise all of them
-meet before JAX starts (`join`): process 0 listens, the others call, and each says whom it waits for. JAX's own start is
-silent until it fails, five minutes later and in many words.
+`find` reads from the environment whether this process is one of several. A single process needs nothing else of this
+module. Several processes meet in `join` before JAX starts: process 0 listens, the others connect, and each logs which
+processes it waits for. JAX's own initialization logs nothing until it fails after five minutes, with a long message.
 
-The connections of that meeting stay open for the life of the run. The kernel closes those of a process that dies, so the
-others hear of it within a second and end in a sentence, where collectives would hang or fail in a page of C++.
+The connections stay open for the life of the run. When a process dies, the kernel closes its connections. The others
+notice within a second and stop with a one-line message, where collectives would hang or fail with a page of C++.
 
-    process k -> 0    "k n"                 once, when it comes
-    0 -> process k    "go" or "stop WHY"    when all have come, or cannot
-    both ways         "bye", "stop WHY"     a regular end, or the sentence with which everybody is to stop
+    process k -> 0    "k n"                 once, when it connects
+    0 -> process k    "go" or "stop WHY"    when all have connected, or cannot
+    both ways         "bye", "stop WHY"     a regular end, or the message with which every process stops
 """
 
 import atexit
@@ -31,15 +31,15 @@ from ddpm_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PORT = 8476  # where the environment names a host and no port
-LOST = 3  # exit code of a process that stops because another one did
-NEWS = 30.0  # seconds between lines that say for whom we wait
-SUSPENDED = 24 * 3600  # seconds that a run may be stopped and go on; JAX's heartbeat would abort it after 100
+PORT = 8476  # used if the environment names a host without a port
+LOST = 3  # exit code of a process that stops because another one was lost
+NEWS = 30.0  # seconds between log lines while waiting
+SUSPENDED = 24 * 3600  # seconds that a run may be suspended and continue; JAX's heartbeat would abort it after 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Process `process` of `processes`; they meet at `coordinator`, "host:port" of process 0."""
+  """Process number `process` of `processes`, which meet at `coordinator`, the "host:port" of process 0."""
 
   coordinator: str
   processes: int
@@ -48,9 +48,9 @@ class Group:
   def __post_init__(self):
     host, _, port = self.coordinator.rpartition(":")
     if not host or not port.isdigit():
-      raise UserError(f"The coordinator {self.coordinator!r} must be host:port of process 0, as 10.0.0.1:{PORT}.")
+      raise UserError(f"The coordinator {self.coordinator!r} must be host:port of process 0, such as 10.0.0.1:{PORT}.")
     if not 0 <= self.process < self.processes:
-      raise UserError(f"Process {self.process} is none of 0 .. {self.processes - 1}: set --process and --processes.")
+      raise UserError(f"Process {self.process} must be one of 0 .. {self.processes - 1}: set --process and --processes.")
 
   @property
   def address(self) -> tuple[str, int]:
@@ -58,7 +58,7 @@ class Group:
     return host.strip("[]"), int(port)
 
 
-# ---------------------------------------------------------------------------------------------------- who we are
+# ---------------------------------------------------------------------------------------------------- finding the group
 
 
 def find(
@@ -69,7 +69,7 @@ def find(
   process: int | None = None,
   processes: int | None = None,
 ) -> Group | None:
-  """The group that the environment says we are in, or None for a process of its own. The first of these that is there:
+  """The group of this process according to its environment, or None for a single process. The first match counts:
 
     flags        coordinator, process, processes
     JAX's own    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID (or JOB_COMPLETION_INDEX of a Kubernetes job)
@@ -77,10 +77,10 @@ def find(
     Cloud TPU    the workers of a slice: TPU_WORKER_HOSTNAMES and TPU_WORKER_ID on GKE, the metadata server of a TPU VM
 
   Args:
-    metadata: attribute of a TPU VM -> its text, None if there is none. Default: the metadata server, on a TPU VM alone.
+    metadata: attribute of a TPU VM -> its text or None. Default: the metadata server, on TPU VMs only.
 
   Raises:
-    UserError: if it says so by halves.
+    UserError: if the environment defines the group incompletely.
   """
   given = {
     "--coordinator (JAX_COORDINATOR_ADDRESS)": coordinator or environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -90,7 +90,7 @@ def find(
   if any(value is not None for name, value in given.items() if "--process " not in name) or process is not None:
     missing = [name for name, value in given.items() if value is None]
     if missing:
-      raise UserError(f"One of several processes needs to know all of them: {' and '.join(missing)} is missing.")
+      raise UserError(f"A multi-process run needs all three settings: {' and '.join(missing)} is missing.")
     address, count, number = given.values()
     return _several(address, _integer(count), _integer(number))
   if _integer(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
@@ -149,7 +149,7 @@ def _first_host(nodes: str) -> str:
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
-  """Another one for each step of a job, so that two of them can share a machine."""
+  """A port that differs between the steps of a job, so that two steps can share a machine."""
   return 61_440 + (8 * int(environ.get("SLURM_JOB_ID", "0")) + int(environ.get("SLURM_STEP_ID", "0"))) % 4096
 
 
@@ -157,14 +157,14 @@ def _integer(text: str | int) -> int:
   try:
     return int(text)
   except ValueError:
-    raise UserError(f"{text!r} is no number of a process: write an integer.") from None
+    raise UserError(f"{text!r} is not the number of a process: write an integer.") from None
 
 
 def _first(*values):
   return next((value for value in values if value is not None), None)
 
 
-# ---------------------------------------------------------------------------------------------------- one run
+# ---------------------------------------------------------------------------------------------------- the run
 
 
 _lifeline: "Lifeline | None" = None
@@ -172,19 +172,20 @@ _barriers = itertools.count()
 
 
 def join(group: Group, timeout: float = 300.0, *, saves: bool = False) -> None:
-  """Waits for all of the group, then starts JAX as one of them. From here on only process 0 speaks and writes.
+  """Waits for the whole group, then initializes JAX. From then on only process 0 logs and writes.
 
   Args:
+    group: this process and its group.
     timeout: seconds to wait.
-    saves: SIGTERM to any process is for training/loop.py, which saves before it ends; it ends other commands at once.
+    saves: whether training/loop.py handles SIGTERM and saves before it stops. Other commands stop at once.
 
   Raises:
-    UserError: if somebody has not come after `timeout` seconds.
+    UserError: if a process is missing after `timeout` seconds.
   """
   global _lifeline
   import jax
 
-  _lifeline = lifeline = Lifeline(group, timeout)  # from here on the others hear of whatever ends this one
+  _lifeline = lifeline = Lifeline(group, timeout)  # from here on the others notice when this process ends
   atexit.register(lifeline.close)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_enable_preemption_service", saves)
@@ -197,13 +198,13 @@ def join(group: Group, timeout: float = 300.0, *, saves: bool = False) -> None:
   )
   if group.process:
     logging.getLogger().setLevel(logging.ERROR)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # progress bars too; our last sentence goes to sys.__stderr__
-  log.info("All %d processes are here.", group.processes)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # silences progress bars too; final messages use sys.__stderr__
+  log.info("All %d processes have connected.", group.processes)
 
 
 def wait_for_all() -> None:
-  """Returns when every process has called this as often. Collectives do not wait: gloo fails after 30 s."""
-  from jax._src import distributed  # its barrier has no public name; Orbax uses it too
+  """A barrier over all processes. Collectives are not enough, because gloo gives up after 30 s."""
+  from jax._src import distributed  # the barrier has no public name; Orbax uses it too
 
   if (client := distributed.global_state.client) is not None:
     client.wait_at_barrier(f"ddpm_jax {next(_barriers)}", 24 * 3600 * 1000)
@@ -211,7 +212,7 @@ def wait_for_all() -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-  """Whatever ends the block in one process of several, but a return, ends them all, each in a sentence."""
+  """In a multi-process run, an exception in this block stops every process with a one-line message."""
   try:
     yield
   except BaseException as error:
@@ -221,12 +222,12 @@ def together() -> Iterator[None]:
 
 
 def first() -> bool:
-  """Whether this process speaks and writes: process 0 of several, or the only one."""
+  """Whether this process logs and writes: process 0 of several, or the only one."""
   return _lifeline is None or _lifeline.group.process == 0
 
 
 def agreed(ok: bool) -> bool:
-  """Whether every process says so."""
+  """Whether `ok` is True in every process."""
   import jax
   from jax.experimental import multihost_utils
 
@@ -237,26 +238,27 @@ def agreed(ok: bool) -> bool:
 
 
 class Lifeline:
-  """Connections between process 0 and each of the others, open as long as both run. The constructor waits for all."""
+  """The connections between process 0 and the others, open while they run. The constructor waits for all processes."""
 
   def __init__(self, group: Group, timeout: float):
     self.group = group
     self.peers: dict[int, socket.socket] = {}
-    self.ended = threading.Lock()  # taken by whoever says the last sentence
+    self.ended = threading.Lock()  # held by the thread that ends the process
     (self._receive if group.process == 0 else self._call)(time.monotonic() + timeout, timeout)
     threading.Thread(target=self._listen, daemon=True, name="lifeline").start()
 
   # ------------------------------------------------------------ meeting
 
   def _receive(self, deadline: float, timeout: float) -> None:
-    """Process 0 waits until all others have called."""
-    count, missing = self.group.processes, set(range(1, self.group.processes))
+    """Process 0 waits until all others have connected."""
+    count = self.group.processes
+    missing = set(range(1, count))
     news = _News()
     try:
       server = _serve(self.group.address[1])
     except OSError as error:
       raise UserError(
-        f"Process 0 cannot listen on port {self.group.address[1]} ({error.strerror}): give another one in --coordinator."
+        f"Process 0 cannot listen on port {self.group.address[1]} ({error.strerror}): set another port in --coordinator."
       ) from None
     with server:
       server.settimeout(0.2)
@@ -264,8 +266,8 @@ class Lifeline:
         news(f"Waiting for process{'es' * (len(missing) > 1)} {_listed(missing)} of {count}.")
         if time.monotonic() > deadline:
           self._give_up(
-            f"Process{'es' * (len(missing) > 1)} {_listed(missing)} of {count} did not come within {timeout:g} s: "
-            "look at why, or start as many processes as there are."
+            f"Process{'es' * (len(missing) > 1)} {_listed(missing)} of {count} did not connect within {timeout:g} s: "
+            "check their logs, or set --processes to the number that run."
           )
         with contextlib.suppress(TimeoutError):
           caller, _ = server.accept()
@@ -276,17 +278,17 @@ class Lifeline:
     self._tell("go")
 
   def _greet(self, caller: socket.socket, missing: set[int]) -> int | None:
-    """The number of a caller that is one of us."""
+    """The process number of a caller; None if it is not a process of this run."""
     _keep_alive(caller)
     try:
       number, count = map(int, _line(caller, 5.0).split())
     except (ValueError, OSError):
-      caller.close()  # somebody else's probe
+      caller.close()  # an unrelated probe
       return None
     if count != self.group.processes:
       self._give_up(f"Process {number} was started as one of {count}, process 0 as one of {self.group.processes}.", caller)
     if number not in missing:
-      self._give_up(f"Two processes were started as number {number}: give each a number of its own.", caller)
+      self._give_up(f"Two processes were started as number {number}: give each its own number.", caller)
     return number
 
   def _give_up(self, why: str, *more: socket.socket) -> None:
@@ -295,9 +297,11 @@ class Lifeline:
     raise UserError(why)
 
   def _call(self, deadline: float, timeout: float) -> None:
-    """Process k calls process 0, and waits for its word."""
-    process, count = self.group.process, self.group.processes
-    news, nobody = _News(), f"Process 0 of {count} did not answer at {self.group.coordinator} within {timeout:g} s"
+    """Process k connects to process 0 and waits for its answer."""
+    process = self.group.process
+    count = self.group.processes
+    news = _News()
+    no_answer = f"Process 0 of {count} did not answer at {self.group.coordinator} within {timeout:g} s"
     while True:
       news(f"Process {process} of {count} is waiting for process 0 at {self.group.coordinator}.")
       try:
@@ -305,23 +309,23 @@ class Lifeline:
         break
       except OSError as error:
         if time.monotonic() > deadline:
-          raise UserError(f"{nobody} ({error.strerror or error}): is it running, and the address right?") from None
+          raise UserError(f"{no_answer} ({error.strerror or error}): is it running, and is the address right?") from None
         time.sleep(0.2)
     _keep_alive(peer)
     peer.sendall(f"{process} {count}\n".encode())
     log.debug("Process %d of %d is waiting for the others.", process, count)
     try:
-      word = _line(peer, deadline - time.monotonic() + 10.0)  # process 0 gives up first, and says why
+      word = _line(peer, deadline - time.monotonic() + 10.0)  # process 0 times out first and sends the reason
     except OSError:
-      raise UserError(f"{nobody}: is it running?") from None
+      raise UserError(f"{no_answer}: is it running?") from None
     if word != "go":
-      raise UserError(word.removeprefix("stop ") or f"Process 0 of {count} stopped before all processes had come.")
+      raise UserError(word.removeprefix("stop ") or f"Process 0 of {count} stopped before all processes had connected.")
     self.peers[0] = peer
 
   # ------------------------------------------------------------ the life of a run
 
   def _listen(self) -> None:
-    """Ends the process when another one is lost or asks for it."""
+    """Ends the process when another one is lost or requests it."""
     selector = selectors.DefaultSelector()
     for number, peer in self.peers.items():
       peer.settimeout(None)
@@ -336,33 +340,33 @@ class Lifeline:
           selector.unregister(key.fileobj)
           continue
         why = word.removeprefix("stop ") or (
-          f"Process {key.data} of {self.group.processes} was lost; give the same command again: "
+          f"Process {key.data} of {self.group.processes} was lost. Run the same command again: "
           "training continues from the last checkpoint."
         )
         self._end(why, LOST)
 
   def _end(self, why: str, code: int) -> None:
-    """Says the sentence here and to the others, and ends at once: JAX would wait for those who cannot come."""
+    """Prints the message, sends it to the others, and exits at once: JAX would wait for processes that are lost."""
     if not self.ended.acquire(blocking=False):
       time.sleep(60)  # the other thread is ending the process
     try:
       self._tell(f"stop {why}")
       sentence = f"ddpm-jax: process {self.group.process} of {self.group.processes} stops: {why}\n"
-      os.write(2, sentence.encode())  # at once, whoever else is writing
+      os.write(2, sentence.encode())  # unbuffered
       sys.stdout.flush()
-    finally:  # also when nobody reads any more what we say
+    finally:  # also when stderr is closed
       os._exit(code)
 
   def fail(self, error: BaseException) -> None:
-    """Ends all processes because of what was raised here."""
+    """Ends all processes because of an exception in this one."""
     if not isinstance(error, UserError):
-      time.sleep(3.0)  # when another process is lost, JAX fails here too: the thread that listens knows better
+      time.sleep(3.0)  # when another process is lost, JAX fails here too; the listening thread has the better message
       traceback.print_exception(error, file=sys.__stderr__)
     why = f"{error}" if isinstance(error, UserError) else f"process {self.group.process} failed: {type(error).__name__}."
     self._end(" ".join(why.split()), 2 if isinstance(error, UserError) else 1)
 
   def close(self) -> None:
-    """A regular end; JAX holds a barrier after it, at which all processes end together."""
+    """Announces a regular end. JAX then holds a barrier at which all processes end together."""
     self._tell("bye")
 
   def _tell(self, word: str) -> None:
@@ -375,11 +379,13 @@ class _News:
   """Logs a line when it changes, and again every NEWS seconds."""
 
   def __init__(self):
-    self.said, self.at = "", 0.0
+    self.logged = ""
+    self.at = 0.0
 
   def __call__(self, line: str) -> None:
-    if line != self.said or time.monotonic() > self.at + NEWS:
-      self.said, self.at = line, time.monotonic()
+    if line != self.logged or time.monotonic() > self.at + NEWS:
+      self.logged = line
+      self.at = time.monotonic()
       log.info(line)
 
 
@@ -390,7 +396,7 @@ def _serve(port: int) -> socket.socket:
 
 
 def _keep_alive(peer: socket.socket) -> None:
-  """Finds out within half a minute that the machine at the other end is gone."""
+  """Detects within half a minute that the machine at the other end is gone."""
   peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
   for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
     if hasattr(socket, option):
@@ -398,7 +404,7 @@ def _keep_alive(peer: socket.socket) -> None:
 
 
 def _line(peer: socket.socket, timeout: float | None) -> str:
-  """What the other end says next; "" if it is gone. Raises OSError when it takes longer than `timeout` seconds."""
+  """The next line from the other end; "" if it is gone. Raises OSError when it takes longer than `timeout` seconds."""
   peer.settimeout(timeout)
   text = b""
   while not text.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Shapes and where they lie, in the place of arrays: enough to compile with, and nothing is allocated."""
+"""Shapes with shardings in place of arrays: enough to compile a program, and nothing is allocated."""
 
 from typing import Any
 
@@ -12,17 +12,18 @@ from ddpm_jax.devices import mesh as layout
 
 
 def images(config: ConfigDict, batch: int, mesh: Mesh, dtype: Any = jnp.float32, size: int | None = None) -> Any:
-  """Of data.image_size, or `size`: [B,H,W,C]."""
+  """Images [B, H, W, C] of data.image_size, or of `size`."""
   side = size or config.data.image_size
   return jax.ShapeDtypeStruct((batch, side, side, config.data.channels), dtype, sharding=layout.over_batch(mesh))
 
 
 def labels(batch: int, mesh: Mesh) -> dict[str, Any]:
+  """Labels [B]."""
   return {"label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=layout.over_batch(mesh))}
 
 
 def conditions(config: ConfigDict, batch: int, mesh: Mesh) -> dict[str, Any]:
-  """What the network is told beside image and time."""
+  """The inputs of the network beside image and time."""
   cond = {}
   if "label" in build.conditions(config):
     cond |= labels(batch, mesh)
@@ -32,7 +33,7 @@ def conditions(config: ConfigDict, batch: int, mesh: Mesh) -> dict[str, Any]:
 
 
 def training_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """What a training step takes; images are sent as 8 bits, unless they were reduced on the host too."""
+  """The batch of a training step. Images are uint8, unless the host also downsampled them for super-resolution."""
   dtype = jnp.uint8 if config.data.low_res_size is None else jnp.float32
   batch = config.train.batch_size
   return {"image": images(config, batch, mesh, dtype)} | conditions(config, batch, mesh)

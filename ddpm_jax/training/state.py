@@ -1,4 +1,4 @@
-"""Everything a run needs to continue as if it had never stopped (with the position in the data, which is `step`)."""
+"""The training state: everything a run needs to resume exactly. The position in the data is `step`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from ddpm_jax.training import ema, trainable
 
 @struct.dataclass
 class TrainState:
-  """One pytree: it is what the compiled step maps to itself, what is sharded, and what a checkpoint holds."""
+  """The pytree that the compiled step updates, that is sharded, and that a checkpoint stores."""
 
   step: jax.Array  # i32 [], batches seen
   params: Any
@@ -23,12 +23,12 @@ class TrainState:
   ema: dict[str, Any]  # str(rate) -> averaged parameters
   time_sampler: Any  # state of the time sampler
   key: jax.Array  # the run's root key, never changed; step i draws from fold_in(key, i)
-  skipped: jax.Array  # i32 [], updates skipped because something was not finite
-  skipped_in_row: jax.Array  # i32 [], of those, the ones since the last good update
+  skipped: jax.Array  # i32 [], updates skipped because the loss or the gradient was not finite
+  skipped_in_row: jax.Array  # i32 [], skipped updates since the last good one
 
   @property
   def updates(self) -> jax.Array:
-    """i32 [], how often the parameters were updated."""
+    """i32 [], the number of updates of the parameters."""
     return self.step - self.skipped
 
 
@@ -41,7 +41,7 @@ def create(
   time_sampler: Any = None,
   learns: trainable.Predicate | None = None,
 ) -> TrainState:
-  """The state before the first step. `time_sampler` is a state, not the sampler: sampler.init()."""
+  """The state before the first step. `time_sampler` is the state of a time sampler, sampler.init()."""
   learning, _ = trainable.split(params, learns)
   return TrainState(
     step=jnp.int32(0),
@@ -56,7 +56,7 @@ def create(
 
 
 def place(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
-  """init(), compiled so that each device makes only its own part; a large state never stands on one device."""
-  # A program that runs once is not worth optimizing: compiled this way in a third of the time, where it was measured.
+  """Runs init() compiled, so that each device creates only its own shard and a large state never resides on one device."""
+  # A program that runs once is not worth optimizing. This way it compiled in a third of the time.
   once = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
   return jax.jit(init, out_shardings=layout.of_state(jax.eval_shape(init), mesh), compiler_options=once)()

@@ -1,14 +1,14 @@
-"""One compiled training step: a state and a batch become the next state and its metrics.
+"""The compiled training step: (state, batch) -> (next state, metrics).
 
-Randomness of step i, from key = fold_in(state.key, i):
+The random numbers of step i derive from key = fold_in(state.key, i):
 
-    levels n          one key for the whole batch (a stratified sampler looks at all of it)
+    levels n          one key for the whole batch (a stratified sampler needs all of it)
     noise of image b  fold_in(noise key, b), b its index in the global batch
     label dropout     one uniform number per image
     network dropout   one key per microbatch
 
-so levels and noise, and with them the loss curve, depend neither on the number of devices nor on how many microbatches
-the batch is cut into; network dropout is the exception, it depends on the latter.
+Levels and noise, and therefore the loss curve, depend neither on the number of devices nor on the number of microbatches.
+Network dropout is the exception: it depends on the number of microbatches.
 """
 
 from collections.abc import Callable
@@ -44,46 +44,46 @@ def make_train_step(
   null_label: int | None = None,
   learns: trainable.Predicate | None = None,
 ) -> Step:
-  """The step, jitted, with the state donated and laid out by devices/mesh.py.
+  """The jitted step. The state is donated and sharded by devices/mesh.py.
 
-  A step whose loss or gradient is not finite leaves parameters, averages, optimizer and time sampler bitwise as they
-  were, and only counts: `state.skipped`, `state.skipped_in_row`.
+  A step whose loss or gradient is not finite leaves parameters, averages, optimizer and time sampler bitwise unchanged and
+  only increments `state.skipped` and `state.skipped_in_row`.
 
   Args:
     loss: loss(keys [B], network, x_0, n, cond) -> (loss [B], parts: dict of [B]).
-    network_of: network_of(params, dropout key) -> what `loss` calls a network, in training mode.
+    network_of: network_of(params, dropout key) -> the network that `loss` takes, in training mode.
     time_sampler: .sample(state, key, B) -> (n [B], weight [B]); .update(state, n, unweighted loss [B]) -> state.
-    accumulate: microbatches per step; the gradient is that of the whole batch's mean.
+    accumulate: microbatches per step; the gradient is that of the mean over the whole batch.
     ema_warmup: see ema.py.
     label_dropout: probability that a label becomes `null_label` (classifier-free guidance, Ho & Salimans 2022).
     learns: which parameters train, by path; as in state.create.
 
   Returns:
-    step(state, batch) -> (state, metrics). The batch is a dict: "image" [B,H,W,C], in [-1, 1] or uint8 (a quarter of the
-    bytes to send); its other fields are the `cond` that the loss passes on. Metrics are float32 [] means over the
+    step(state, batch) -> (state, metrics). The batch is a dict. "image" is [B, H, W, C] in [-1, 1] or uint8, which is a
+    quarter of the bytes to transfer. The other fields are the `cond` of the loss. Metrics are float32 [] means over the
     batch, weighted by the time sampler's weights.
 
   Raises:
-    UserError: for label dropout without a null label; at the first call, for a batch that the devices times
-      `accumulate` do not divide.
+    UserError: for label dropout without a null label; at the first call, for a batch size that is not a multiple of the
+      devices times `accumulate`.
   """
   if label_dropout and null_label is None:
     raise UserError(f"label_dropout = {label_dropout} needs null_label, the label that means no label (num_classes).")
   optimizer = guarded(optimizer)
   images = layout.over_batch(mesh)
   microbatches = NamedSharding(mesh, PartitionSpec(None, *images.spec))
-  # XLA's CPU backend runs gradients of lax's convolutions 20 times slower inside a loop: there is no loop there. Those of
-  # models/convolution.py it does not; a whole step in a loop has not been measured since.
+  # XLA's CPU backend runs gradients of lax's convolutions 20 times slower inside a loop, so there the loop is unrolled.
+  # Gradients of our own convolution are fast in loops too, but a whole step in a loop has not been measured since.
   loop = _unrolled if accumulate == 1 or mesh.devices.flat[0].platform == "cpu" else jax.lax.scan
 
   def weighted_loss(learning, frozen, dropout_key, micro):
-    # Weights are gathered here and gradients scattered behind: with fsdp > 1 the compiler needs to be told.
+    # With fsdp > 1 the compiler must be told to gather the weights here and to scatter the gradients afterwards.
     params = with_sharding_constraint(trainable.merge(learning, frozen), layout.replicated(mesh))
     losses, parts = loss(micro["key"], network_of(params, dropout_key), micro["x_0"], micro["n"], micro["cond"])
     return jnp.mean(micro["weight"] * losses), {"loss": losses, **parts}
 
   def gradient(params, dropout_key, batch):
-    """(gradient of the mean, every term of the loss [B])."""
+    """(gradient of the mean loss, every term of the loss [B])."""
     grad = jax.grad(weighted_loss, has_aux=True)
     learning, frozen = trainable.split(params, learns)
 
@@ -100,15 +100,17 @@ def make_train_step(
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, Metrics]:
     time_key, noise_key, label_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
-    x_0, cond = batch["image"], {name: x for name, x in batch.items() if name != "image"}
-    x_0 = to_float(x_0) if x_0.dtype == jnp.uint8 else x_0
+    cond = {name: x for name, x in batch.items() if name != "image"}
+    x_0 = batch["image"]
+    if x_0.dtype == jnp.uint8:
+      x_0 = to_float(x_0)
     if label_dropout:
       dropped = jax.random.bernoulli(label_key, label_dropout, cond["label"].shape)
       cond["label"] = jnp.where(dropped, null_label, cond["label"])
     size = len(x_0)
     if size % (accumulate * mesh.size):
       raise UserError(
-        f"A batch of {size} images cannot be cut into {accumulate} microbatches on {mesh.size} devices: choose a "
+        f"A batch of {size} images cannot be split into {accumulate} microbatches on {mesh.size} devices: choose a "
         f"multiple of {accumulate * mesh.size}."
       )
     n, weight = time_sampler.sample(state.time_sampler, time_key, size)
@@ -141,7 +143,7 @@ def make_train_step(
 
 
 def _unrolled(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-  """jax.lax.scan without a loop in the compiled program (scan's own `unroll` keeps it when there is one turn)."""
+  """jax.lax.scan without a loop in the compiled program (scan's own `unroll` keeps a loop of one iteration)."""
   ys = []
   for i in range(len(jax.tree.leaves(xs)[0])):
     carry, y = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
@@ -150,7 +152,7 @@ def _unrolled(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
 
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:
-  """[B, ...] -> [parts, B / parts, ...]; part i has images i, i + parts, …: each device cuts what it holds already."""
+  """[B, ...] -> [parts, B / parts, ...]. Part i has images i, i + parts, …, so each device splits what it already holds."""
   return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
 
 

@@ -1,4 +1,4 @@
-"""Which parameters learn: the rest is kept out of differentiation, clipping and the optimizer altogether."""
+"""Selects the parameters that train. The others take no part in differentiation, clipping or the optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ Predicate = Callable[[str], bool]  # a parameter's path, such as "head/conv_out/
 
 
 def split(params: Any, trainable: Predicate | None = None) -> tuple[Any, Any]:
-  """(what learns, what is frozen): two trees of the shape of `params`, each with None where the other has an array.
+  """(learning, frozen): two trees of the structure of `params`, each with None where the other has an array.
 
-  None (no predicate) lets everything learn.
+  Without a predicate all parameters learn.
 
   Raises:
-    UserError: if nothing would learn.
+    UserError: if no parameter would learn.
   """
   learns = jax.tree_util.tree_map_with_path(
     lambda path, _: trainable is None or trainable(jax.tree_util.keystr(path, simple=True, separator="/")), params

@@ -239,7 +239,7 @@ def test_what_the_compiler_refuses_is_recomputed(refused, caplog):
       least_remat(measure, 16 * GIB)
   else:
     assert least_remat(measure, 16 * GIB) == "norms"
-    assert caplog.messages == ["remat=norms: none is too large to be compiled, norms needs 12.5 of 16 GiB."]
+    assert caplog.messages == ["remat=norms: none is too large to compile, norms needs 12.5 of 16 GiB."]
 
 
 def undecided():

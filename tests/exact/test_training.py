@@ -226,7 +226,7 @@ def test_images_have_their_own_noise_whatever_the_microbatches():
 
 
 def test_what_cannot_be_cut_is_refused_in_a_sentence():
-  with pytest.raises(UserError, match="4 images cannot be cut into 3 microbatches on 1 devices: choose a multiple of 3"):
+  with pytest.raises(UserError, match="4 images cannot be split into 3 microbatches on 1 devices: choose a multiple of 3"):
     one_step(squares, {"image": IMAGES}, accumulate=3)
   with pytest.raises(UserError, match="label_dropout = 0.1 needs null_label"):
     one_step(squares, {"image": IMAGES}, label_dropout=0.1)

@@ -53,8 +53,8 @@ def test_the_environment_says_who_we_are(environ, metadata, flags, group):
   [
     (JAX, {}, r"--process \(JAX_PROCESS_ID\) is missing"),
     ({}, dict(process=0), "--coordinator .* and --processes .* is missing"),
-    (JAX | {"JAX_PROCESS_ID": "2"}, {}, r"Process 2 is none of 0 \.\. 1"),
-    (JAX | {"JAX_PROCESS_ID": "one"}, {}, "'one' is no number"),
+    (JAX | {"JAX_PROCESS_ID": "2"}, {}, r"Process 2 must be one of 0 \.\. 1"),
+    (JAX | {"JAX_PROCESS_ID": "one"}, {}, "'one' is not the number"),
     (JAX | {"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "host:port"}, {}, "must be host:port"),
   ],
 )
@@ -95,7 +95,7 @@ def test_all_meet_in_any_order_and_part_in_peace():
 def test_everybody_is_told_who_did_not_come():
   found = meet([(0, 4), (2, 4)], timeout=0.5)
   assert found[0] == found[1]
-  assert found[0].startswith("Processes 1, 3 of 4 did not come within 0.5 s")
+  assert found[0].startswith("Processes 1, 3 of 4 did not connect within 0.5 s")
 
 
 def test_nobody_waits_for_ever_without_process_0():

@@ -93,7 +93,7 @@ def test_a_lost_process_ends_the_other_in_a_sentence(tmp_path, lost):
   done = train(2, 1, tmp_path, "--steps", "1000", "--at", "30", "--who", str(lost))
   seconds = time.time() - (tmp_path / f"signalled_{lost}").stat().st_mtime
   assert done.returncode == (128 + signal.SIGKILL if lost == 0 else 3), done.stderr  # the first that is not 0
-  sentence = f"ddpm-jax: process {1 - lost} of 2 stops: Process {lost} of 2 was lost; give the same command again: "
+  sentence = f"ddpm-jax: process {1 - lost} of 2 stops: Process {lost} of 2 was lost. Run the same command again: "
   assert sentence + "training continues from the last checkpoint.\n" in done.stderr  # between JAX's own words
   assert "Traceback" not in done.stderr
   assert seconds < 30  # 0.3 on an idle machine
@@ -196,4 +196,4 @@ def test_who_waits_in_vain_says_for_whom(tmp_path):
   assert done.returncode == 2
   waiting, sentence = done.stderr.splitlines()
   assert waiting == "Waiting for processes 1, 2 of 3."
-  assert sentence.startswith("ddpm-jax: Processes 1, 2 of 3 did not come within 0.5 s: ")
+  assert sentence.startswith("ddpm-jax: Processes 1, 2 of 3 did not connect within 0.5 s: ")
