@@ -1,15 +1,13 @@
-"""The jobs of Analytic-DPM on what was trained: measure its moments and the costs of its steps, and the study of methods.
+"""The jobs of Analytic-DPM on what was trained: measure its moments and the costs of its steps.
 
 run = ddpm_jax.load("runs/mnist")
 moments = analytic.moments(run, "runs/mnist/evaluation/moments.npz", 1000)
-results = analytic.study({"plain": run}, "runs/mnist/study", Ks=(10, 25), moments_path=...)
 """
 
 import logging
 import os
-import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,13 +20,11 @@ from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import moments as measured
 from ddpm_jax.diffusion import step_costs
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import measurements, npz
-from ddpm_jax.jobs import study as studies
+from ddpm_jax.files import measurements
 from ddpm_jax.jobs.trained import Trained
 
 log = logging.getLogger(__name__)
 
-HEADS = {"npr": "residual", "sn": "second_moment"}
 SAVE_EVERY = 30  # seconds
 
 
@@ -87,91 +83,6 @@ def costs(trained: Trained, path: str | os.PathLike, covariance: str, images: in
   return table
 
 
-def study(
-  networks: Mapping[str, Trained],
-  folder: str | os.PathLike,
-  *,
-  Ks: Sequence[int],
-  moments_path: str | os.PathLike | None,
-  costs_path: str | os.PathLike | None = None,
-  names: Sequence[str] | None = None,
-  trajectories: Sequence[str] = ("even",),
-  distance: Callable[[np.ndarray], Mapping[str, Any]] | None = None,
-  samples: int = 1000,
-  likelihood: int = 128,
-  ddpm_cap: float = 2.0,
-  report: Callable[[str], None] = print,
-) -> list[dict]:
-  """Every method that these networks allow, at every K: bits/dim and the distance of samples.
-
-  Args:
-    networks: "plain", and perhaps "npr" and "sn", heads on the same backbone.
-    folder: of the results; what is there is not measured again.
-    moments_path: of the plain network; None leaves the analytic methods out.
-    costs_path: for the optimal trajectory of DDPM-large.
-    names: of the methods; None: all.
-    trajectories: "even", "optimal".
-    distance: uint8 images [N,H,W,C] -> results; None: no samples are drawn.
-    samples: how many images per cell, of seeds 0, 1, ...; the same noise for every method.
-    likelihood: how many test images; 0: no bits/dim.
-    ddpm_cap: see studies.methods.
-
-  Raises:
-    UserError: for a K above T, unknown names, or heads of another schedule.
-  """
-  plain = networks["plain"]
-  schedule = build.schedule(plain.config)
-  for name, trained in networks.items():
-    if not np.array_equal(build.schedule(trained.config).alpha_bar, schedule.alpha_bar):
-      raise UserError(f"The {name} head was trained on another schedule than the backbone; a study needs one.")
-    if name in HEADS and (second := trained.config.prediction.second) != HEADS[name]:
-      raise UserError(f"--{name} is no run of --config {name}: its second head is {second!r}, not {HEADS[name]!r}.")
-  for K in Ks:
-    grids.check_steps(schedule.T, K)
-  methods = _known(names, studies.methods(ddpm_cap))
-  if names and (absent := next((method for method in methods if method.network not in networks), None)):
-    raise UserError(f"{absent.name} is a method of a second head: give its run as --{absent.network}.")
-  methods = [method for method in methods if method.network in networks]
-  if moments_path is None:
-    methods = [m for m in methods if m.network != "plain" or m.sampling["covariance"] != "optimal"]
-  cells = studies.cells(methods, Ks, trajectories)
-  if costs_path is None:
-    cells = [cell for cell in cells if cell.grid != "dp_vb"]
-
-  def used(cell: studies.Cell) -> Trained:
-    where = dict(grid=cell.grid, steps=cell.K)
-    files = dict(moments=moments_path and str(moments_path), costs=costs_path and str(costs_path))
-    sampling = dict(solver="gaussian", clip="x0", **where, **files, **cell.method.sampling)
-    evaluation = dict(covariance=cell.method.sampling["covariance"], last_row="full_chain", **where)
-    return networks[cell.method.network].changed(sampling=sampling, evaluation=evaluation)
-
-  def bits_per_dim(cell: studies.Cell) -> dict | None:
-    if not cell.method.has_bound:
-      return None
-    began = time.monotonic()
-    total = used(cell).bits_per_dim(plain.dataset(plain.config.data.test_split), likelihood).total
-    error = float(total.std(ddof=1) / len(total) ** 0.5) if len(total) > 1 else None
-    return {"mean": float(total.mean()), "standard_error": error, "seconds": round(time.monotonic() - began, 1)}
-
-  def drawn(cell: studies.Cell) -> dict | None:
-    if distance is None or cell.trajectory != "even":
-      return None
-    began = time.monotonic()
-    result = dict(distance(used(cell).sample(range(samples))))
-    return {**result, "seconds": round(time.monotonic() - began, 1)}
-
-  measures = ({"bits_per_dim": bits_per_dim} if likelihood else {}) | ({"distance": drawn} if distance else {})
-  gamma = None if moments_path is None else measurements.gamma(moments_path, schedule)
-  identity = {
-    "weights": {name: [trained.step, trained.weights] for name, trained in networks.items()},
-    "moments": None if gamma is None else npz.digest({"gamma": gamma})[:16],
-    "samples": samples,
-    "likelihood": likelihood,
-    "ddpm_cap": ddpm_cap,
-  }
-  return studies.run(cells, measures, pathlib.Path(folder), identity, report=report)
-
-
 class _Batches:
   """`count` training images in an order of their own, in whole batches that the devices divide."""
 
@@ -189,11 +100,3 @@ class _Batches:
     """(x_0, cond) from image number `first` on."""
     for start in range(first, self.count, self.size):
       yield self.trained.images(self.source, self.order[start : start + self.size])
-
-
-def _known(names: Sequence[str] | None, methods: Sequence[studies.Method]) -> list[studies.Method]:
-  by_name = {method.name: method for method in methods}
-  for name in names or ():
-    if name not in by_name:
-      raise UserError(f"Method {name!r} is unknown; {nearest(name, by_name)}")
-  return list(methods) if names is None else [by_name[name] for name in names]

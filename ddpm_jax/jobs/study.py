@@ -1,197 +1,249 @@
-"""Methods by numbers of steps for one checkpoint: the tables of Analytic-DPM and Extended-Analytic-DPM.
+"""A study: methods by numbers of steps and by any other setting, for one or several networks.
 
-A cell is a method, a trajectory and a number of steps K; its results are a small JSON file of its own, so that a study can
-be stopped, continued, and extended by more methods, more K, or another measure. What is measured, and how, is the caller's.
+Every cell keeps its results in a small JSON file of its own. A study can therefore be stopped, continued, and extended by
+methods, steps, axes, or measures; only what is missing is measured. The tables are written after every cell.
+
+    run = ddpm_jax.load("runs/mnist")
+    spec = study.Study({"plain": run}, folder="runs/mnist/study", Ks=(10, 25), likelihood=128)
+    results = study.run(spec)
 """
 
 import dataclasses
-import json
+import functools
 import os
-import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from ddpm_jax import build
+from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.errors import UserError
-from ddpm_jax.files.atomic import writing
+from ddpm_jax.evaluation import quality
+from ddpm_jax.evaluation import study_tables as tables
+from ddpm_jax.files import measurements, npz
+from ddpm_jax.jobs import results
+from ddpm_jax.jobs.methods import EVEN, Cell, Method, cells, known, papers_methods
+from ddpm_jax.jobs.trained import Trained
+from ddpm_jax.metrics import precision_recall
+from ddpm_jax.metrics.inception_score import inception_score
+
+HEADS = {"npr": "residual", "sn": "second_moment"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-  """A row of the papers' tables.
+class Study:
+  """What to measure.
 
   Attributes:
-    name: for files; in the papers' words, with "small" for the posterior variance and "large" for beta.
-    network: which network draws: the one of the checkpoint ("plain"), or one with a head ("npr", "sn").
-    sampling: fields of the config's sampling section.
-    grid: of the optimal trajectory: "dp_seg", "dp_vb", or None where the papers have none.
+    networks: by label; "plain" is the first one, "npr" and "sn" are heads on its backbone.
+    folder: of the results.
+    Ks: numbers of steps.
+    names: of the methods; None: all that the networks and moments allow.
+    extra: methods of the user, measured besides `names`.
+    trajectories: of "even" and "optimal" (Analytic-DPM section 5).
+    axes: values by the name of an axis: eta, grid, skip, guidance.
+    measures: names of evaluation.study_tables.PANELS; None: bits/dim if `likelihood` is positive, and the distance if
+      `samples` is.
+    moments: files of `ddpm-jax moments` by the label of a network; a method that needs absent moments is left out.
+    costs: the file of `ddpm-jax moments --costs`, for the optimal trajectory of DDPM-large.
+    samples: images per cell, of seeds 0, 1, ...; every cell starts from the same noise.
+    repeats: how often samples are drawn, with new seeds each time, for the spread.
+    likelihood: test images of bits/dim.
+    ddpm_cap: see `papers_methods`.
   """
 
-  name: str
-  network: str
-  sampling: Mapping[str, Any]
-  grid: str | None = None
+  networks: Mapping[str, Trained]
+  folder: str | os.PathLike
+  Ks: Sequence[int]
+  names: Sequence[str] | None = None
+  extra: Sequence[Method] = ()
+  trajectories: Sequence[str] = ("even",)
+  axes: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+  measures: Sequence[str] | None = None
+  moments: Mapping[str, str | os.PathLike] = dataclasses.field(default_factory=dict)
+  costs: str | os.PathLike | None = None
+  samples: int = 0
+  repeats: int = 1
+  likelihood: int = 0
+  ddpm_cap: float = 2.0
 
   @property
-  def has_bound(self) -> bool:
-    """Whether bits/dim are finite: not for DDIM."""
-    return self.sampling["eta"] == 1
+  def plain(self) -> Trained:
+    """The first network."""
+    return next(iter(self.networks.values()))
 
+  @functools.cached_property
+  def cells(self) -> list[Cell]:
+    """Everything that will be measured.
 
-def methods(ddpm_cap: float = 2.0, ddim_cap: float = 1.0) -> list[Method]:
-  """All methods of both papers.
+    Raises:
+      UserError: for K beyond the chain, unknown names, or networks of different schedules.
+    """
+    self._check_networks()
+    for K in self.Ks:
+      grids.check_steps(build.schedule(self.plain.config).T, K)
+    seconds = {label: trained.config.prediction.second for label, trained in self.networks.items()}
+    methods = known(self.names, papers_methods(self.ddpm_cap))
+    head = next((m for m in methods if self.names and m.second is not None and m.second not in seconds.values()), None)
+    if head:
+      flag = {second: f"--{name}" for name, second in HEADS.items()}.get(head.second, "--networks")
+      raise UserError(f"{head.name} needs a network with the second head {head.second!r}: give its run as {flag}.")
+    found = cells([*methods, *self.extra], self.Ks, networks=seconds, trajectories=self.trajectories, axes=self.axes)
+    found = [cell for cell in found if not cell.method.needs_moments or cell.network in self.moments]
+    return [cell for cell in found if cell.sampling["grid"] != "dp_vb" or self.costs is not None]
 
-  Args:
-    ddpm_cap: most grey levels of noise in the last but one step, for DDPM with an optimal covariance: 2 on linear schedules
-      and CelebA, 1 on cosine schedules and ImageNet (Analytic-DPM section 5).
-    ddim_cap: the same for DDIM.
-
-  Raises:
-    UserError: for a cap that is not above 0.
-  """
-  if min(ddpm_cap, ddim_cap) <= 0:
-    raise UserError(f"A cap of {min(ddpm_cap, ddim_cap):g} grey levels leaves no noise: give more than 0.")
-  ddpm = dict(eta=1.0, keep_eps=False, residual=False)
-  ddim = dict(eta=0.0, keep_eps=True, residual=False, covariance="optimal", cap_pixels=ddim_cap)
-  best = dict(ddpm, covariance="optimal", cap_pixels=ddpm_cap)
-  return [
-    Method("DDPM-small", "plain", dict(ddpm, covariance="posterior", cap_pixels=None)),
-    Method("DDPM-large", "plain", dict(ddpm, covariance="marginal", cap_pixels=1.0), "dp_vb"),
-    Method("Analytic-DDPM", "plain", best, "dp_seg"),
-    Method("Residual-DDPM", "plain", dict(best, residual=True), "dp_seg"),
-    Method("NPR-DDPM", "npr", best),
-    Method("SN-DDPM", "sn", best),
-    Method("DDIM", "plain", dict(ddim, covariance="posterior", cap_pixels=None)),
-    Method("Analytic-DDIM", "plain", ddim),
-    Method("Residual-DDIM", "plain", dict(ddim, residual=True)),
-    Method("NPR-DDIM", "npr", ddim),
-    Method("SN-DDIM", "sn", ddim),
-  ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """One entry of the tables."""
-
-  method: Method
-  trajectory: str  # "even" or "optimal"
-  K: int
+  def _check_networks(self) -> None:
+    for name, second in HEADS.items():
+      if name not in self.networks:
+        continue
+      config = self.networks[name].config
+      if not np.array_equal(build.schedule(config).alpha_bar, build.schedule(self.plain.config).alpha_bar):
+        raise UserError(f"The {name} head was trained on another schedule than the network: train it on this backbone.")
+      if config.prediction.second != second:
+        raise UserError(
+          f"--{name} expects a run of --config {name}, whose second head is {second!r}, not {config.prediction.second!r}."
+        )
 
   @property
-  def grid(self) -> str:
-    """The name of its grid in a config."""
-    return "uniform" if self.trajectory == "even" else self.method.grid
+  def panels(self) -> list[tables.Panel]:
+    """The measures, as tables show them."""
+    names = self.measures
+    if names is None:
+      names = [name for name, count in (("distance", self.samples), ("bits_per_dim", self.likelihood)) if count]
+    return [tables.PANELS[name] for name in names]
 
-
-def cells(methods: Iterable[Method], Ks: Sequence[int], trajectories: Sequence[str] = ("even",)) -> list[Cell]:
-  """All cells in the order of Ks, without the optimal trajectories that a method does not have.
-
-  Raises:
-    UserError: for another trajectory than "even" and "optimal".
-  """
-  methods = list(methods)
-  for trajectory in trajectories:
-    if trajectory not in ("even", "optimal"):
-      raise UserError(f'A trajectory is "even" or "optimal", not {trajectory!r}.')
-  every = [Cell(method, trajectory, K) for K in Ks for trajectory in trajectories for method in methods]
-  return [cell for cell in every if cell.trajectory == "even" or cell.method.grid]
-
-
-Measure = Callable[[Cell], Mapping[str, Any] | None]  # JSON-able results; None where the measure does not apply
+  def identity(self) -> dict[str, Any]:
+    """Whose results these are; results of anything else in the folder are refused."""
+    gamma = {
+      label: npz.digest({"gamma": measurements.gamma(path, build.schedule(self.networks[label].config))})[:16]
+      for label, path in self.moments.items()
+    }
+    identity = {
+      "weights": {name: [trained.step, trained.weights] for name, trained in self.networks.items()},
+      "moments": gamma.get("plain") if set(gamma) <= {"plain"} else gamma,
+      "samples": self.samples,
+      "likelihood": self.likelihood,
+      "ddpm_cap": self.ddpm_cap,
+    }
+    return identity | ({"repeats": self.repeats} if self.repeats > 1 else {})
 
 
 def run(
-  cells: Sequence[Cell],
-  measures: Mapping[str, Measure],
-  folder: str | os.PathLike,
-  identity: Mapping[str, Any],
+  study: Study,
+  judge: quality.Yardstick | None = None,
   *,
-  report: Callable[[str], None] = lambda line: None,
+  report: Callable[[str], None] = print,
 ) -> list[dict]:
-  """Measures what `folder` does not hold yet, and returns every cell's results.
+  """Measures what the study's folder does not hold yet, and returns every cell's results.
 
   Args:
-    cells: what to measure.
-    measures: by name; each result is kept under it.
-    folder: one JSON file per cell.
-    identity: whose results these are (weights, numbers of images, seeds); kept in every file.
-    report: told of each cell as it is done.
-
-  Returns:
-    For each cell a dict with "method", "trajectory", "K", and the results by name of the measure.
+    study: what to measure.
+    judge: measures samples against real images; needed unless only bits/dim are measured.
+    report: called with one line per result.
 
   Raises:
-    UserError: if the folder holds results of something else.
+    UserError: if the folder holds results of something else, or the study measures nothing.
   """
-  folder, results = pathlib.Path(folder), []
-  identity = json.loads(json.dumps(identity))
-  for cell in cells:
-    path = folder / f"{cell.method.name}_{cell.trajectory}_{cell.K}.json"
-    result = {"method": cell.method.name, "trajectory": cell.trajectory, "K": cell.K, "identity": identity}
-    if path.exists():
-      kept = json.loads(path.read_text())
-      if kept["identity"] != identity:
-        raise UserError(
-          f"{folder} holds a study of something else: {_difference(kept['identity'], identity)}; choose another --out."
-        )
-      result = kept
-    for name, measure in measures.items():
-      if name not in result:
-        result[name] = measure(cell)
-        with writing(path) as temporary:
-          temporary.write_text(json.dumps(result, indent=1))
-        report(f"{cell.method.name}, {cell.trajectory}, K = {cell.K}: {name} {json.dumps(result[name])}")
-    results.append(result)
-  return results
+  if not study.cells:
+    raise UserError("No method fits these networks, moments, and settings: leave out --methods, or measure moments first.")
+  of = _Measures(study, judge)
+  measures = {panel.measure: getattr(of, panel.measure) for panel in study.panels}
+  after = lambda found: results.write_tables(found, study.panels, study.folder)
+  return results.measure_all(study.cells, measures, study.folder, study.identity(), report=report, after=after)
 
 
-def table(results: Sequence[Mapping], measure: str, value: str) -> str:
-  """A Markdown table of `value` of `measure`: a row per method and trajectory, a column per K."""
-  Ks = sorted({result["K"] for result in results})
-  lines = ["| K | " + " | ".join(map(str, Ks)) + " |", "|---" * (len(Ks) + 1) + "|"]
-  for (method, trajectory), row in rows(results, measure, value).items():
-    name = method if trajectory == "even" else f"{method}, {trajectory} trajectory"
-    lines.append(f"| {name} | " + " | ".join(f"{row[K]:.2f}" if K in row else "" for K in Ks) + " |")
-  return "\n".join(lines)
+class _Measures:
+  """The measures of a study's cells; one drawing serves all that need samples."""
+
+  def __init__(self, study: Study, judge: quality.Yardstick | None):
+    self.study = study
+    self.judge = judge
+    self._last: tuple[Cell, list[np.ndarray]] | None = None
+
+  def bits_per_dim(self, cell: Cell) -> dict | None:
+    """The bound on held-out images, where it is finite."""
+    if not cell.has_bound:
+      return None
+    began = time.monotonic()
+    source = self.study.plain.dataset(self.study.plain.config.data.test_split)
+    total = self._used(cell).bits_per_dim(source, self.study.likelihood).total
+    error = float(total.std(ddof=1) / len(total) ** 0.5) if len(total) > 1 else None
+    return {"mean": float(total.mean()), "standard_error": error, "seconds": _since(began)}
+
+  def distance(self, cell: Cell) -> dict | None:
+    """The Fréchet distance of samples. Optimal trajectories are for bits/dim, as in the papers."""
+    if cell.trajectory != EVEN:
+      return None
+    began = time.monotonic()
+    found = [self.judge(images) for images in self._drawn(cell)]
+    samples = [one.samples for one in found]
+    return {
+      "samples": float(np.mean(samples)),
+      "spread": float(np.std(samples, ddof=1)) if len(samples) > 1 else None,
+      "real": found[0].real,
+      "count": found[0].count,
+      "features": found[0].classifier["sha256"],
+      "seconds": _since(began),
+    }
+
+  def quality(self, cell: Cell) -> dict | None:
+    """Inception score, precision, and recall of samples, in the same features as the distance."""
+    if cell.trajectory != EVEN:
+      return None
+    began = time.monotonic()
+    found = [self._qualities(images) for images in self._drawn(cell)]
+    means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+    return means | self._qualities_of_real | {"seconds": _since(began)}
+
+  def _used(self, cell: Cell) -> Trained:
+    """The network of a cell with the cell's settings."""
+    trained = self.study.networks[cell.network]
+    moments = self.study.moments.get(cell.network)
+    costs = self.study.costs
+    files = {"moments": moments and str(moments), "costs": costs and str(costs)}
+    sampling = {"solver": "gaussian", "clip": "x0"} | files | cell.sampling
+    if "guidance" in sampling:
+      sampling["guidance"] = trained.config.sampling.guidance.to_dict() | sampling["guidance"]
+    evaluation = {
+      "covariance": sampling.get("covariance"),
+      "last_row": "full_chain",
+      "grid": sampling["grid"],
+      "steps": sampling["steps"],
+    }
+    return trained.changed(sampling=sampling, evaluation=evaluation)
+
+  def _drawn(self, cell: Cell) -> list[np.ndarray]:
+    """Samples uint8 [N,H,W,C] of each repeat."""
+    if self._last is None or self._last[0] != cell:
+      using = self._used(cell)
+      count = self.study.samples
+      images = [using.sample(range(i * count, (i + 1) * count)) for i in range(self.study.repeats)]
+      self._last = (cell, images)
+    return self._last[1]
+
+  def _qualities(self, images: np.ndarray) -> dict[str, float]:
+    net = self.judge.net
+    found = precision_recall.precision_recall(self._reference, _in_parts(net.features, images))
+    score = inception_score(_in_parts(net.logits, images), None)
+    return {"inception_score": score.mean, "precision": found.precision, "recall": found.recall}
+
+  @functools.cached_property
+  def _reference(self) -> np.ndarray:
+    """Features of the half of the real images that samples are compared with."""
+    return _in_parts(self.judge.net.features, self.judge.real[: len(self.judge.real) // 2])
+
+  @functools.cached_property
+  def _qualities_of_real(self) -> dict[str, float]:
+    half = len(self.judge.real) // 2
+    found = self._qualities(self.judge.real[half : half + self.study.samples])
+    return {f"real_{name}": value for name, value in found.items()}
 
 
-def plot(
-  results: Sequence[Mapping], panels: Mapping[str, tuple[str, str]], path: str | os.PathLike, title: str = ""
-) -> None:
-  """A PNG with a panel per measure, curves over K.
-
-  Args:
-    panels: {measure: (value, what the axis says)}.
-  """
-  import matplotlib.figure
-
-  figure = matplotlib.figure.Figure(figsize=(5.2 * len(panels), 4), layout="constrained")
-  Ks = sorted({result["K"] for result in results})
-  colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(result["method"] for result in results))}
-  axes_of = figure.subplots(1, len(panels), squeeze=False)[0]
-  for axes, (measure, (value, label)) in zip(axes_of, panels.items(), strict=True):
-    for (method, trajectory), row in rows(results, measure, value).items():
-      even = trajectory == "even"
-      name = method if even else f"{method}, {trajectory}"
-      axes.loglog(list(row), list(row.values()), "-o" if even else "--s", ms=3, lw=1.2, color=colors[method], label=name)
-    axes.set(xlabel="steps K", ylabel=label)
-    axes.set_xticks(Ks, map(str, Ks))
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-  figure.suptitle(title)
-  with writing(path) as temporary:
-    figure.savefig(temporary, dpi=110)
+def _in_parts(function: Callable, images: np.ndarray, size: int = 500) -> np.ndarray:
+  return np.concatenate([np.asarray(function(images[i : i + size])) for i in range(0, len(images), size)])
 
 
-def rows(results: Sequence[Mapping], measure: str, value: str) -> dict[tuple[str, str], dict[int, float]]:
-  """{(method, trajectory): {K: value of measure}}, K rising, where it was measured."""
-  found: dict = {}
-  for result in sorted(results, key=lambda result: result["K"]):
-    if result.get(measure):
-      found.setdefault((result["method"], result["trajectory"]), {})[result["K"]] = result[measure][value]
-  return found
-
-
-def _difference(old: Mapping, new: Mapping) -> str:
-  key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-  return f"{key} is {old.get(key)} there and {new.get(key)} here"
+def _since(began: float) -> float:
+  return round(time.monotonic() - began, 1)

@@ -13,7 +13,7 @@ from ddpm_jax.data.sources import Arrays, Info
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import quality
 from ddpm_jax.files import npz
-from ddpm_jax.jobs import study, train
+from ddpm_jax.jobs import methods, train
 from ddpm_jax.jobs.trained import Trained, checked_seeds
 
 
@@ -83,7 +83,10 @@ REFUSED = {
   "an unknown variant of two": (lambda: config.load("mnist_sr:basis"), "no variant 'basis'; choose from base, smoke"),
   "a seed of 33 bits": (lambda: checked_seeds([1, 2**32]), "Seed 4294967296 is outside 0 ... 4294967295"),
   "a negative seed": (lambda: checked_seeds(np.array([-1])), "Seed -1 is outside"),
-  "an unknown trajectory": (lambda: study.cells(study.methods(), [5], ["optimum"]), "not 'optimum'"),
+  "an unknown trajectory": (
+    lambda: methods.cells(methods.papers_methods(), [5], trajectories=["optimum"]),
+    "Trajectory 'optimum' is unknown",
+  ),
 }
 
 

@@ -131,7 +131,10 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
     (["study", "--steps", "21", "--samples", "0"], "21 steps do not fit a chain of T = 20"),
     (["study", "--steps", "3", "--samples", "0", "--methods", "NPR"], "Method 'NPR' is unknown"),
     (["study", "--samples", "0", "--steps", "3", "--methods", "NPR-DDPM"], "give its run as --npr"),
-    (["study", "--samples", "0", "--steps", "3", "--npr", "PLAIN"], "no run of --config npr: its second head is None"),
+    (
+      ["study", "--samples", "0", "--steps", "3", "--npr", "PLAIN"],
+      "expects a run of --config npr, whose second head is 'residual', not None",
+    ),
     (["study", "--samples", "0", "--steps", "3", "--cap", "-1"], "A cap of -1 grey levels"),
     (["moments", "--images", "2", "--levels", "2", "--export", "gamma.txt"], "should end in one of .npy"),
     (["study", "--samples", "0", "--likelihood", "0"], "there is nothing to measure"),
