@@ -1,17 +1,49 @@
-"""Objects by name: a section of a config calls `name` with the rest of the section as its arguments."""
+"""Objects by name: a section of a config calls `name` with the rest of the section as its arguments.
 
+A table maps names to values or to `Entry`s, which add a line of help. Anything that is not in a table can be named as
+"package.module:Object"; see importable.py.
+"""
+
+import dataclasses
 import inspect
 import numbers
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ddpm_jax import importable
 from ddpm_jax.config import kind_name, nearest
 from ddpm_jax.errors import UserError
 
 
-def make(table: Mapping[str, Callable], section: Any, what: str, **more: Any) -> Any:
-  """What `table` has under the section's name, called with the rest of the section and as much of `more` as it takes.
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A row of a table of choices: what the name stands for, and one line of help."""
+
+  value: Any
+  about: str
+
+
+def find(table: Mapping[str, Any], name: str, what: str, *, remedy: str = "") -> Any:
+  """What `name` stands for: an entry of the table, or an object to import.
+
+  Examples:
+    >>> find({"half": Entry(0.5, "one of two")}, "half", "share")
+    0.5
+
+  Raises:
+    UserError: for an unknown name, with the nearest known one and the `remedy`, or code that cannot be imported.
+  """
+  if name in table:
+    found = table[name]
+    return found.value if isinstance(found, Entry) else found
+  if importable.is_code(name):
+    return importable.load(name)
+  raise UserError(f"{what} {name!r} is unknown; {nearest(name, table)}{remedy}")
+
+
+def make(table: Mapping[str, Any], section: Any, what: str, **more: Any) -> Any:
+  """What the section's name stands for, called with the rest of the section and as much of `more` as it takes.
 
   Examples:
     >>> make({"half": lambda x, by=2.0: x / by}, {"name": "half", "by": 4.0}, "number", x=10)
@@ -22,10 +54,9 @@ def make(table: Mapping[str, Callable], section: Any, what: str, **more: Any) ->
   """
   fields = dict(section)
   name = fields.pop("name")
-  if name not in table:
-    raise UserError(f"{what}.name {name!r} is unknown; {nearest(name, table)}")
-  parameters = inspect.signature(table[name]).parameters
-  known = [p for p in parameters if p not in (*more, "parent", "name")]  # Flax modules have these two
+  call = find(table, name, f"{what}.name")
+  parameters = inspect.signature(call).parameters
+  known = fields_of(call, more)
   for field, value in fields.items():
     if field not in known:
       raise UserError(f"{what} {name!r} has no field {field!r}; {nearest(field, known) if known else 'it has none.'}")
@@ -35,7 +66,12 @@ def make(table: Mapping[str, Callable], section: Any, what: str, **more: Any) ->
   missing = [p for p in known if parameters[p].default is inspect.Parameter.empty and p not in fields]
   if missing:
     raise UserError(f"{what} {name!r} needs {', '.join(missing)}: set {what}.{missing[0]}.")
-  return table[name](**fields, **{key: value for key, value in more.items() if key in parameters})
+  return call(**fields, **{key: value for key, value in more.items() if key in parameters})
+
+
+def fields_of(call: Callable, without: Any = ()) -> list[str]:
+  """The arguments of `call` that a config may set. Flax modules have two more, `parent` and `name`."""
+  return [p for p in inspect.signature(call).parameters if p not in (*without, "parent", "name")]
 
 
 def _kinds(annotation: Any) -> tuple[type, ...]:
@@ -43,7 +79,7 @@ def _kinds(annotation: Any) -> tuple[type, ...]:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-  """Whether `value` may stand where a number, text or truth value is wanted; of other annotations anything may."""
+  """Whether `value` may stand where a number, text or truth value is wanted. Other annotations allow anything."""
   kinds = _kinds(annotation)
   if not {int, float, str, bool} & set(kinds):
     return True

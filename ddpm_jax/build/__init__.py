@@ -9,13 +9,12 @@ from ddpm_jax.build.denoisers import check_guide, denoiser, guided
 from ddpm_jax.build.heads import HEAD_INITIALIZATIONS, is_of_head, on_backbone, put_on
 from ddpm_jax.build.networks import Apply, check_draws, check_weights, conditions, initial_params, is_classifier, model, network, parameterization, time_scale, training_network
 from ddpm_jax.build.process import BEST_GRIDS, GRIDS, chain, grid, moments, schedule, sde
-from ddpm_jax.build.samplers import EULER, SOLVERS, sampler
+from ddpm_jax.build.samplers import SOLVERS, sampler, sampling
 from ddpm_jax.build.training import LOSSES, loss, time_sampler
 
 __all__ = [
   "BEST_GRIDS",
   "COVARIANCES",
-  "EULER",
   "GRIDS",
   "HEAD_INITIALIZATIONS",
   "LOSSES",
@@ -45,6 +44,7 @@ __all__ = [
   "parameterization",
   "put_on",
   "sampler",
+  "sampling",
   "schedule",
   "sde",
   "time_sampler",

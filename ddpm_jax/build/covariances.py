@@ -1,15 +1,17 @@
 """Covariances by name, and the bound on bits/dim that one gives."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddpm_jax import named
 from ddpm_jax.build.process import grid, schedule
-from ddpm_jax.config import nearest
 from ddpm_jax.diffusion import covariance
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.errors import UserError
+from ddpm_jax.named import Entry
 
 
 def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
@@ -39,13 +41,14 @@ def covariances(config: ConfigDict) -> list[str]:
   return [name for name in COVARIANCES if name in names]
 
 
-COVARIANCES: dict[str, Any] = {
-  "posterior": covariance.posterior,
-  "marginal": covariance.marginal,
-  "learned_range": covariance.learned_range,
-  "learned_diagonal": covariance.learned_diagonal,
-  "optimal": covariance.Optimal(),
-  "optimal_average": covariance.Optimal(average=True),  # one variance per image (avg_cov of Extended-Analytic-DPM)
+# (prediction, row) -> log-variance, broadcastable to the image
+COVARIANCES: dict[str, Callable | Entry] = {
+  "posterior": Entry(covariance.posterior, "DDPM's fixed small one, and DDIM's"),
+  "marginal": Entry(covariance.marginal, "DDPM's fixed large one, beta"),
+  "learned_range": Entry(covariance.learned_range, "learned between the two (Improved DDPM, ADM)"),
+  "learned_diagonal": Entry(covariance.learned_diagonal, "learned as it is (DDPM's ablation)"),
+  "optimal": Entry(covariance.Optimal(), "by moments or an NPR or SN head (Analytic-DPM and its extension)"),
+  "optimal_average": Entry(covariance.Optimal(average=True), "the mean of optimal over the pixels of an image"),
 }
 
 OPTIMAL_HEADS = ("residual", "second_moment")  # NPR-DPM, SN-DPM
@@ -65,8 +68,7 @@ def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
     name = _OF_SECOND_HEAD[config.prediction.second]
     if name.startswith("learned") and eta != 1:
       name = "posterior"  # a learned variance is of the ancestral chain; OpenAI's DDIM ignores it too
-  if name not in COVARIANCES:
-    raise UserError(f"Covariance {name!r} is unknown; {nearest(name, COVARIANCES)}")
+  which = named.find(COVARIANCES, name, "Covariance")
   if name.startswith("optimal") and config.sampling.moments is None and config.prediction.second not in OPTIMAL_HEADS:
     raise UserError(
       f'covariance = "{name}" needs to know how wrong the network is: measure it with ddpm-jax moments and set '
@@ -77,4 +79,4 @@ def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
       f'covariance = "{name}" is of the ancestral chain, eta = 1, and means nothing at eta = {eta}. '
       'Use covariance = "posterior" or "optimal" there.'
     )
-  return COVARIANCES[name]
+  return which() if isinstance(which, type) else which

@@ -6,7 +6,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import named
-from ddpm_jax.config import nearest
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import schedule as schedules
 from ddpm_jax.diffusion import steps as tables
@@ -14,6 +13,7 @@ from ddpm_jax.diffusion import trajectory
 from ddpm_jax.diffusion.sde import VpSde
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import measurements
+from ddpm_jax.named import Entry
 
 
 def schedule(config: ConfigDict) -> schedules.Schedule:
@@ -40,29 +40,19 @@ def sde(config: ConfigDict) -> VpSde:
 
 def grid(config: ConfigDict, which: str = "sampling") -> np.ndarray:
   """The levels that a section (sampling, evaluation) visits: a named grid, or OpenAI's section strings; int64 [K+1]."""
-  levels, section = schedule(config), config[which]
-  name, K = section.grid, section.steps
+  levels = schedule(config)
+  section = config[which]
+  name = section.grid
   if name == "full":
     return grids.full(levels.T)
-  if name not in (*GRIDS, *BEST_GRIDS):
-    if not name.startswith("ddim") and not any(map(str.isdigit, name)):
-      known = ["full", *GRIDS, *BEST_GRIDS]
-      raise UserError(f'Grid {name!r} is unknown; {nearest(name, known)} Or write sections such as "250" or "10,15,20".')
+  if name not in GRIDS and (name.startswith("ddim") or name[:1].isdigit()):
     return grids.sections(levels.T, name)
-  if K is None:
+  make = named.find(GRIDS, name, f"{which}.grid", remedy=' Or write sections such as "250" or "10,15,20".')
+  if section.steps is None:
     raise UserError(f'The grid "{name}" needs a number of steps: set {which}.steps.')
-  return BEST_GRIDS[name](config, levels, K) if name in BEST_GRIDS else GRIDS[name](levels, K)
-
-
-GRIDS: dict[str, Callable[[schedules.Schedule, int], np.ndarray]] = {
-  "uniform": lambda levels, K: grids.uniform(levels.T, K),
-  "ddim": lambda levels, K: grids.ddim_uniform(levels.T, K),
-  "quadratic": lambda levels, K: grids.quadratic(levels.T, K),
-  "power2": lambda levels, K: grids.power(levels.T, K, 2),
-  "power3": lambda levels, K: grids.power(levels.T, K, 3),
-  "log_snr": grids.log_snr,
-  "karras": grids.karras,
-}
+  if name in BEST_GRIDS:
+    return make(config, levels, section.steps)
+  return grids.check(make(levels, section.steps), levels.T)
 
 
 def moments(config: ConfigDict) -> np.ndarray | None:
@@ -86,4 +76,18 @@ def _dp_vb(config: ConfigDict, levels: schedules.Schedule, K: int) -> np.ndarray
   return trajectory.dp_vb(measurements.load_costs(config.sampling.costs, levels), K)
 
 
-BEST_GRIDS = {"dp_seg": _dp_seg, "dp_vb": _dp_vb}  # by dynamic programming
+BEST_GRIDS = ("dp_seg", "dp_vb")  # by dynamic programming, from what the config's files measured
+
+# (schedule, number of steps K) -> int64 [K+1]; those of BEST_GRIDS take the config first.
+GRIDS: dict[str, Callable | Entry] = {
+  "full": Entry(lambda levels, K: grids.full(levels.T), "every level"),
+  "uniform": Entry(lambda levels, K: grids.uniform(levels.T, K), "even steps (Analytic-DPM)"),
+  "ddim": Entry(lambda levels, K: grids.ddim_uniform(levels.T, K), "every (T // K)-th level (DDIM's code)"),
+  "quadratic": Entry(lambda levels, K: grids.quadratic(levels.T, K), "squares of even steps (DDIM's code)"),
+  "power2": Entry(lambda levels, K: grids.power(levels.T, K, 2), "finer towards noise (Extended-Analytic-DPM)"),
+  "power3": Entry(lambda levels, K: grids.power(levels.T, K, 3), "still finer towards noise (Extended-Analytic-DPM)"),
+  "log_snr": Entry(grids.log_snr, "even steps of the log signal-to-noise ratio (DPM-Solver)"),
+  "karras": Entry(grids.karras, "even steps of (sigma / alpha)^(1/7) (EDM)"),
+  "dp_seg": Entry(_dp_seg, "the best levels by moments (Analytic-DPM's dynamic programming)"),
+  "dp_vb": Entry(_dp_vb, "the best levels by costs (Watson et al. 2021)"),
+}

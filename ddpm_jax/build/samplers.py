@@ -1,4 +1,4 @@
-"""How a config draws images: solver, grid, covariance."""
+"""How a config draws images: solver, grid, covariance, and the denoiser that goes with them."""
 
 import functools
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax import named
 from ddpm_jax.build.covariances import covariance_of
-from ddpm_jax.build.denoisers import form_of, strength_of
+from ddpm_jax.build.denoisers import form_of, guided, strength_of
 from ddpm_jax.build.process import grid, schedule
-from ddpm_jax.config import nearest
 from ddpm_jax.diffusion import covariance, dpm_solver, guidance
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import steps as tables
@@ -21,6 +21,18 @@ from ddpm_jax.diffusion.sde import euler_maruyama
 from ddpm_jax.diffusion.solvers import Solver
 from ddpm_jax.diffusion.unipc import unipc
 from ddpm_jax.errors import UserError
+from ddpm_jax.named import Entry
+
+
+def sampling(config: ConfigDict, network: Any, guide: Any = None, strength: float = 1.0) -> tuple[Any, Any]:
+  """(denoiser, sampler) of `config.sampling`: everything that `diffusion.samplers.sample` needs beside keys and noise.
+
+  Args:
+    network: the network with its weights.
+    guide: the noisy classifier or the weaker network, if the config asks for one.
+    strength: see `sampler`.
+  """
+  return guided(config, network, guide), sampler(config, guide, strength)
 
 
 def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any:
@@ -30,17 +42,15 @@ def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any
     guide: the classifier, if one guides the mean of steps.
     strength: below 1, only the steps from that part of the way up to noise are left.
   """
-  levels, section = schedule(config), config.sampling
+  levels = schedule(config)
+  section = config.sampling
   visited = grids.below(grid(config), strength)
-  if section.solver in SOLVERS:
-    return Solver(SOLVERS[section.solver](levels, visited))
-  if section.solver in EULER:
-    if section.keep_eps and section.clip != "none":
-      raise UserError(f'sampling.solver = "{section.solver}" needs an eps that agrees with x0: set sampling.keep_eps=False.')
-    return GaussianSampler(EULER[section.solver](levels, visited))
   if section.solver != "gaussian":
-    known = ["gaussian", *SOLVERS, *EULER]
-    raise UserError(f"sampling.solver {section.solver!r} is unknown; {nearest(section.solver, known)}")
+    make = named.find(SOLVERS, section.solver, "sampling.solver")
+    if section.solver in _NEED_EPS and section.keep_eps and section.clip != "none":
+      raise UserError(f'sampling.solver = "{section.solver}" needs an eps that agrees with x0: set sampling.keep_eps=False.')
+    made = make(levels, visited)
+    return made if hasattr(made, "step") else Solver(made)
   steps = tables.gaussian(levels, visited, section.eta)
   which = covariance_of(config, section.covariance, section.eta)
   if section.cap_pixels is not None:
@@ -61,21 +71,27 @@ def _cap_level(section: ConfigDict, visited: np.ndarray) -> int:
   return int(visited[max(len(visited) - 1 - section.cap_steps, 0)])
 
 
-SOLVERS: dict[str, Callable] = {
-  "dpm++1": functools.partial(dpm_solver.multistep, order=1),
-  "dpm++2m": functools.partial(dpm_solver.multistep, order=2),
-  "dpm++3m": functools.partial(dpm_solver.multistep, order=3),
-  "dpm++2s": dpm_solver.singlestep,
-  "dpm++2m_sde": functools.partial(dpm_solver.multistep, order=2, sde=True),
-  "heun": heun,
-  "unipc2": functools.partial(unipc, order=2),
-  "unipc3": functools.partial(unipc, order=3),
-  "unipc2_bh1": functools.partial(unipc, order=2, variant="bh1"),
-  "unipc3_bh1": functools.partial(unipc, order=3, variant="bh1"),
-}
+def _euler(levels: Any, visited: np.ndarray, **options: Any) -> GaussianSampler:
+  return GaussianSampler(euler_maruyama(levels, visited, **options))
 
 
-EULER: dict[str, Callable] = {  # of the SDE that the levels are points of
-  "euler_maruyama": euler_maruyama,
-  "euler_ode": functools.partial(euler_maruyama, ode=True),
+_multistep = dpm_solver.multistep
+
+# (schedule, grid [K+1]) -> a sampler, or a table of steps for `Solver`. A new row is a sampler of ddpm-jax samplers too.
+SOLVERS: dict[str, Callable | Entry] = {
+  "gaussian": Entry(None, "the Gaussian step of DDPM, DDIM, Analytic-DPM, NPR-DPM and SN-DPM, by eta and covariance"),
+  "dpm++1": Entry(functools.partial(_multistep, order=1), "DPM-Solver++ of order 1, which is DDIM (Lu et al. 2022)"),
+  "dpm++2m": Entry(functools.partial(_multistep, order=2), "DPM-Solver++ of order 2, multistep (Lu et al. 2022)"),
+  "dpm++3m": Entry(functools.partial(_multistep, order=3), "DPM-Solver++ of order 3, multistep (Lu et al. 2022)"),
+  "dpm++2s": Entry(dpm_solver.singlestep, "DPM-Solver++ of order 2, single-step (Lu et al. 2022)"),
+  "dpm++2m_sde": Entry(functools.partial(_multistep, order=2, sde=True), "SDE-DPM-Solver++ of order 2, with noise"),
+  "heun": Entry(heun, "Heun's method, two evaluations per step (Karras et al. 2022)"),
+  "unipc2": Entry(functools.partial(unipc, order=2), "UniPC of order 2, variant bh2 (Zhao et al. 2023)"),
+  "unipc3": Entry(functools.partial(unipc, order=3), "UniPC of order 3, variant bh2 (Zhao et al. 2023)"),
+  "unipc2_bh1": Entry(functools.partial(unipc, order=2, variant="bh1"), "UniPC of order 2, variant bh1"),
+  "unipc3_bh1": Entry(functools.partial(unipc, order=3, variant="bh1"), "UniPC of order 3, variant bh1"),
+  "euler_maruyama": Entry(_euler, "Euler-Maruyama for the reverse SDE, on the levels of vp_sde (Song et al. 2021)"),
+  "euler_ode": Entry(functools.partial(_euler, ode=True), "Euler for the probability flow, on the levels of vp_sde"),
 }
+
+_NEED_EPS = ("euler_maruyama", "euler_ode")  # they use the prediction's eps beside its x0

@@ -49,8 +49,8 @@ def image_to_image(
 ) -> np.ndarray:
   """Images [B,H,W,C] like these; strength, above 0 and at most 1, is how far they are taken towards noise."""
   x_0, cond = trained.images(source, np.asarray(indices))
-  keys, sampler = image_keys(checked_seeds(seeds)), build.sampler(trained.config, trained.guide, strength)
-  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  keys = image_keys(checked_seeds(seeds))
+  denoiser, sampler = build.sampling(trained.config, trained.network, trained.guide, strength)
   return trained.to_pixels(editing.image_to_image(keys, denoiser, sampler, x_0, cond), seeds)
 
 
@@ -75,10 +75,9 @@ def inpaint(
   x_0, cond = trained.images(source, np.asarray(indices))
   grid = build.grid(config)
   steps = editing.repaint(build.schedule(config), grid, jump=jump, resamples=resamples, eta=config.sampling.eta)
-  kernel = build.sampler(config, trained.guide).kernel
+  denoiser, usual = build.sampling(config, trained.network, trained.guide)
   keys = image_keys(checked_seeds(seeds))
-  sampler = editing.Inpaint(steps, x_0, jnp.asarray(known)[None, :, :, None], kernel)
-  denoiser = build.guided(config, trained.network, trained.guide)
+  sampler = editing.Inpaint(steps, x_0, jnp.asarray(known)[None, :, :, None], usual.kernel)
   x_T = PerImage(keys).initial(trained.image_shape)
   drawn = trained.to_pixels(sample(keys, denoiser, sampler, x_T, cond, progress=True)[0], seeds)
   stored = source.gather(np.asarray(indices))[0]  # 8 bits; on their way through floats they would be truncated again
@@ -93,8 +92,7 @@ def between(trained: Trained, source: data.Source, pairs: np.ndarray, frames: in
   places = np.arange(len(pairs)).repeat(frames)
   x_0, cond = trained.images(source, pairs[places, 0])
   y_0, _ = trained.images(source, pairs[places, 1])
-  sampler = build.sampler(trained.config, trained.guide, strength)
-  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  denoiser, sampler = build.sampling(trained.config, trained.network, trained.guide, strength)
   weight = jnp.tile(jnp.linspace(0, 1, frames), len(pairs))
   drawn = latent_interpolation(image_keys(places.astype(np.uint32)), denoiser, sampler, x_0, y_0, weight, cond)
   return trained.to_pixels(drawn, places).reshape(len(pairs), frames, *trained.image_shape)
@@ -122,8 +120,7 @@ def interpolate(trained: Trained, first: int, last: int, frames: int, label: int
   x_T = PerImage(keys).initial(trained.image_shape)
   x, y = (jnp.broadcast_to(end, (frames, *trained.image_shape)) for end in x_T[:, None])
   latents = slerp(x, y, jnp.linspace(0, 1, frames))
-  denoiser = build.guided(trained.config, trained.network, trained.guide)
+  denoiser, sampler = build.sampling(trained.config, trained.network, trained.guide)
   cond = None if labels is None else {"label": jnp.asarray(labels, jnp.int32)}
-  sampler = build.sampler(trained.config, trained.guide)
   drawn = sample(keys[jnp.zeros(frames, jnp.int32)], denoiser, sampler, latents, cond)[0]
   return trained.to_pixels(drawn, np.linspace(first, last, frames))

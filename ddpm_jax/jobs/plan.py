@@ -170,7 +170,7 @@ def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact:
   config, mesh = complete(config), layout.make_mesh(devices=on)
   batch = per_device * len(on)
   network, guide = _network(config, mesh), _guide(config, mesh)
-  denoiser, walk = build.guided(config, network, guide), build.sampler(config, guide)
+  denoiser, walk = build.sampling(config, network, guide)
   keys = layout.shaped(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)), layout.over_batch(mesh))
 
   def draw(keys, denoiser, walk, cond):

@@ -131,8 +131,7 @@ class Trained:
     config = self.config.sampling
     build.check_draws(self.config)
     pixels.to_uint8(np.zeros(0), config.rounding)  # refused now rather than after hours of drawing
-    sampler = build.sampler(self.config, self.guide)
-    denoiser = build.guided(self.config, self.network, self.guide)
+    denoiser, sampler = build.sampling(self.config, self.network, self.guide)
     labels = self.labels(seeds, labels)
     images, saved = [], []
     for part in _batches(len(seeds), config.batch_size):
