@@ -12,6 +12,7 @@ import sys
 from ddpm_jax import __version__
 from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import history
 
 COMMANDS = {
   "train": "train a network, or continue where the last run stopped",
@@ -77,7 +78,10 @@ def run(argv: list[str]) -> int:
     logging.getLogger(noisy).setLevel(logging.WARNING)
   try:
     with processes.together():
-      return args.run(args) or 0
+      code = args.run(args) or 0
+      if code == 0:
+        history.add(getattr(args, "workdir", None), argv)
+      return code
   except UserError as error:
     print(f"ddpm-jax: {error}", file=sys.stderr)
     return 2

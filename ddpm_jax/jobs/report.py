@@ -1,12 +1,12 @@
 """One self-contained HTML page about a run: what it draws, how it was trained, what was measured, and how to repeat it.
 
-The page holds whatever the run's directory holds when it is written: samples/, edits/, evaluation/, study/,
-metrics.jsonl, and the config in the checkpoint. Pictures are inside the page, which needs no network, no script and no
-other file, and follows the width and the colours of the reader's screen.
+The page shows what the run's directory holds when it is written: samples/, edits/, evaluation/, study/, metrics.jsonl,
+commands.log, and the config in the checkpoint. Pictures are inside the page. It needs no network, no script, and no other
+file, and it follows the width and the colors of the reader's screen.
 """
 
-import base64
-import html
+import csv
+import datetime
 import importlib.metadata
 import json
 import os
@@ -20,161 +20,227 @@ import jax
 
 from ddpm_jax import __version__
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import plots
+from ddpm_jax.evaluation import page, plots
 from ddpm_jax.files.atomic import writing
 from ddpm_jax.training import checkpoints, writers
+from ddpm_jax.training.manifest import Manifest
 
-TABLES = ("interpolation", "nearest_neighbours", "progressive")  # of pictures: shown whole on a phone too
-PICTURES = {".png": "image/png", ".gif": "image/gif"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
-STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent); }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
-figure { margin: 1rem 0; } figcaption { font-size: .9rem; opacity: .8; overflow-wrap: anywhere; }
-img { display: block; height: auto; }
-img.pixels { image-rendering: pixelated; width: min(100%, 32rem); }
-img.plot { max-width: max(100%, 36rem); background: white; }
-img.table { max-width: 100%; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; }
-th, td { padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: normal; opacity: .8; overflow-wrap: anywhere; }
-td { overflow-wrap: anywhere; min-width: 9rem; font-variant-numeric: tabular-nums; }
-summary { cursor: pointer; }
-pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem; }
-"""
+FIGURES = {  # in the order of the page: caption and kind of picture
+  "samples": ("Samples of the seeds 0 to 63", "pixels"),
+  "progressive": ("The network's estimate of the image on the way to eight samples (DDPM figure 6)", "table"),
+  "interpolation": ("Interpolations between pairs of test images (DDPM figure 8)", "table"),
+  "nearest_neighbours": ("Samples and the training images nearest to them in pixel space (DDPM figure 13)", "table"),
+  "bits_per_dim": ("The bound on bits/dim: the term of each step, and their sum", "plot"),
+  "covariances": ("The bound on bits/dim by covariance", "plot"),
+  "rate_distortion": ("Rate and distortion over the noise levels (DDPM figure 5)", "plot"),
+  "moments": ("Moments of the network's noise estimate by level (Analytic-DPM)", "plot"),
+}
+
+HEADLINES = {  # (file, number, uncertainty): what it is
+  ("bits_per_dim", "bits_per_dim", "standard_error"): "bits/dim on held-out images",
+  ("metrics", "metrics.fid", None): "FID",
+  ("metrics", "metrics.inception_score.mean", "metrics.inception_score.std"): "Inception score",
+  ("distance", "samples", None): "Fréchet distance of samples, in features of the data set's classifier",
+  ("distance", "real", None): "Fréchet distance of as many real images",
+  ("accuracy", "top1", None): "accuracy on noisy held-out images",
+}
+
+TITLES = {  # of the tables of numbers, in the order of the page
+  "bits_per_dim": "Bits/dim",
+  "distance": "Fréchet distance",
+  "metrics": "Sample quality",
+  "accuracy": "Accuracy of the noisy classifier",
+}
 
 
 def write(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> pathlib.Path:
-  """Writes the page about the run in `workdir` to `path` (default WORKDIR/report.html) and returns where.
+  """Writes the page about the run in `workdir` to `path` (default WORKDIR/report.html) and returns its path.
 
   Raises:
     UserError: if there is no run.
   """
   workdir = pathlib.Path(workdir)
   path = pathlib.Path(path or workdir / "report.html")
-  text = page(workdir)
+  text = text_of(workdir)
   with writing(path) as temporary:
     temporary.write_text(text, encoding="utf-8")
   return path
 
 
-def page(workdir: pathlib.Path) -> str:
-  """The whole page."""
+def text_of(workdir: pathlib.Path) -> str:
+  """The whole page as HTML.
+
+  Raises:
+    UserError: if `workdir` holds no checkpoint.
+  """
   directory = workdir / "checkpoints"
   steps = checkpoints.steps_in(directory)
   if not steps:
     raise UserError(f"{workdir} holds no checkpoint: give the --workdir of a training run or of converted weights.")
-  config = checkpoints.load_config(str(directory))
-  title = f"{config['data']['name']}, step {max(steps):,}"
+  manifest = checkpoints.load_manifest(str(directory))
+  config = manifest.config
+  rows = [json.loads(line) for _, line in writers.rows_of(workdir / "metrics.jsonl")]
+  evaluation = workdir / "evaluation"
   sections = [
-    ("In short", _headlines(workdir / "evaluation")),
+    ("Results", _headlines(evaluation)),
     ("Samples", _samples(workdir)),
-    ("Edits", "".join(picture(file, name_of(file), "pixels") for file in sorted((workdir / "edits").glob("*.png")))),
-    ("Training", _training(workdir)),
-    ("Measurements", _measurements(workdir)),
+    ("Edits", _edits(workdir / "edits")),
+    ("Figures", _figures(evaluation)),
+    ("Study", _study(workdir / "study")),
+    ("Training", _training(rows, evaluation)),
+    ("Run", page.table(_facts(workdir, manifest, rows))),
+    ("Measurements", _measurements(evaluation)),
     ("Commands", _commands(workdir)),
-    ("Environment", table(_environment().items())),
-    ("Config", f"<details><summary>all fields</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>"),
+    ("Environment", page.table(list(_environment().items()))),
+    ("Config", page.details("all fields", page.preformatted(json.dumps(config, indent=2)))),
   ]
-  body = "".join(f"<section><h2>{heading}</h2>{content}</section>\n" for heading, content in sections if content)
-  return (
-    f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-    f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
-    f"<body>\n<h1>{html.escape(title)}</h1>\n{body}</body>\n</html>\n"
-  )
+  return page.document(f"{config['data']['name']}, step {max(steps):,}", sections)
 
 
-HEADLINES = {  # (file, number in it): what it is
-  ("bits_per_dim", "bits_per_dim"): "bits/dim on held-out images",
-  ("metrics", "metrics.fid"): "FID",
-  ("metrics", "metrics.inception_score.mean"): "Inception score",
-  ("distance", "samples"): "Fréchet distance of samples, own features",
-  ("distance", "real"): "the same of real images",
-  ("accuracy", "top1"): "accuracy on noisy held-out images",
-}
-
-CAPTIONS = {  # of the figures that ddpm-jax writes
-  "bits_per_dim": "Where the bits go, step by step",
-  "covariances": "Where the bits go, by covariance",
-  "rate_distortion": "Rate and distortion over the levels (DDPM figure 5)",
-  "progressive": "On the way to samples (DDPM figure 6)",
-  "interpolation": "Between test images (DDPM figure 8)",
-  "nearest_neighbours": "Nearest neighbours among training images, pixel by pixel",
-  "moments": "What the network knows of its error (Analytic-DPM)",
-  "study": "Methods by numbers of steps",
-}
+# ---------------------------------------------------------------- sections
 
 
 def _headlines(folder: pathlib.Path) -> str:
   """The numbers that one looks for first, as far as they were measured."""
   rows = []
-  for (name, number), label in HEADLINES.items():
-    file = folder / f"{name}.json"
-    found = dict(flat(json.loads(file.read_text()))) if file.exists() else {}
+  for (name, number, error), label in HEADLINES.items():
+    found = _numbers(folder / f"{name}.json")
     features = found.get("features.name", "inception")
     if name == "metrics" and not features.startswith("inception"):
-      label = f"{label} in features of {features}"  # no number to compare with published ones
-    rows += [(label, found[number])] if number in found else []
-  return table(rows) if rows else ""
+      label = f"{label} in features of {features}"  # not comparable with published numbers
+    if number in found:
+      spread = found.get(error) if error else None
+      rows.append((label, page.show(found[number]) + ("" if spread is None else f" ± {spread:.2g}")))
+  return page.table(rows) if rows else ""
 
 
 def _samples(workdir: pathlib.Path) -> str:
-  """Every picture below samples/, by the folder that says how it was drawn; without any, the last previews."""
+  """Every picture below samples/, by the folder that names its settings; without any, the last previews."""
   root = workdir / "samples"
-  found = [file for file in sorted(root.rglob("*")) if file.suffix in PICTURES and file.parent.name != "png"]
-  whole = workdir / "evaluation" / "samples.png"
-  if not found and not whole.exists() and (previews := sorted((workdir / "previews").glob("*.png"))):
-    last = previews[-1].name.partition("_")[0]
-    root, found = workdir / "previews", [file for file in previews if file.name.startswith(last)]
-  kinds = {"beside": "plot"}  # it has letters
-  shown = [picture(whole, "seeds 0 to 63", "pixels")] if whole.exists() else []
+  found = [file for file in sorted(root.rglob("*")) if file.suffix in page.PICTURES and file.parent.name != "png"]
+  if not found and not (workdir / "evaluation" / "samples.png").exists():
+    root = workdir / "previews"
+    previews = sorted(root.glob("*.png"))
+    found = [file for file in previews if file.name.partition("_")[0] == previews[-1].name.partition("_")[0]]
+  parts = []
   for file in found:
-    caption = f"{file.relative_to(root).parent.as_posix()} {name_of(file)}".removeprefix(". ").replace("_", " ")
-    shown.append(picture(file, caption, kinds.get(file.stem, "pixels")))
-  return "".join(shown)
+    kind = "plot" if file.stem == "beside" else "pixels"  # "beside" has letters
+    parts.append(page.picture(file, _caption_of_samples(file, root), kind))
+  return "".join(parts)
 
 
-def _training(workdir: pathlib.Path) -> str:
+SAMPLE_KINDS = {
+  "grid": "samples",
+  "denoising": "the network's estimate of the image on the way",
+  "beside": "the same seeds with two settings",
+}
+
+
+def _caption_of_samples(file: pathlib.Path, root: pathlib.Path) -> str:
+  """What a picture below samples/ shows, and how it was drawn."""
+  what = SAMPLE_KINDS.get(file.stem, name_of(file))
+  how = file.relative_to(root).parent.as_posix().replace("_", " ")
+  return what.capitalize() if how == "." else f"{what.capitalize()}: {how}"
+
+
+def _edits(folder: pathlib.Path) -> str:
+  return "".join(page.picture(file, name_of(file).capitalize(), "pixels") for file in sorted(folder.glob("*.png")))
+
+
+def _figures(folder: pathlib.Path) -> str:
+  """The figures of `ddpm-jax evaluate` and `moments` in the order of FIGURES, then any others."""
+  known = [folder / f"{name}.png" for name in FIGURES]
+  others = [file for file in sorted(folder.glob("*.png")) if file not in known and file.stem != "training"]
+  parts = []
+  for file in [*known, *others]:
+    if file.exists():
+      caption, kind = FIGURES.get(file.stem, (name_of(file).capitalize(), "plot"))
+      parts.append(page.picture(file, caption, kind))
+  return "".join(parts)
+
+
+def _study(folder: pathlib.Path) -> str:
+  """The figure and the numbers of `ddpm-jax study`."""
+  parts = []
+  if (folder / "study.png").exists():
+    parts.append(page.picture(folder / "study.png", "Methods by number of steps", "plot"))
+  if (folder / "study.csv").exists():
+    head, *rows = csv.reader((folder / "study.csv").read_text().splitlines())
+    kept = [i for i, name in enumerate(head) if not name.endswith((".seconds", ".count"))]
+    shown = [[_short(row[i]) for i in kept] for row in rows]
+    parts.append(page.details("all numbers", page.columns([head[i] for i in kept], shown)))
+  return "".join(parts)
+
+
+def _training(rows: Sequence[Mapping[str, float]], folder: pathlib.Path) -> str:
   """Curves of metrics.jsonl."""
-  log = workdir / "metrics.jsonl"
-  rows = [json.loads(line) for _, line in writers.rows_of(log)]
   if len(rows) < 2:
     return ""
-  plots.training_curves(rows, workdir / "evaluation" / "training.png")
-  return picture(workdir / "evaluation" / "training.png", f"{len(rows)} rows of metrics.jsonl", "plot")
+  plots.training_curves(rows, folder / "training.png")
+  return page.picture(folder / "training.png", f"Loss, gradient norm, and speed ({len(rows)} rows of metrics.jsonl)", "plot")
 
 
-def _measurements(workdir: pathlib.Path) -> str:
-  """Every figure, and a table of every JSON file; what lies deeper than its metrics can be unfolded."""
-  folder = workdir / "evaluation"
-  figures = [file for file in sorted(folder.glob("*.png")) if file.stem not in ("training", "samples")]
-  if (study := workdir / "study" / "study.png").exists():
-    figures.append(study)
-  kind = lambda file: "table" if file.stem in TABLES else "plot"
-  parts = [picture(file, CAPTIONS.get(file.stem, name_of(file)), kind(file)) for file in figures]
-  for file in sorted(folder.glob("*.json")):
-    numbers = {key: value for key, value in flat(json.loads(file.read_text())) if not isinstance(value, list)}
+def _facts(workdir: pathlib.Path, manifest: Manifest, rows: Sequence[Mapping]) -> list[tuple[str, Any]]:
+  """What was trained, for how long, and when."""
+  config = manifest.config
+  data = config["data"]
+  facts = [
+    ("data set", data["name"]),
+    ("image size and channels", f"{data['image_size']}, {data['channels']}"),
+    ("network", f"{config['network']['name']}, {manifest.parameter_count:,} parameters"),
+    ("trained", f"{manifest.step:,} steps of {config['train']['batch_size']:,} images"),
+  ]
+  if seconds := training_seconds(rows, config["train"]["batch_size"]):
+    facts.append(("training time", str(datetime.timedelta(seconds=round(seconds)))))
+  newest = max(path.stat().st_mtime for path in (workdir / "checkpoints").iterdir())
+  facts.append(("last checkpoint", _date(newest)))
+  facts.append(("page written", _date(datetime.datetime.now().timestamp())))
+  return facts
+
+
+def training_seconds(rows: Sequence[Mapping[str, float]], batch_size: int) -> float:
+  """The time that the logged steps took, from their rate.
+
+  Examples:
+    >>> training_seconds([{"step": 10, "images_per_second": 20.0}, {"step": 20, "images_per_second": 40.0}], 4)
+    3.0
+  """
+  total = 0.0
+  before = 0
+  for row in rows:
+    if rate := row.get("images_per_second"):
+      total += (row["step"] - before) * batch_size / rate
+    before = row["step"]
+  return total
+
+
+def _measurements(folder: pathlib.Path) -> str:
+  """A table of every JSON file; what lies deeper than its metrics can be unfolded."""
+  files = {file.stem: file for file in sorted(folder.glob("*.json"))}
+  ordered = [name for name in TITLES if name in files] + [name for name in files if name not in TITLES]
+  parts = []
+  for name in ordered:
+    numbers = {key: value for key, value in _numbers(files[name]).items() if not isinstance(value, list)}
     deep = {key for key in numbers if "." in key and not key.startswith("metrics.")}
-    parts.append(f"<h3>{html.escape(name_of(file))}</h3>{table([row for row in numbers.items() if row[0] not in deep])}")
+    title = TITLES.get(name, name_of(files[name]).capitalize())
+    parts.append(f"<h3>{title}</h3>{page.table([row for row in numbers.items() if row[0] not in deep])}")
     if deep:
-      how = table([row for row in numbers.items() if row[0] in deep])
-      parts.append(f"<details><summary>of what, and how</summary>{how}</details>")
+      how = page.table([row for row in numbers.items() if row[0] in deep])
+      parts.append(page.details("measured on what, and how", how))
   return "".join(parts)
 
 
 def _commands(workdir: pathlib.Path) -> str:
-  """What repeats or continues this."""
+  """The commands that made what the page shows, and those that continue."""
+  history = workdir / "commands.log"
+  used = history.read_text(errors="replace") if history.is_file() else ""
   verbs = ("sample", "evaluate", "evaluate --figures", "report")
-  lines = "\n".join(f"ddpm-jax {verb} --workdir {shlex.quote(str(workdir))}" for verb in verbs)
-  return f"<pre>{html.escape(lines)}</pre>"
-
-
-def name_of(file: pathlib.Path) -> str:
-  """For people."""
-  return file.stem.replace("_", " ")
+  more = "".join(f"ddpm-jax {verb} --workdir {shlex.quote(str(workdir))}\n" for verb in verbs)
+  parts = [f"<p>Commands that were run:</p>{page.preformatted(used)}"] if used else []
+  parts.append(f"<p>Commands that add to this page:</p>{page.preformatted(more)}")
+  return "".join(parts)
 
 
 def _environment() -> dict[str, str]:
@@ -189,46 +255,26 @@ def _environment() -> dict[str, str]:
   }
 
 
-def picture(file: pathlib.Path, caption: str, kind: str) -> str:
-  """A figure with the picture inside; `kind` is a class of STYLE, "pixels": enlarged without smoothing."""
-  data = base64.b64encode(file.read_bytes()).decode()
-  caption = html.escape(caption)
-  return (
-    f'<figure><div class="wide"><img class="{kind}" alt="{caption}" src="data:{PICTURES[file.suffix]};base64,{data}">'
-    f"</div><figcaption>{caption}</figcaption></figure>\n"
-  )
+# ---------------------------------------------------------------- small parts
 
 
-def table(rows: Sequence[tuple[str, Any]]) -> str:
-  """Names and values."""
-  lines = "".join(f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(show(value))}</td></tr>" for name, value in rows)
-  return f'<div class="wide"><table>{lines}</table></div>\n'
+def _numbers(file: pathlib.Path) -> dict[str, Any]:
+  """{dotted name: value} of a JSON file; empty if there is none."""
+  return dict(page.flat(json.loads(file.read_text()))) if file.exists() else {}
 
 
-def show(value: Any) -> str:
-  """A value for reading: numbers to four digits, hashes cut.
-
-  Examples:
-    >>> show(3.14159), show(50000), show("0123456789abcdef" * 4), show(True)
-    ('3.142', '50,000', '0123456789abcdef…', 'True')
-  """
-  if isinstance(value, bool) or value is None:
-    return str(value)
-  if isinstance(value, int):
-    return f"{value:,}"
-  if isinstance(value, float):
-    return f"{value:.4g}"
-  text = str(value)
-  return f"{text[:16]}…" if len(text) == 64 and " " not in text else text
+def _date(seconds: float) -> str:
+  return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
-def flat(node: Any, path: tuple[str, ...] = ()) -> Sequence[tuple[str, Any]]:
-  """(dotted name, value) of everything in nested dicts.
+def _short(text: str) -> str:
+  """A number of a CSV file to four digits; other text as it stands."""
+  try:
+    return page.show(float(text)) if "." in text else text
+  except ValueError:
+    return text
 
-  Examples:
-    >>> flat({"a": 1, "b": {"c": 2}})
-    [('a', 1), ('b.c', 2)]
-  """
-  if not isinstance(node, Mapping):
-    return [(".".join(path), node)]
-  return [pair for key, child in node.items() for pair in flat(child, (*path, str(key)))]
+
+def name_of(file: pathlib.Path) -> str:
+  """The name of a file in words."""
+  return file.stem.replace("_", " ")

@@ -236,10 +236,15 @@ def load_weights(
 
 def load_config(directory: str) -> dict:
   """The config stored in the latest checkpoint whose manifest can be read. Raises CheckpointError."""
+  return load_manifest(directory).config
+
+
+def load_manifest(directory: str) -> Manifest:
+  """The manifest of the latest checkpoint whose manifest can be read. Raises CheckpointError."""
   path = epath.Path(directory).absolute()
   if not steps_in(path):
     raise CheckpointError(f"There is no checkpoint in {path}.")
-  return _latest_sound(path, lambda step: _manifest(path, step))[0].config
+  return _latest_sound(path, lambda step: _manifest(path, step))[0]
 
 
 def steps_in(directory: epath.PathLike) -> list[int]:

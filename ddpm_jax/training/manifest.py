@@ -8,6 +8,7 @@ code that wrote it.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,13 @@ class Manifest:
   step: int
   config: dict
   leaves: dict[str, Leaf]
+
+  @property
+  def parameter_count(self) -> int:
+    """Numbers in one set of weights: the raw ones, or an average where only averages are stored."""
+    groups = {name.split("/")[1] for name in self.leaves if name.startswith("ema/")}
+    prefix = "params/" if any(name.startswith("params/") for name in self.leaves) else f"ema/{min(groups, default='')}/"
+    return sum(math.prod(leaf.shape) for name, leaf in self.leaves.items() if name.startswith(prefix))
 
 
 # ---------------------------------------------------------------------------------------------------------- names

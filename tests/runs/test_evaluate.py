@@ -285,6 +285,7 @@ def page(workdir, tmp_path_factory):
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')  # killed
   (workdir / "evaluation").mkdir(exist_ok=True)
   (workdir / "evaluation/distance.json").write_text(json.dumps({"samples": 12.5, "features": {"name": "<b>&"}}))
+  (workdir / "commands.log").write_text("2026-01-02 03:04  ddpm-jax evaluate --workdir runs/mine --distance 100\n")
   metrics = {"metrics": {"fid": 7.25}, "features": {"name": "classifier_8x8x1_64"}}
   (workdir / "evaluation/metrics.json").write_text(json.dumps(metrics))
   assert main.run(["report", "--workdir", str(workdir)]) == 0
@@ -319,7 +320,9 @@ def test_the_page_holds_everything_and_refers_to_nothing(page):
   assert [re.match(r"data:(image/\w+);base64,", src)[1] for src in parsed.images] == ["image/gif", "image/png", "image/png"]
   for words in (
     "digits, step 4",
-    "Fréchet distance of samples, own features",
+    "Fréchet distance of samples, in features of the data set's classifier",
+    "training time",
+    "ddpm-jax evaluate --workdir runs/mine --distance 100",
     "12.5",
     "<b>&",
     "ddpm-jax evaluate",
@@ -360,4 +363,4 @@ def test_a_directory_without_a_run_is_refused(tmp_path, capsys):
 
 def test_the_page_of_a_bare_checkpoint_has_its_config(workdir, tmp_path):
   shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-  assert '"channel_mult"' in Page(report.page(tmp_path)).text
+  assert '"channel_mult"' in Page(report.text_of(tmp_path)).text
