@@ -1,7 +1,7 @@
-"""Which levels a sampler visits: integer arrays [K+1], strictly monotone, usually T ... 0.
+"""Grids: the levels that a sampler visits, strictly monotone integer arrays [K+1], usually T ... 0.
 
-A grid is the whole difference between 1,000 steps and 10. The papers count from elsewhere: a 0-based step index i of
-DDPM, DDIM and ADM is level i + 1 here; n of Analytic-DPM is n.
+The papers index levels differently. The 0-based step index i of DDPM, DDIM and ADM is level i + 1 here. The n of
+Analytic-DPM is n.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.errors import UserError
 
-NOISIEST = -5.1  # log(alpha / sigma) where alpha is 0.006, less than a grey level: such an x_t is noise
+NOISIEST = -5.1  # log(alpha / sigma) at alpha = 0.006, below one grey level: x_t is noise
 
 
 def full(T: int) -> np.ndarray:
@@ -20,7 +20,7 @@ def full(T: int) -> np.ndarray:
 def uniform(T: int, K: int) -> np.ndarray:
   """K steps with equal strides from T to 1, then 0 (Analytic-DPM's even trajectory, `linear` in its code).
 
-  Strides are accumulated in floating point and rounded half to even, as in the authors' code: ties decide K = 25.
+  Strides are accumulated in floating point and rounded half to even, as in the authors' code. At K = 25 this matters.
   """
   check_steps(T, K)
   return _downwards(_round_steps(1, T, K) if K > 1 else [T])
@@ -29,18 +29,19 @@ def uniform(T: int, K: int) -> np.ndarray:
 def sections(T: int, spec: str) -> np.ndarray:
   """OpenAI's section strings: "250", "10,15,20" or "ddim50" (IDDPM section 4, `space_timesteps`).
 
-  "10,15,20" cuts the levels into three equal sections and takes 10, 15 and 20 of them, each section with both of its
-  ends; "ddim50" takes every (T / 50)-th level, and is an error when no integer stride gives exactly that many.
+  "10,15,20" cuts the levels into three equal sections and takes 10, 15 and 20 levels of them, including both ends of each
+  section. "ddim50" takes every (T / 50)-th level. It is an error if no integer stride gives exactly that many.
   """
   if spec.startswith("ddim"):
     wanted = _integer(spec[4:], spec)
     strides = [i for i in range(1, T) if len(range(0, T, i)) == wanted]
     if not strides:
-      raise UserError(f'No integer stride takes exactly {wanted} of {T} levels; use "{wanted}" instead of "{spec}".')
+      raise UserError(f'No integer stride takes exactly {wanted} of {T} levels. Use "{wanted}" instead of "{spec}".')
     return _downwards(np.arange(1, T + 1, strides[0]))
   counts = [_integer(count, spec) for count in spec.split(",")]
   size, extra = divmod(T, len(counts))
-  levels, start = [], 1
+  levels = []
+  start = 1
   for section, count in enumerate(counts):
     length = size + (section < extra)
     if not 1 <= count <= length:
@@ -53,7 +54,7 @@ def sections(T: int, spec: str) -> np.ndarray:
 def ddim_uniform(T: int, K: int) -> np.ndarray:
   """Every (T // K)-th level from 1 (DDIM code, skip type `uniform`).
 
-  Has more than K steps when K does not divide T, and starts below T, where the references still feed pure noise.
+  It has more than K steps when K does not divide T. It starts below T, where the references still feed pure noise.
   """
   check_steps(T, K)
   return _downwards(np.arange(1, T + 1, T // K))
@@ -62,9 +63,9 @@ def ddim_uniform(T: int, K: int) -> np.ndarray:
 def quadratic(T: int, K: int) -> np.ndarray:
   """Squares of K equal steps from 0 to sqrt(0.8 T) (DDIM code, skip type `quad`), each level once.
 
-  The references repeat the lowest levels when K is large. A repeated level is left out here, so that the grid can have
-  fewer than K steps: with Analytic-DPM's DDPM form such a step returns its input exactly, with DDIM it only adds up to
-  the same x_t with rounding (and, where the authors clip x0 but keep eps, moves the clipped pixels for no reason).
+  The references repeat the lowest levels when K is large. Repeated levels are dropped here, so the grid can have fewer
+  than K steps. A step between equal levels returns its input, up to rounding. The exception is code that clips x0 but
+  keeps eps, where such a step moves clipped pixels.
   """
   check_steps(T, K)
   return _downwards(np.unique((np.linspace(0, np.sqrt(0.8 * T), K) ** 2).astype(int)) + 1)
@@ -73,7 +74,7 @@ def quadratic(T: int, K: int) -> np.ndarray:
 def power(T: int, K: int, exponent: float) -> np.ndarray:
   """Levels 1 + (T - 1) (1 - y^(1/exponent)) for y in K equal steps from 1 to 0 (`power2` ... of Extended-Analytic-DPM).
 
-  Rounded, then pushed up where that would repeat a level.
+  Levels are rounded, then moved up where rounding would repeat a level.
   """
   check_steps(T, K)
   y = np.arange(K)[::-1] / (K - 1) if K > 1 else np.zeros(1)
@@ -83,28 +84,28 @@ def power(T: int, K: int, exponent: float) -> np.ndarray:
 def log_snr(schedule: Schedule, K: int, noisiest: float = NOISIEST) -> np.ndarray:
   """K equal steps of log(alpha / sigma) down to level 1, then 0 (DPM-Solver section 3.4), each at the nearest level.
 
-  noisiest: the log(alpha / sigma) above which the grid begins. A linear schedule of 1000 levels ends there; a cosine
-    schedule has levels beyond, where no image is left to see, and equal steps would spend themselves on them.
+  noisiest: the log(alpha / sigma) at which the grid begins. A linear schedule of 1000 levels ends there. A cosine schedule
+    has noisier levels, which hold almost no signal and would take most of the equal steps.
   """
   values = _log_snr_above(schedule, K, noisiest)
   return _nearest(values, np.linspace(values[-1], values[0], K))
 
 
 def karras(schedule: Schedule, K: int, rho: float = 7.0, noisiest: float = NOISIEST) -> np.ndarray:
-  """K equal steps of (sigma / alpha)^(1/rho) down to level 1, then 0 (EDM eq. 5), each at the level nearest in log-SNR."""
+  """K equal steps of (sigma / alpha)^(1/rho) down to level 1, then 0 (EDM eq. 5), each at the nearest level in log-SNR."""
   values = _log_snr_above(schedule, K, noisiest)
   first, last = np.exp(-values[[-1, 0]] / rho)
   return _nearest(values, -rho * np.log(np.linspace(first, last, K)))
 
 
 def below(grid: np.ndarray, strength: float) -> np.ndarray:
-  """The last part of a downward grid, from its level nearest to strength * grid[0]; for editing an image from there.
+  """The part of a downward grid from its level nearest to strength * grid[0] on, for editing an image from there.
 
   Raises:
     UserError: unless 0 < strength <= 1.
   """
   if not 0 < strength <= 1:
-    raise UserError(f"strength = {strength} must be above 0, which changes nothing, and at most 1, which is all noise.")
+    raise UserError(f"strength = {strength} must be greater than 0 (no change) and at most 1 (pure noise).")
   return grid[np.argmin(np.abs(grid[:-1] - strength * grid[0])) :]
 
 
@@ -112,7 +113,7 @@ def check(grid: np.ndarray, T: int) -> np.ndarray:
   """`grid` as int64 [K+1].
 
   Raises:
-    UserError: if it is shorter than one step, leaves 0..T, or is not strictly monotone.
+    UserError: if it has no step, leaves 0..T, or is not strictly monotone.
   """
   grid = np.asarray(grid)
   if grid.ndim != 1 or len(grid) < 2 or not np.issubdtype(grid.dtype, np.integer):
@@ -123,7 +124,7 @@ def check(grid: np.ndarray, T: int) -> np.ndarray:
   if not ((moves > 0).all() or (moves < 0).all()):
     at = int(np.flatnonzero(np.sign(moves) != np.sign(moves[0]))[0]) if moves[0] else 0
     raise UserError(
-      f"The grid goes from level {grid[at]} to level {grid[at + 1]}: levels must go strictly up or strictly down. "
+      f"The grid goes from level {grid[at]} to level {grid[at + 1]}: levels must strictly increase or strictly decrease. "
       "Remove repeated levels with np.unique."
     )
   return grid.astype(np.int64)
@@ -131,7 +132,8 @@ def check(grid: np.ndarray, T: int) -> np.ndarray:
 
 def _round_steps(first: int, last: int, count: int) -> np.ndarray:
   stride = (last - first) / (count - 1) if count > 1 else 1.0
-  at, levels = float(first), []
+  at = float(first)
+  levels = []
   for _ in range(count):
     levels.append(round(at))
     at += stride
@@ -139,20 +141,20 @@ def _round_steps(first: int, last: int, count: int) -> np.ndarray:
 
 
 def _log_snr_above(schedule: Schedule, K: int, noisiest: float) -> np.ndarray:
-  """log(alpha / sigma) of levels 1, 2, ... as far as it is at least `noisiest`, but of K levels or more."""
+  """log(alpha / sigma) of the levels 1, 2, ... where it is at least `noisiest`, but of at least K levels."""
   check_steps(schedule.T, K)
   values = schedule.log_snr[1:]
   return values[: max(K, (values >= noisiest).sum())]
 
 
 def _nearest(log_snr: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-  """The grid of the levels 1 + i nearest to `wanted` [K], ascending values of the falling log_snr[i]."""
+  """The grid of the levels 1 + i whose log_snr[i] (decreasing) is nearest to `wanted` [K] (increasing)."""
   i = np.abs(log_snr - wanted[::-1, None]).argmin(1)
   return _downwards(_distinct(1 + i, len(log_snr)))
 
 
 def _distinct(levels: np.ndarray, T: int) -> np.ndarray:
-  """Ascending levels, moved up, and down from T, until none repeats."""
+  """Ascending levels, moved up, or down from T, until none repeats."""
   k = np.arange(len(levels))
   return np.minimum(np.maximum.accumulate(levels - k) + k, T - k[::-1])
 
@@ -164,11 +166,11 @@ def _downwards(levels: np.ndarray) -> np.ndarray:
 def check_steps(T: int, K: int) -> None:
   """Raises UserError unless a chain of T levels has room for K steps."""
   if not 1 <= K <= T:
-    raise UserError(f"{K} steps do not fit a chain of T = {T} levels; choose 1 <= K <= {T}.")
+    raise UserError(f"{K} steps do not fit a chain of T = {T} levels. Choose 1 <= K <= {T}.")
 
 
 def _integer(text: str, spec: str) -> int:
   try:
     return int(text)
   except ValueError:
-    raise UserError(f'"{spec}" is no section string; write one like "250", "10,15,20" or "ddim50".') from None
+    raise UserError(f'"{spec}" is not a section string. Write one like "250", "10,15,20" or "ddim50".') from None

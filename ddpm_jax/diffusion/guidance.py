@@ -1,25 +1,28 @@
-"""Guidance: denoisers and kernels that lean towards a condition.
+"""Guidance: denoisers and kernels that steer samples towards a condition.
 
 By Bayes' rule the score of p(x_t | y) is that of p(x_t) plus grad log p(y | x_t); with eps = -sigma_t * score and Tweedie's
-x0 = (x_t + sigma_t^2 score) / alpha_t, a scale s on that gradient g turns beliefs into
+x0 = (x_t + sigma_t^2 score) / alpha_t, a scale s on that gradient g changes the prediction to
 
     eps' = eps - s sigma_t g,            x0' = x0 + s sigma_t^2 / alpha_t g                   (ADM algorithm 2)          (1)
 
-and the mean of an ancestral step, to first order in its variance, into mean + s Sigma g       (ADM algorithm 1)          (2)
+and, to first order in its variance, the mean of an ancestral step to mean + s Sigma g       (ADM algorithm 1)          (2)
 
-Without a classifier, the difference of two beliefs plays the gradient's role: p' = weaker + s (stronger - weaker), in eps
-and x0 alike; with and without the label (classifier-free), or of a good and a bad network (autoguidance).        (3)
+Without a classifier, the difference of two predictions takes the place of the gradient, in both eps and x0:
+
+    p' = weaker + s (stronger - weaker)                                                                                (3)
+
+The two are with and without the label (classifier-free), or of a good and a bad network (autoguidance).
 
 | s | classifier (1), (2)    | difference (3)                                        |
 |---|------------------------|-------------------------------------------------------|
 | 0 | none                   | the weaker: unconditional, or the bad network         |
-| 1 | exactly p(x given y)   | the stronger: plainly conditional, or the good network |
+| 1 | exactly p(x given y)   | the stronger: conditional, or the good network        |
 
-The s of (3) is the weight of Imagen and EDM2; Ho & Salimans' w is s - 1.
+The s of (3) is the weight of Imagen and EDM2. Ho & Salimans' w is s - 1.
 
-Both `scale` and `interval` are leaves of the pytree: changing them compiles nothing anew. An interval (low, high) confines
-guidance to levels low <= n <= high (Kynkaanniemi et al. 2024); outside it a classifier is without effect, and a
-difference is at s = 1. The work is done there all the same, since a compiled step has one shape.
+`scale` and `interval` are leaves of the pytree, so changing them does not recompile. An interval (low, high) restricts
+guidance to levels low <= n <= high (Kynkaanniemi et al. 2024). Outside it a classifier has no effect and a difference
+has s = 1. The work is still done there, since all steps share one compiled program.
 """
 
 from collections.abc import Callable
@@ -41,8 +44,8 @@ EVERYWHERE = (0, 2**31 - 1)
 class ClassifierFree:
   """(3) between `inner` with the condition and with the null condition, as one batch of 2 B (Ho & Salimans 2022).
 
-  null: what of the condition changes to mean "none": {"label": num_classes}. The rest, such as a low-resolution image,
-    stays. The second head (variance) is that of the conditional half, as in GLIDE.
+  null: the fields of the condition that are replaced, with their null values, such as {"label": num_classes}. Other fields,
+    such as a low-resolution image, stay. The second head (variance) is that of the conditional half, as in GLIDE.
   """
 
   inner: Any
@@ -53,7 +56,7 @@ class ClassifierFree:
   def __call__(self, x_t, level, cond=None) -> Prediction:
     missing = [name for name in self.null if name not in (cond or {})]
     if missing:
-      raise UserError(f"Classifier-free guidance replaces cond[{missing[0]!r}], but there is none: give every image one.")
+      raise UserError(f"Classifier-free guidance replaces cond[{missing[0]!r}], which is missing. Give every image one.")
     without = {**cond, **{name: jnp.full_like(cond[name], value) for name, value in self.null.items()}}
     twice = [_pairs(x_t, x_t), jax.tree.map(lambda n: _pairs(n, n) if jnp.ndim(n) else n, level)]
     both = self.inner(*twice, jax.tree.map(_pairs, cond, without))
@@ -63,7 +66,7 @@ class ClassifierFree:
 
 @struct.dataclass
 class Autoguidance:
-  """(3) between a network and a weaker one, smaller or less trained, on the same condition (Karras et al. 2024)."""
+  """(3) between a network and a smaller or less trained one, with the same condition (Karras et al. 2024)."""
 
   inner: Any
   weak: Any
@@ -77,9 +80,9 @@ class Autoguidance:
 
 @struct.dataclass
 class ClassifierScore:
-  """(1): ADM's algorithm 2, for DDIM and every solver.
+  """(1), ADM's algorithm 2, for DDIM and every solver.
 
-  Shifts what `inner` says, and clips nothing afterwards: ADM's DDIM is ClassifierScore(ClipX0(network), ...).
+  It shifts the prediction of `inner` without clipping afterwards. ADM's DDIM is ClassifierScore(ClipX0(network), ...).
 
   grad_log_prob: (x_t, level, cond) -> the gradient of log p(y | x_t) with respect to x_t, such as a `Classifier`.
   """
@@ -93,15 +96,15 @@ class ClassifierScore:
     pred = self.inner(x_t, level, cond)
     wide = like(level, x_t)
     shift = like(_scale_at(level, self.scale, self.interval, 0.0), x_t) * self.grad_log_prob(x_t, level, cond)
-    to_x0 = jnp.where(wide.alpha > 0, wide.sigma**2 / wide.alpha, 0.0)  # pure noise says nothing of a class
+    to_x0 = jnp.where(wide.alpha > 0, wide.sigma**2 / wide.alpha, 0.0)  # pure noise holds no information about the class
     return pred.replace(x0=pred.x0 + to_x0 * shift, eps=pred.eps - wide.sigma * shift)
 
 
 @struct.dataclass
 class ShiftMean:
-  """(2): ADM's algorithm 1, a kernel around a kernel, with its variance, learned or not.
+  """(2), ADM's algorithm 1, a kernel around a kernel. It uses the variance of the inner kernel, learned or fixed.
 
-  As in ADM's code, the gradient is taken at x_t; their derivation has it at the mean. Without variance nothing shifts.
+  As in ADM's code, the gradient is taken at x_t. Their derivation takes it at the mean. Steps without variance do not shift.
   """
 
   inner: Any
@@ -117,9 +120,9 @@ class ShiftMean:
 
 @struct.dataclass
 class Classifier:
-  """A classifier of noisy images with its weights; called, it gives the gradient of log p(cond["label"] | x_t).
+  """A classifier of noisy images with its weights. Calling it returns the gradient of log p(cond["label"] | x_t).
 
-  apply(params, x [B,H,W,C], time [B]) -> logits [B, classes]. It computes in its own dtype; probabilities are float32.
+  apply(params, x [B,H,W,C], time [B]) -> logits [B, classes]. It computes in its own dtype. Probabilities are float32.
   """
 
   params: Any
@@ -133,7 +136,7 @@ class Classifier:
 
   def __call__(self, x_t: jax.Array, level: Level, cond: Any) -> jax.Array:
     if "label" not in (cond or {}):
-      raise UserError('Classifier guidance needs cond["label"], the class each image should have, but there is none.')
+      raise UserError('Classifier guidance needs cond["label"], the wanted class of each image, which is missing.')
 
     def of_labels(x):
       return jnp.take_along_axis(self.log_probs(x, level), cond["label"][:, None], axis=1).sum()
@@ -142,17 +145,17 @@ class Classifier:
 
 
 def _pairs(a: jax.Array, b: jax.Array) -> jax.Array:
-  """[a_0, b_0, a_1, b_1, ...]: a batch that is spread over devices stays where it is."""
+  """[a_0, b_0, a_1, b_1, ...], so that the images of a sharded batch stay on their devices."""
   return jnp.stack([a, b], axis=1).reshape(-1, *jnp.shape(a)[1:])
 
 
 def _between(weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Array) -> Prediction:
   scale = like(scale, x_t)
   x0, eps = (w + scale * (s - w) for w, s in ((weak.x0, strong.x0), (weak.eps, strong.eps)))
-  return strong.replace(x0=jnp.where(jnp.isfinite(x0), x0, strong.x0), eps=eps)  # eps of pure noise makes x0 infinite
+  return strong.replace(x0=jnp.where(jnp.isfinite(x0), x0, strong.x0), eps=eps)  # at pure noise, eps makes x0 infinite
 
 
 def _scale_at(level: Level, scale: Any, interval: Any, outside: float) -> jax.Array:
-  """`scale` on the levels of the interval and `outside` elsewhere, [] or [B]."""
+  """`scale` inside the interval and `outside` elsewhere, [] or [B]."""
   low, high = interval
   return jnp.where((low <= level.n) & (level.n <= high), scale, outside)

@@ -7,9 +7,9 @@ In the coordinates x / alpha and r = sigma / alpha, the flow is d(x / alpha) / d
 
 with eps = (x - alpha x0) / sigma.
 
-The correction is a straight line in r, along which eps is not: where r changes by more than a factor of two per step it
-overshoots, and Euler's step with half the length is better for the same two evaluations. That is at fewer than 30
-evaluations on the log-SNR grid of DDPM's linear schedule.
+The correction assumes that eps is linear in r. Where r changes by more than a factor of two per step, it overshoots, and
+two Euler steps of half the length are better for the same two evaluations. On the log-SNR grid of DDPM's linear schedule
+that is the case below 30 evaluations.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.steps import check
 
 
 def heun(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32) -> SolverSteps:
-  """Heun along `grid`: two rows, hence two evaluations of the network, per step; one into level 0, by Euler.
+  """Heun's method along `grid`: two rows and evaluations per step, but one (Euler) into level 0.
 
   Args:
     schedule: the noise levels.
@@ -28,17 +28,20 @@ def heun(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32) -> S
     dtype: of the weights; float64 shows the order of convergence.
 
   Returns:
-    A table of 2 K rows, less one into level 0 (and one out of pure noise, where eps says nothing).
+    A table of 2 K rows, less one for the step into level 0 (and one for a step out of pure noise, where eps does not
+    determine x_0).
   """
   grid = check(schedule, grid)
   finite = np.isfinite(schedule.log_snr[grid])
   corrected = finite[:-1] & finite[1:]
   step = np.repeat(np.arange(len(corrected)), 1 + corrected)  # of each row
   corrects = np.append(False, step[1:] == step[:-1])
-  t, s = grid[:-1][step], grid[1:][step]
+  t = grid[:-1][step]
+  s = grid[1:][step]
   steps = first_order(schedule, np.where(corrects, s, t), s, anchor=2)
-  alpha, sigma = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
-  with np.errstate(divide="ignore", invalid="ignore"):  # where nothing is corrected
+  alpha = np.sqrt(schedule.alpha_bar)
+  sigma = np.sqrt(1 - schedule.alpha_bar)
+  with np.errstate(divide="ignore", invalid="ignore"):  # rows without a correction
     half = alpha[s] * (sigma[s] / alpha[s] - sigma[t] / alpha[t]) / 2
     weights = dict(
       x=half / sigma[s],

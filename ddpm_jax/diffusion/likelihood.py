@@ -6,6 +6,7 @@ where the step into level 0 counts -log p(x_0 | x_t) of the 8-bit pixels instead
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,6 @@ from ddpm_jax.diffusion.gaussian import Gaussian, standard_normal
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.noise import PerImage
 from ddpm_jax.diffusion.prediction import Prediction, eps_from_x0
-from ddpm_jax.diffusion.progress import report
 from ddpm_jax.diffusion.schedule import Level, like
 from ddpm_jax.diffusion.steps import GaussianSteps
 from ddpm_jax.errors import UserError
@@ -71,13 +71,14 @@ def bits_per_dim(
   cond: Any = None,
   *,
   noise: Any = None,
-  progress: bool = False,
+  progress: Callable[[int, jax.Array], None] | None = None,
 ) -> BitsPerDim:
   """The bound of the chain `steps` on images x_0 [B,H,W,C], with one draw of x_t per image and level.
 
   Args:
     keys: [B], one per image.
     noise: (row, x) -> the true noise of x_t, instead of one stream per image.
+    progress: as in samplers.sample.
 
   Raises:
     UserError: if a transition has no variance: DDIM with eta = 0 has no bound.
@@ -97,8 +98,8 @@ def _bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, *, noise, progress):
     eps = noise(row, x_0)
     x_t = row.t.diffuse(x_0, eps)
     pred = denoiser(x_t, row.t, cond)
-    if progress:
-      report(row.left, len(steps.left))
+    if progress is not None:
+      jax.debug.callback(functools.partial(progress, len(steps.left)), row.left)
     mse = ((pred.x0 - x_0) ** 2).mean(axes), ((pred.eps - eps) ** 2).mean(axes)
     return None, (vlb_term(kernel, x_0, x_t, row, pred, cond), *mse)
 

@@ -1,16 +1,16 @@
-"""Randomness: one key per image, so that an image does not depend on its batch, its device or its neighbours."""
+"""Random numbers with one key per image, so that an image does not depend on its batch, device or neighbors."""
 
 import jax
 from flax import struct
 
 
 def image_keys(seeds: jax.Array) -> jax.Array:
-  """Keys [B] from integer seeds [B]; seed 17 is the same picture everywhere."""
+  """Keys [B] from integer seeds [B]. A seed gives the same image on every machine."""
   return jax.vmap(jax.random.key)(seeds)
 
 
 def normal(keys: jax.Array, shape: tuple[int, ...], fold: int | jax.Array = 0) -> jax.Array:
-  """Standard normal float32 [B, *shape]; image b uses fold_in(keys[b], fold)."""
+  """Standard normal float32 [B, *shape]. Image b uses fold_in(keys[b], fold)."""
   return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, fold), shape))(keys)
 
 
@@ -18,9 +18,9 @@ def normal(keys: jax.Array, shape: tuple[int, ...], fold: int | jax.Array = 0) -
 class PerImage:
   """Fresh noise for a row: fold_in(key of the image, row.stream).
 
-  The stream of a step is the level t that it leaves, and 0 is x_T's, since nothing leaves level 0 downwards. Levels
-  rather than step counts, so that consecutive samplers never repeat a draw, and grids of different lengths share the
-  draws of the levels that they share. Only who leaves a level twice has to count (editing.py).
+  The stream of a step is the level t that it leaves. Stream 0 is the noise of x_T, since no downward step leaves level 0.
+  Streams are levels instead of step counts, so that consecutive samplers never repeat a draw, and grids of different lengths
+  share the draws of the levels that they share. Only a sampler that leaves a level twice must count (editing.py).
   """
 
   keys: jax.Array  # [B]

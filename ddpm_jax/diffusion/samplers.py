@@ -1,11 +1,11 @@
-"""Samplers, and the one loop that runs them.
+"""Samplers, and the loop that runs them.
 
-A sampler is a frozen pytree with a table `steps` [K] and
+A sampler is a frozen pytree with a table `steps` [K] and three functions:
 
     init(x_T) -> state;    step(noise, state, row, denoise, cond) -> (state, Prediction);    image(state) -> x
 
-`sample` walks the tables with `lax.scan`: the whole trajectory is one program, compiled once for all weights, guidance
-scales, etas and grids of one length.
+`sample` runs the tables with `lax.scan`. The whole trajectory is one program, compiled once for all weights, guidance
+scales, etas and grids of the same length.
 """
 
 import functools
@@ -18,16 +18,15 @@ from flax import struct
 
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.noise import PerImage
-from ddpm_jax.diffusion.progress import report
 from ddpm_jax.diffusion.steps import GaussianSteps
 from ddpm_jax.errors import UserError
 
 
 @struct.dataclass
 class GaussianSampler:
-  """Draws x_s from the reverse kernel, row by row: DDPM, DDIM, IDDPM, Analytic-DPM, NPR, SN; upwards, the inversion.
+  """Draws x_s from the reverse kernel, row by row: DDPM, DDIM, IDDPM, Analytic-DPM, NPR-DPM and SN-DPM.
 
-  The step into level 0 adds no noise (DDPM algorithm 2).
+  The step into level 0 adds no noise (DDPM algorithm 2). With an upward grid it is DDIM's inversion.
   """
 
   steps: GaussianSteps
@@ -57,35 +56,37 @@ def sample(
   save: Callable | None = None,
   save_every: int = 1,
   noise: Callable | None = None,
-  progress: bool = False,
+  progress: Callable[[int, jax.Array], None] | None = None,
 ) -> tuple[jax.Array, Any]:
-  """Runs one sampler, or several one after the other, from x_T to the end of their grids.
+  """Runs one sampler, or several in a row, from x_T to the end of their grids.
 
   Args:
     keys: [B], one per image.
     denoiser: (x_t, level, cond) -> Prediction; a pytree.
-    samplers: a sampler or a sequence of them; each has its own scan.
+    samplers: a sampler or a sequence of them. Each has its own scan.
     x_T: float32 [B,H,W,C].
-    cond: what the denoiser is conditioned on.
-    save: (x, prediction) -> anything, kept along the way; progressive decoding is `lambda x, pred: pred.x0`. Static:
-      pass the same function object to avoid another compilation.
-    save_every: keep the states that have 0, save_every, 2 save_every, ... steps left (Ho's progressive samples use 50),
-      so that memory is K / save_every states.
-    noise: (row, x) -> standard normal like x, instead of one stream per image; a pytree.
-    progress: show a bar; costs a callback to the host per step. Nothing when False.
+    cond: the condition that the denoiser receives.
+    save: (x, prediction) -> any pytree to keep after each step. Progressive decoding is `lambda x, pred: pred.x0`. It is
+      static: pass the same function object to avoid another compilation.
+    save_every: keep the states with 0, save_every, 2 save_every, ... steps left, which takes the memory of
+      K / save_every states. Ho's progressive samples use 50.
+    noise: (row, x) -> standard normal noise shaped as x, a pytree. None: one stream per image.
+    progress: called on the host after each step with (number of steps, steps left). Calls can be late or out of order, and
+      come once per device. It is static, and nothing is compiled in for None.
 
   Returns:
-    (x [B,H,W,C], saved) with saved of leading size ceil(K / save_every), in sampling order; a list of them when there
-    are several samplers, None without `save`.
+    (x [B,H,W,C], saved). `saved` has a leading axis of size ceil(K / save_every), in sampling order. It is a list for
+    several samplers, and None without `save`.
 
   Raises:
     UserError: if save_every is not positive.
   """
   if save_every < 1:
-    raise UserError(f"save_every = {save_every} must be at least 1, which keeps every state.")
+    raise UserError(f"save_every = {save_every} must be at least 1 (keep every state).")
   noise = PerImage(keys) if noise is None else noise
   several = isinstance(samplers, Sequence)
-  saved, x = [], x_T
+  saved = []
+  x = x_T
   for sampler in samplers if several else [samplers]:
     x, kept = _run(sampler, noise, denoiser, x, cond, save, save_every, progress)
     saved.append(kept)
@@ -99,14 +100,15 @@ def _run(sampler, noise, denoiser, x, cond, save, save_every, progress):
     state, kept = carry
     state, pred = sampler.step(noise, state, row, denoiser, cond)
     if save is not None:
-      # A slot is overwritten until the step that belongs to it: slot k ends with k * save_every steps left.
+      # Slot k counts from the end: it is overwritten until k * save_every steps are left.
       slot = len(jax.tree.leaves(kept)[0]) - 1 - row.left // save_every
       kept = jax.tree.map(lambda old, new: old.at[slot].set(new), kept, save(sampler.image(state), pred))
-    if progress:
-      report(row.left, total)
+    if progress is not None:
+      jax.debug.callback(functools.partial(progress, total), row.left)
     return (state, kept), None
 
-  state, kept = sampler.init(x), None
+  state = sampler.init(x)
+  kept = None
   if save is not None:
     row = jax.tree.map(lambda column: column[0], sampler.steps)
     state_and_pred = jax.eval_shape(lambda s: sampler.step(noise, s, row, denoiser, cond), state)

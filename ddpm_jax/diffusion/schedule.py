@@ -1,10 +1,10 @@
-"""Noise levels, and every schedule of them that the family uses.
+"""Noise levels and the noise schedules of the DDPM family.
 
     q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I),        alpha_t^2 + sigma_t^2 = 1           (DDPM eq. 4)
 
 Levels are counted by n: 0 is the image, T is noise. The papers' beta_n takes level n - 1 to level n, so that
-alpha_bar[n] = alpha_n^2 = (1 - beta_1) ... (1 - beta_n) and alpha_bar[0] = 1. Schedules live on the host in float64;
-only finished coefficients become float32.
+alpha_bar[n] = alpha_n^2 = (1 - beta_1) ... (1 - beta_n) and alpha_bar[0] = 1. Schedules are float64 arrays on the host.
+Only finished coefficients are converted to float32.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from ddpm_jax.errors import UserError
 
 @struct.dataclass
 class Level:
-  """One noise level, or several: leaves are [] in a scan, [B] in training, [K] in a table."""
+  """One or more noise levels. Leaves are [] in a scan, [B] in training, and [K] in a table."""
 
   n: jax.Array  # int32, 0 = data ... T = noise
-  alpha: jax.Array  # float32, how much of x_0 is left
+  alpha: jax.Array  # float32, the factor on x_0
   sigma: jax.Array  # float32, standard deviation of the noise
 
   def diffuse(self, x_0: jax.Array, eps: jax.Array) -> jax.Array:
@@ -34,18 +34,19 @@ class Level:
 
 
 def like(tree: Any, x: jax.Array) -> Any:
-  """`tree` with its [B] leaves as [B,1,...,1], so that they broadcast against x [B,...]; scalars stay scalars."""
+  """`tree` with its [B] leaves reshaped to [B,1,...,1], so that they broadcast against x [B,...]. Scalars stay scalars."""
   return jax.tree.map(lambda a: jnp.reshape(a, jnp.shape(a) + (1,) * (x.ndim - jnp.ndim(a))) if jnp.ndim(a) else a, tree)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-  """The noise levels 0 ... T of a forward process, on the host and never traced."""
+  """The noise levels 0 ... T of a forward process. It lives on the host and is never traced."""
 
   alpha_bar: np.ndarray  # float64 [T+1], alpha_bar[0] = 1, decreasing
 
   @property
   def T(self) -> int:
+    """The last level."""
     return len(self.alpha_bar) - 1
 
   @property
@@ -55,12 +56,12 @@ class Schedule:
 
   @property
   def log_snr(self) -> np.ndarray:
-    """log(alpha / sigma), float64 [T+1], decreasing from infinity; half the logarithm of the signal-to-noise ratio."""
+    """log(alpha / sigma), float64 [T+1], half the log of the signal-to-noise ratio. It decreases from infinity."""
     with np.errstate(divide="ignore"):
       return 0.5 * (np.log(self.alpha_bar) - np.log1p(-self.alpha_bar))
 
   def level(self, n: Any) -> Level:
-    """Level(s) n: host constants for NumPy integers, a gather for a traced n."""
+    """The levels n: host constants for NumPy integers, a gather for a traced n."""
     table = Level(
       np.arange(self.T + 1, dtype=np.int32),
       np.sqrt(self.alpha_bar).astype(np.float32),
@@ -82,40 +83,40 @@ def from_betas(betas: np.ndarray) -> Schedule:
     bad = betas[~((betas > 0) & (betas <= 1))]
     raise UserError(
       f"betas must be a non-empty list with 0 < beta <= 1, but this one has shape {betas.shape} and "
-      f"{len(bad)} values outside, such as {bad[:3]}; with linear() choose T > 20, or other ends."
+      f"{len(bad)} values out of range, such as {bad[:3]}. With linear(), choose T > 20 or give other ends."
     )
   return Schedule(np.append(1.0, np.cumprod(1 - betas)))
 
 
 def linear(T: int = 1000, start: float | None = None, end: float | None = None) -> Schedule:
-  """Betas in equal steps (DDPM section 4).
+  """Equally spaced betas (DDPM section 4).
 
-  Without ends, OpenAI's form: 1e-4 ... 0.02 scaled by 1000 / T, so that every T destroys the image alike.
-  With ends, Ho's: exactly start ... end. They agree at T = 1000.
+  Without ends this is OpenAI's form: 1e-4 ... 0.02 scaled by 1000 / T, so that the last level is about the same noise for
+  every T. With ends it is Ho's form, exactly start ... end. The two agree at T = 1000.
   """
   return from_betas(np.linspace(*_ends(T, start, end), T))
 
 
 def quad(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
-  """Square roots of the betas in equal steps (Ho's and the DDIM code)."""
+  """Betas whose square roots are equally spaced (Ho's code and the DDIM code)."""
   return from_betas(np.linspace(start**0.5, end**0.5, T) ** 2)
 
 
 def const(T: int = 1000, end: float = 0.02) -> Schedule:
-  """Every beta equal."""
+  """Constant betas."""
   return from_betas(np.full(T, end))
 
 
 def jsd(T: int = 1000) -> Schedule:
   """Betas 1/T, 1/(T-1), ..., 1/2, 1 (Sohl-Dickstein 2015): alpha_bar falls in equal steps to exactly 0.
 
-  At level T nothing of the image is left, and ε says nothing about x_0 there: predict x_0 or v.
+  Level T is pure noise, where eps does not determine x_0. Predict x_0 or v.
   """
   return from_betas(1 / np.linspace(T, 1, T))
 
 
 def warmup(T: int = 1000, fraction: float = 0.1, start: float = 1e-4, end: float = 0.02) -> Schedule:
-  """Betas rise linearly over the first `fraction` of the levels, then stay (Ho's warmup10 and warmup50)."""
+  """Betas that rise linearly over the first `fraction` of the levels and then stay constant (Ho's warmup10 and warmup50)."""
   betas = np.full(T, end)
   rising = int(T * fraction)
   betas[:rising] = np.linspace(start, end, rising)
@@ -123,14 +124,14 @@ def warmup(T: int = 1000, fraction: float = 0.1, start: float = 1e-4, end: float
 
 
 def sigmoid(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
-  """Betas along the logistic function from -6 to 6 (DDIM code)."""
+  """Betas that follow the logistic function from -6 to 6 (DDIM code)."""
   return from_betas(start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, T))))
 
 
 def cosine(T: int = 1000, max_beta: float = 0.999) -> Schedule:
-  """alpha_bar along a squared cosine with offset s = 0.008 (IDDPM eq. 17), as IDDPM's code builds it.
+  """alpha_bar that follows a squared cosine with offset s = 0.008 (IDDPM eq. 17), as in IDDPM's code.
 
-  The betas are clipped at `max_beta` and alpha_bar is their product, so it ends tiny but not at 0.
+  The betas are clipped at `max_beta`, so the last alpha_bar is small but not 0.
   """
   f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
   return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
@@ -139,14 +140,14 @@ def cosine(T: int = 1000, max_beta: float = 0.999) -> Schedule:
 def vp_sde(T: int = 1000, start: float = 0.1, end: float = 20.0) -> Schedule:
   """Levels t = n / T of the variance-preserving SDE with beta(t) = start + (end - start) t (score_sde eq. 32).
 
-  Networks of that SDE are told 999 t: TimeScale(999 / T, shift=0). With T = 100,000 the levels stand for continuous time,
-  1e-5 <= t <= 1, in training.
+  Networks of that SDE receive 999 t as their time, which is TimeScale(999 / T, shift=0). With T = 100,000 the levels
+  approximate continuous time, 1e-5 <= t <= 1, in training.
   """
   return Schedule(np.exp(-vp_integral(np.linspace(0, 1, T + 1), start, end)))
 
 
 def vp_integral(t: Any, start: float = 0.1, end: float = 20.0) -> Any:
-  """The integral of beta from 0 to t; alpha_bar(t) is exp of minus this (sde.py)."""
+  """The integral of beta from 0 to t. alpha_bar(t) is the exponential of its negative (sde.py)."""
   return start * t + 0.5 * (end - start) * t**2
 
 
@@ -165,6 +166,6 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 def _ends(T: int, start: float | None, end: float | None) -> tuple[float, float]:
   if (start is None) != (end is None):
-    raise UserError(f"linear() takes both ends or none, not start={start} and end={end}.")
+    raise UserError(f"linear() takes both ends or neither, not start={start} and end={end}.")
   scale = 1000 / T
   return (scale * 1e-4, scale * 0.02) if start is None else (start, end)

@@ -1,11 +1,11 @@
-"""The variance-preserving SDE behind the chains, and its simplest sampler as a table (Extended-Analytic-DPM appendix).
+"""The variance-preserving SDE and Euler-Maruyama steps for it (Extended-Analytic-DPM appendix).
 
     forward   dx = -beta(t)/2 x dt + sqrt(beta(t)) dw,      beta(t) = start + (end - start) t,      0 <= t <= 1       (1)
     reverse   dx = (-beta/2 x + beta eps / sigma) dt + sqrt(beta) dw,      time running from 1 to 0                  (2)
     ODE       dx = (-beta/2 x + beta/2 eps / sigma) dt,      with the same marginals as (2)                          (3)
 
-where -eps / sigma is the score. Discretized as a chain (`schedule.vp_sde`) the SDE's networks serve every other sampler
-and covariance of this package as well; here is what needs continuous time.
+where -eps / sigma is the score. Discretized as a chain (`schedule.vp_sde`), networks of the SDE work with every other
+sampler and covariance of this package. This file holds what needs continuous time.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from ddpm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class VpSde:
-  """(1), with the constants of score_sde."""
+  """The SDE (1), with the constants of score_sde."""
 
   start: float = 0.1
   end: float = 20.0
-  T: int = 1  # levels in a unit of time: time t is level n = T t
+  T: int = 1  # levels per unit of time: time t is level n = T t
 
   def beta(self, t):
-    """beta(t), any array."""
+    """beta(t), shaped as t."""
     return self.start + (self.end - self.start) * t
 
   def level(self, t: jax.Array) -> Level:
-    """The level at traced times t; its n is a fraction, which TimeScale(999 / T, shift=0) tells a network as 999 t."""
+    """The levels at traced times t. Their n is fractional, and TimeScale(999 / T, shift=0) turns it into 999 t."""
     integral = vp_integral(t, self.start, self.end)
     return Level(t * self.T, jnp.exp(-0.5 * integral), jnp.sqrt(-jnp.expm1(-integral)))
 
@@ -43,21 +43,27 @@ class VpSde:
 
 
 def euler_maruyama(schedule: Schedule, grid: np.ndarray, *, ode: bool = False) -> GaussianSteps:
-  """Rows for GaussianSampler: Euler's method for (2), or for (3), along a downward grid of a discretized SDE.
+  """Rows for GaussianSampler: Euler's method for (2), or for (3) with `ode`, along a downward grid of a discretized SDE.
 
       x_s = x + (beta/2 x - beta eps / sigma) h + sqrt(beta h) z,        h = t - s,   no noise into level 0
 
-  where beta is the slope of -log alpha_bar, and a level is the unit of time. In terms of x = alpha x0 + sigma eps this is a
-  row like any other, with var = beta h. It takes x0 and eps to be consistent: do not clip with keep_eps.
+  where beta is the slope of -log alpha_bar, and the unit of time is one level. With x = alpha x0 + sigma eps this is a row
+  of GaussianSteps with var = beta h. It requires consistent x0 and eps: do not clip with keep_eps.
 
-  The authors go from t = 1 in K - 1 equal steps to 0.001 and then to 0: grid.uniform(1000, K) of vp_sde(1000).
+  The authors go from t = 1 in K - 1 equal steps to 0.001 and then to 0, which is grid.uniform(1000, K) of vp_sde(1000).
+
+  Raises:
+    UserError: for an upward grid or a schedule of one level.
   """
   grid = check(schedule, grid)
   if grid[1] > grid[0] or schedule.T < 2:
-    raise UserError("Euler-Maruyama follows the reverse SDE of 2 levels or more, down: begin the grid at its highest level.")
+    raise UserError(
+      "Euler-Maruyama follows the reverse SDE downwards, on at least 2 levels: begin the grid at its highest level."
+    )
   t, s = grid[:-1], grid[1:]
   grows = np.gradient(-np.log(schedule.alpha_bar), edge_order=2)[t] * (t - s)  # beta h; exact where beta(t) is linear
-  alpha, sigma = np.sqrt(schedule.alpha_bar[t]), np.sqrt(1 - schedule.alpha_bar[t])
+  alpha = np.sqrt(schedule.alpha_bar[t])
+  sigma = np.sqrt(1 - schedule.alpha_bar[t])
   pulled = (0.5 if ode else 1.0) * grows / sigma
   var = np.zeros(len(t)) if ode else grows
   with np.errstate(divide="ignore"):

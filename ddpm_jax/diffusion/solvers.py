@@ -1,18 +1,18 @@
-"""Fast solvers of the probability flow: what DPM-Solver++, UniPC and Heun have in common.
+"""The sampler and the step table that all fast solvers of the probability flow share.
 
-With lambda = log(alpha / sigma), the way from level t to level s is an integral over beliefs (DPM-Solver++ eq. 8),
+With lambda = log(alpha / sigma), the step from level t to level s integrates predictions of x_0 (DPM-Solver++ eq. 8),
 
     x_s = sigma_s / sigma_t x_t + sigma_s int_{lambda_t}^{lambda_s} e^lambda x0(lambda) dlambda,     h = lambda_s - lambda_t
 
-and every solver replaces x0(lambda) by something between beliefs that it has. Were x0 constant, the integral would give
+and every solver approximates x0(lambda) from the predictions that it has. A constant x0 gives
 
     x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) x0,                                                            (1)
 
-which is DDIM. The others add differences of beliefs to it. So a step is a weighted sum, whose weights depend on the
-levels alone: a table (dpm_solver.py, unipc.py, heun.py), and one sampler here that runs them all. On the step into level
-0, where h is infinite, (1) is the belief itself, and it is what all of them do there.
+which is DDIM. The other solvers add differences of predictions. A step is therefore a weighted sum whose weights depend
+only on the levels. Each solver is a table of weights (dpm_solver.py, unipc.py, heun.py, ...), and `Solver` runs them
+all. On the step into level 0, where h is infinite, (1) is the prediction itself, and every solver takes that step.
 
-Beliefs are x0 as the denoiser gives it, clipped and guided; second heads are not asked.
+Predictions are x0 as the denoiser returns it, clipped and guided. Second heads are not used.
 """
 
 from typing import Any
@@ -26,34 +26,34 @@ from ddpm_jax.diffusion.schedule import Level, Schedule
 
 @struct.dataclass
 class SolverSteps:
-  """Rows of a solver: leaves [K], or [K,M] with the weights of this row's belief x0_0 and of older rows' x0_1, x0_2 ...
+  """Rows of a solver. Leaves are [K], or [K,M] with the weights of this row's prediction x0_0 and of older ones, x0_1 ...
 
-  A row asks the network once, at (x, t), and computes from an anchor a, which is x_T at first,
+  A row evaluates the network once, at (x, t), and computes from an anchor a, which is x_T at first,
 
       a <- anchor_x x + anchor_a a + sum_j anchor_x0[j] x0_j             (2)     where the step starts
       x <- next_a a + sum_j next_x0[j] x0_j + std z                      (3)     where it ends, at level s
 
-  A multistep solver starts at x; a single-step solver starts twice at the same anchor; a corrector first computes x_t
-  anew from the last anchor, when x0(x_t) is known.
+  A multistep solver starts at x. A single-step solver starts twice from the same anchor. A corrector first recomputes x_t
+  from the last anchor, now that x0(x_t) is known.
   """
 
   t: Level
-  s: Level  # t itself on the rows of Heun that only correct
+  s: Level  # Heun: rows that only correct have s = t
   anchor_x: np.ndarray
   anchor_a: np.ndarray
   anchor_x0: np.ndarray
   next_a: np.ndarray
   next_x0: np.ndarray
-  left: np.ndarray  # int32, how many rows follow
+  left: np.ndarray  # int32, how many rows follow this one
   std: np.ndarray | None = None  # None: no noise is drawn
 
   @property
   def stream(self) -> np.ndarray:
-    """Which noise a row draws; see noise.PerImage."""
+    """The noise stream of each row; see noise.PerImage."""
     return self.t.n
 
   def rounded(self, dtype: Any) -> "SolverSteps":
-    """The weights in `dtype`."""
+    """The table with its weights in `dtype`."""
     names = ("anchor_x", "anchor_a", "anchor_x0", "next_a", "next_x0", "std")
     columns = {name: getattr(self, name) for name in names}
     return self.replace(**{name: column if column is None else column.astype(dtype) for name, column in columns.items()})
@@ -61,7 +61,7 @@ class SolverSteps:
 
 @struct.dataclass
 class Solver:
-  """The sampler of every table in this family; a row is an evaluation of the denoiser."""
+  """The sampler that runs any table of SolverSteps. A row is one evaluation of the denoiser."""
 
   steps: SolverSteps
 
@@ -84,12 +84,13 @@ class Solver:
 
 
 def first_order(schedule: Schedule, t: np.ndarray, s: np.ndarray, *, anchor: int = 0, beliefs: int = 1) -> SolverSteps:
-  """Rows of (1) from levels t [K] to levels s [K] in float64, all weights of further beliefs being 0.
+  """Rows of (1) from levels t [K] to levels s [K] in float64. The weights of older predictions are 0.
 
-  anchor, beliefs: how many beliefs (2) and (3) have room for.
+  anchor, beliefs: the number of predictions in (2) and (3).
   """
   sigma = np.sqrt(1 - schedule.alpha_bar)
-  anchor_x0, next_x0 = np.zeros((len(t), anchor)), np.zeros((len(t), beliefs))
+  anchor_x0 = np.zeros((len(t), anchor))
+  next_x0 = np.zeros((len(t), beliefs))
   next_x0[:, 0] = np.sqrt(schedule.alpha_bar[s]) * -np.expm1(schedule.log_snr[t] - schedule.log_snr[s])
   return SolverSteps(
     schedule.level(t),
@@ -104,11 +105,11 @@ def first_order(schedule: Schedule, t: np.ndarray, s: np.ndarray, *, anchor: int
 
 
 def orders(log_snr: np.ndarray, order: int, lower_order_final: bool) -> np.ndarray:
-  """How many beliefs each step of a multistep solver interpolates, int [K], at levels of these log_snr [K+1].
+  """The number of predictions that each step of a multistep solver interpolates, int [K], at levels of these log_snr [K+1].
 
-  As many as `order`, but no more than there are yet, as in all official codes; and with lower_order_final no more than
-  steps are left: 2, 1 at the end. (UniPC's code does that always, DPM-Solver++'s when there are fewer than 10 steps.) A
-  level of infinite log-SNR, an image or pure noise, is no point between which to interpolate.
+  It is `order`, but at most the number of predictions so far, as in all official codes. With lower_order_final it is also
+  at most the number of steps left: 2, then 1, at the end. (UniPC's code always does this, DPM-Solver++'s with fewer than 10
+  steps.) Predictions at levels of infinite log-SNR, images or pure noise, cannot be interpolated.
   """
   finite = np.isfinite(log_snr)
   result = np.minimum(order, np.cumsum(finite)[:-1])

@@ -1,19 +1,19 @@
-"""Tables: a sampler's arithmetic, computed once in float64 on the host, one row per step.
+"""Step tables: the coefficients of a sampler, computed once in float64 on the host, one row per step.
 
-A row leaves level t for level s. DDIM's family of inference processes (DDIM eq. 7) is
+A row goes from level t to level s. DDIM's family of inference processes (DDIM eq. 7) is
 
     q(x_s | x_t, x_0) = N( alpha_s x_0 + sqrt(sigma_s^2 - var) (x_t - alpha_t x_0) / sigma_t ,  var I ),        (1)
 
     var = eta^2 * posterior,    posterior = sigma_s^2 / sigma_t^2 * (1 - alpha_t^2 / alpha_s^2)                 (2)
 
-where eta = 1 is DDPM's posterior (DDPM eq. 7) and eta = 0 is deterministic. Given beliefs about x_0 after seeing x_t,
-with mean x0 and with eps = (x_t - alpha_t x0) / sigma_t, integrating (1) over them gives the reverse transition
+where eta = 1 is DDPM's posterior (DDPM eq. 7) and eta = 0 is deterministic. Let p(x_0 | x_t) have mean x0, and let
+eps = (x_t - alpha_t x0) / sigma_t. Integrating (1) over p(x_0 | x_t) gives the reverse transition
 
     mean = c_x0 x0 + c_eps eps,              c_x0 = alpha_s,   c_eps = sqrt(sigma_s^2 - var)                    (3)
     var' = var + c_cov Var[x_0 | x_t],       c_cov = (c_x0 - c_eps alpha_t / sigma_t)^2                         (4)
 
 (Analytic-DPM eq. 10, Extended-Analytic-DPM eq. 9). Every sampler, covariance, training term and bits/dim term of the
-DDPM family reads its numbers from such a row.
+DDPM family reads its coefficients from such a row.
 """
 
 import jax
@@ -28,7 +28,7 @@ from ddpm_jax.errors import UserError
 
 @struct.dataclass
 class GaussianSteps:
-  """Rows of the transitions (1)-(4) along a grid; every leaf is [K], row 0 is the first step taken."""
+  """Rows of the transitions (1)-(4) along a grid. Every leaf is [K] and row 0 is the first step."""
 
   t: Level  # the level a step leaves
   s: Level  # the level it reaches
@@ -36,13 +36,13 @@ class GaussianSteps:
   c_eps: jax.Array
   var: jax.Array  # of (1)
   c_cov: jax.Array
-  log_var_min: jax.Array  # log posterior variance; the last row repeats the one before it, since its own is 0
+  log_var_min: jax.Array  # log posterior variance; the last row repeats the row before it, since its own variance is 0
   log_var_max: jax.Array  # log (1 - alpha_t^2 / alpha_s^2), "beta" of this step
   left: jax.Array  # int32, how many steps follow; 0 on the last row
 
   @property
   def stream(self) -> jax.Array:
-    """Which noise a step draws; see noise.PerImage."""
+    """The noise stream of each step; see noise.PerImage."""
     return self.t.n
 
   def leaving(self, n: jax.Array) -> "GaussianSteps":
@@ -56,12 +56,12 @@ def gaussian(schedule: Schedule, grid: np.ndarray, eta: float = 1.0) -> Gaussian
 
   Args:
     schedule: the noise levels.
-    grid: [K+1] strictly monotone levels, usually T ... 0. An upward grid gives the deterministic inversion; begin it
-      at level 1, since no network has seen level 0.
+    grid: [K+1] strictly monotone levels, usually T ... 0. An upward grid gives the deterministic inversion. Begin it at
+      level 1, since networks are not trained at level 0.
     eta: between 0 (DDIM) and 1 (DDPM).
 
   Returns:
-    A table with leaves [K], float32 from float64.
+    A table with leaves [K], computed in float64 and rounded to float32.
 
   Raises:
     UserError: if the grid repeats a level, leaves 0..T or begins at 0, or eta is not in [0, 1].
@@ -70,7 +70,7 @@ def gaussian(schedule: Schedule, grid: np.ndarray, eta: float = 1.0) -> Gaussian
   if not 0 <= eta <= 1:
     raise UserError(f"eta = {eta} is outside [0, 1]: 0 is DDIM (no noise), 1 is DDPM (ancestral).")
   if grid[1] > grid[0] and eta != 0:
-    raise UserError(f"An upward grid is inverted without noise: use eta = 0, not {eta}.")
+    raise UserError(f"An upward grid inverts the chain without noise: use eta = 0, not {eta}.")
   table = transitions(schedule, grid[:-1], grid[1:], eta)
   log_var_min = table.log_var_min.copy()
   if grid[-1] == 0:
@@ -79,28 +79,30 @@ def gaussian(schedule: Schedule, grid: np.ndarray, eta: float = 1.0) -> Gaussian
 
 
 def transitions(schedule: Schedule, t: np.ndarray, s: np.ndarray, eta: float = 1.0) -> GaussianSteps:
-  """Rows of (1)-(4) from levels t to levels s, integer arrays of one shape; their order means nothing, so left = 0.
+  """Rows of (1)-(4) from levels t to levels s, integer arrays of the same shape. They have no order, so left = 0.
 
-  Here log_var_min is the log posterior variance everywhere, -inf where s = 0.
+  Here log_var_min is always the log posterior variance, -inf where s = 0.
   """
   alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
-  with np.errstate(divide="ignore", invalid="ignore"):  # upward: the ratio exceeds 1 and its columns are not used
+  with np.errstate(divide="ignore", invalid="ignore"):  # upward, the ratio exceeds 1 and these columns are not used
     beta = 1 - alpha_bar_t / alpha_bar_s
     posterior = beta * (1 - alpha_bar_s) / (1 - alpha_bar_t)
     var = np.where(s < t, eta**2 * posterior, 0.0)
-    c_x0, c_eps = np.sqrt(alpha_bar_s), np.sqrt(1 - alpha_bar_s - var)
+    c_x0 = np.sqrt(alpha_bar_s)
+    c_eps = np.sqrt(1 - alpha_bar_s - var)
     c_cov = (c_x0 - c_eps * np.sqrt(alpha_bar_t / (1 - alpha_bar_t))) ** 2
-    log_var_min, log_var_max = np.log(posterior), np.log(beta)
+    log_var_min = np.log(posterior)
+    log_var_max = np.log(beta)
   columns = (c_x0, c_eps, var, c_cov, log_var_min, log_var_max)
   left = np.zeros(np.shape(t), np.int32)
   return GaussianSteps(schedule.level(t), schedule.level(s), *(c.astype(np.float32) for c in columns), left)
 
 
 def check(schedule: Schedule, grid: np.ndarray) -> np.ndarray:
-  """A valid grid whose first level a network can be asked about; see `grid.check`."""
+  """A valid grid that does not begin at level 0; see `grid.check`."""
   grid = grids.check(grid, schedule.T)
   if grid[0] == 0:
-    raise UserError("The grid begins at level 0, where no network was trained; begin at 1 to go up from an image.")
+    raise UserError("The grid begins at level 0, where networks are not trained. Begin at level 1 to go up from an image.")
   return grid
 
 

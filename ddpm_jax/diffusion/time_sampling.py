@@ -1,8 +1,8 @@
-"""Which levels to train on. A time sampler is a frozen description with pure functions
+"""Time samplers: the distribution of training levels. A time sampler is a frozen dataclass with pure functions
 
     init() -> state;    sample(state, key, B) -> (n int32 [B] in 1..T, weight [B]);    update(state, n, loss [B]) -> state
 
-The weight multiplies the loss, so that every sampler estimates the same mean over levels.
+The weight multiplies the loss, so that every time sampler estimates the same mean over levels.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Uniform(_Stateless):
 
 @dataclasses.dataclass(frozen=True)
 class Antithetic(_Stateless):
-  """Half of the levels, then their mirror images T + 1 - n (DDIM code)."""
+  """Independent levels n for half of the batch and their mirror images T + 1 - n for the other half (DDIM code)."""
 
   T: int
 
@@ -43,7 +43,7 @@ class Antithetic(_Stateless):
 
 @dataclasses.dataclass(frozen=True)
 class Stratified(_Stateless):
-  """One uniform offset for the batch, then equal strides: each batch covers all levels (VDM, appendix I.1)."""
+  """Equal strides from one uniform offset, so that each batch covers all levels (VDM, appendix I.1)."""
 
   T: int
 
@@ -54,18 +54,18 @@ class Stratified(_Stateless):
 
 @struct.dataclass
 class LossHistory:
-  """The last losses of every level."""
+  """The most recent losses of every level."""
 
-  losses: jax.Array  # float32 [T, kept], a ring
-  count: jax.Array  # int32 [T], how many were ever seen
+  losses: jax.Array  # float32 [T, kept], a ring buffer
+  count: jax.Array  # int32 [T], the number of losses seen
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSecondMoment:
   """Importance sampling with p_n proportional to sqrt(E[L_n^2]) (IDDPM section 3.3).
 
-  Uniform until every level has been seen `kept` times. `uniform` is the share of uniform sampling that stays. Give
-  `update` the losses before weighting; state and update are compiled into the training step.
+  Sampling is uniform until every level has been seen `kept` times. `uniform` is the share of uniform sampling that remains.
+  `update` takes the losses before weighting. State and update are part of the compiled training step.
   """
 
   T: int
@@ -76,7 +76,7 @@ class LossSecondMoment:
     return LossHistory(jnp.zeros((self.T, self.kept)), jnp.zeros(self.T, jnp.int32))
 
   def probabilities(self, state: LossHistory) -> jax.Array:
-    """p [T] of levels 1..T."""
+    """The probabilities [T] of levels 1..T."""
     p = jnp.sqrt(jnp.mean(state.losses**2, axis=1))
     p = p / jnp.maximum(p.sum(), jnp.finfo(p.dtype).tiny) * (1 - self.uniform) + self.uniform / self.T
     return jnp.where((state.count >= self.kept).all(), p, 1 / self.T)
@@ -87,7 +87,7 @@ class LossSecondMoment:
     return index.astype(jnp.int32) + 1, 1 / (self.T * p[index])
 
   def update(self, state, n, loss):
-    """As if the losses [B] came one by one: the j-th of one level takes the j-th next place in its ring."""
+    """The state after the losses [B], as if they arrived one by one in each level's ring."""
     index = n - 1
     same = index[:, None] == index[None, :]
     before = jnp.tril(same, -1).sum(1)

@@ -1,15 +1,15 @@
-"""UniPC (Zhao et al. 2023, arXiv 2302.04867): a multistep predictor, and a corrector that costs no evaluation.
+"""UniPC (Zhao et al. 2023, arXiv 2302.04867): a multistep predictor, and a corrector without extra evaluations.
 
-With h = lambda_s - lambda_t, B = e^-h - 1 ("bh2") or -h ("bh1"), r_i = (lambda of belief i - lambda_t) / h and
-D_i = (x0_i - x0_0) / r_i, the predictor adds to (1) of solvers.py
+Let h = lambda_s - lambda_t, B = e^-h - 1 ("bh2") or -h ("bh1"), r_i = (lambda of prediction i - lambda_t) / h, and
+D_i = (x0_i - x0_0) / r_i. The predictor adds to (1) of solvers.py
 
     - alpha_s B sum_{i=1}^{p-1} rho_i D_i,            sum_i r_i^{k-1} rho_i = b_k,                  k = 1 ... p - 1     (5)
 
     b_k = k! phi_{k+1} / B,      phi_1 = e^-h - 1,    phi_{k+1} = phi_k / -h - 1 / k!                                   (6)
 
-(section 3, algorithms 6 and 8: the form for data prediction.) When the network has been asked at x_s, the corrector
-repeats the step with the new belief as one more point, r = 1, and p equations. The authors' code takes rho = 1/2 for the
-predictor of order 2 and the corrector of order 1, instead of solving one equation; so does this.
+(section 3, algorithms 6 and 8, the form for data prediction). After the evaluation at x_s, the corrector repeats the step
+with the new prediction as one more point, r = 1, and p equations. Like the authors' code, this takes rho = 1/2 for the
+predictor of order 2 and the corrector of order 1, instead of solving one equation.
 """
 
 import math
@@ -37,7 +37,7 @@ def unipc(
     schedule: the noise levels.
     grid: [K+1] strictly monotone levels, usually T ... 0.
     order: of the predictor.
-    variant: "bh1" (advised for few steps without guidance) or "bh2".
+    variant: "bh1" (recommended for few steps without guidance) or "bh2".
     lower_order_final: see solvers.orders.
     dtype: of the weights; float64 shows the order of convergence.
 
@@ -47,10 +47,12 @@ def unipc(
   grid = check(schedule, grid)
   if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
     raise UserError(f'UniPC has orders 1 to 3 and variants "bh1" and "bh2", not order {order} and variant {variant!r}.')
-  t, s, log_snr = grid[:-1], grid[1:], schedule.log_snr[grid]
+  t, s = grid[:-1], grid[1:]
+  log_snr = schedule.log_snr[grid]
   steps = first_order(schedule, t, s, anchor=order + 1, beliefs=order)
-  alpha_s, h = np.sqrt(schedule.alpha_bar[s]), np.diff(log_snr)
-  x0 = np.eye(order + 1)  # x0[j] are the weights of "belief j"
+  alpha_s = np.sqrt(schedule.alpha_bar[s])
+  h = np.diff(log_snr)
+  x0 = np.eye(order + 1)  # x0[j] are the weights of prediction j
   for k, p in enumerate(orders(log_snr, order, lower_order_final)):
     if not np.isfinite(h[k]):
       continue
@@ -59,18 +61,20 @@ def unipc(
     D = (x0[1:p] - x0[0]) / r[:, None]
     rho = np.full(1, 0.5) if p == 2 else _rho(h[k], r, B)
     steps.next_x0[k] -= (alpha_s[k] * B * rho @ D)[:order]
-    if k + 1 < len(t):  # the row that reaches s corrects; there the new belief is x0_0, and the others are one older
+    if k + 1 < len(t):  # the next row corrects: there the new prediction is x0_0
       new, old = x0[0], x0[1:]
       D = np.append((old[1:p] - old[0]) / r[:, None], [new - old[0]], axis=0)
       rho = np.full(1, 0.5) if p == 1 else _rho(h[k], np.append(r, 1.0), B)
-      steps.anchor_x[k + 1], steps.anchor_a[k + 1] = 0, steps.next_a[k]
+      steps.anchor_x[k + 1] = 0
+      steps.anchor_a[k + 1] = steps.next_a[k]
       steps.anchor_x0[k + 1] = alpha_s[k] * (-np.expm1(-h[k]) * old[0] - B * rho @ D)
   return steps.rounded(dtype)
 
 
 def _rho(h: float, r: np.ndarray, B: float) -> np.ndarray:
-  """The solution of (5) for points r."""
-  phi, b = np.expm1(-h), []
+  """The solution rho of (5) for the points r."""
+  phi = np.expm1(-h)
+  b = []
   for k in range(1, len(r) + 1):
     phi = phi / -h - 1 / math.factorial(k)
     b.append(math.factorial(k) * phi / B)

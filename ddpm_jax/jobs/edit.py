@@ -15,6 +15,7 @@ from ddpm_jax.diffusion.interpolation import latent_interpolation, slerp
 from ddpm_jax.diffusion.noise import PerImage, image_keys
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
+from ddpm_jax.jobs.progress import STEPS
 from ddpm_jax.jobs.trained import Trained, checked_seeds
 
 ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solvers that also go upwards
@@ -79,7 +80,7 @@ def inpaint(
   keys = image_keys(checked_seeds(seeds))
   sampler = editing.Inpaint(steps, x_0, jnp.asarray(known)[None, :, :, None], usual.kernel)
   x_T = PerImage(keys).initial(trained.image_shape)
-  drawn = trained.to_pixels(sample(keys, denoiser, sampler, x_T, cond, progress=True)[0], seeds)
+  drawn = trained.to_pixels(sample(keys, denoiser, sampler, x_T, cond, progress=STEPS)[0], seeds)
   stored = source.gather(np.asarray(indices))[0]  # 8 bits; on their way through floats they would be truncated again
   return np.where(known[:, :, None], stored, drawn)
 

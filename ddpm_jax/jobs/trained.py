@@ -24,6 +24,7 @@ from ddpm_jax.diffusion.noise import PerImage, image_keys, normal
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
+from ddpm_jax.jobs.progress import STEPS
 from ddpm_jax.training import checkpoints
 
 
@@ -139,7 +140,9 @@ class Trained:
       cond = self._cond(keys, *(None if a is None else a[part] for a in (labels, low_res)))
       x_T = PerImage(keys).initial(self.image_shape)
       draw = sample if len(part) > 1 and jax.device_count() > 1 else _sample_alone
-      x, kept = draw(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=progress)
+      x, kept = draw(
+        keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=STEPS if progress else None
+      )
       images.append(self.to_pixels(x, np.asarray(seeds)[part]))
       saved.append(layout.to_host(kept))
     images = np.concatenate(images)[: len(seeds)]
@@ -183,7 +186,9 @@ class Trained:
       numbers = chosen[part]
       keys = self._keys(numbers)
       x_0, cond = self.images(source, numbers)
-      bounds.append(layout.to_host(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=progress)))
+      bounds.append(
+        layout.to_host(bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, progress=STEPS if progress else None))
+      )
       self._check_finite(np.asarray(bounds[-1].total), numbers, "bounds", "test images")
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(chosen)], *bounds)
 

@@ -22,6 +22,7 @@ from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.solvers import Solver
 from ddpm_jax.diffusion.transforms import ClipX0, DynamicThreshold
 from ddpm_jax.diffusion.unipc import unipc
+from ddpm_jax.jobs.progress import STEPS
 
 LEVELS = schedule.cosine(40)
 SHAPE = (6, 6, 3)
@@ -196,10 +197,10 @@ def test_a_progress_bar_costs_nothing_when_off(capsys):
   sampler, network = ancestral(grid.uniform(40, 5)), Network(None, stable)
   arguments = (KEYS, network, sampler, X_T)
   assert "callback" not in sample.lower(*arguments).as_text()
-  assert "callback" in sample.lower(*arguments, progress=True).as_text()
+  assert "callback" in sample.lower(*arguments, progress=STEPS).as_text()
   likelihood = (KEYS, network, sampler.kernel, sampler.steps, X_T, None)
-  assert "callback" not in _bits_per_dim.lower(*likelihood, noise=None, progress=False).as_text()
-  quiet, shown = run(sampler, network)[0], run(sampler, network, progress=True)[0]
+  assert "callback" not in _bits_per_dim.lower(*likelihood, noise=None, progress=None).as_text()
+  quiet, shown = run(sampler, network)[0], run(sampler, network, progress=STEPS)[0]
   jax.effects_barrier()
   np.testing.assert_array_equal(quiet, shown)
   assert "5/5" in capsys.readouterr().err

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Inside diffusion/ a module imports only smaller numbers. A new module needs a place here.
 LAYERS = {
-  0: "gaussian schedule noise progress time_sampling",
+  0: "gaussian schedule noise time_sampling",
   1: "grid solvers",
   2: "steps trajectory",
   3: "prediction moments dpm_solver heun unipc sde",
