@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ddpm_jax.diffusion import covariance, grid, prediction, schedule, steps
+from ddpm_jax.diffusion import covariance, grid, prediction, schedule, second_heads, steps
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.transforms import ClipX0
 
@@ -117,7 +117,7 @@ def experiment(table, mean: str, var: str, model: str = "poly", time=prediction.
   """mean and var in the words of either code; a second head is added to the model where the variance is learned."""
   parameterization, params = MEANS[mean](table), None
   if kind := SECOND_HEADS.get(var):
-    parameterization, params = prediction.TwoHeads(parameterization, kind), np.float32(OFFSETS[kind])
+    parameterization, params = second_heads.TwoHeads.named(parameterization, kind), np.float32(OFFSETS[kind])
     model = model.removesuffix("+var") + "+var"
   network = prediction.Network(params, named(model), parameterization, time)
   return Experiment(table, network, ReverseKernel(COVARIANCES[var]))

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ddpm_jax import models
 from ddpm_jax.build.process import chain
 from ddpm_jax.config import nearest
-from ddpm_jax.diffusion import guidance, prediction
+from ddpm_jax.diffusion import guidance, prediction, second_heads
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.patches import Patches
@@ -142,6 +142,6 @@ def parameterization(config: ConfigDict, steps: tables.GaussianSteps | None = No
     raise UserError(f"prediction.mean {mean!r} is unknown; {nearest(mean, [*prediction.MEANS, 'x_prev'])}")
   if second is None:
     return heads
-  if second not in prediction.SECOND_HEADS:
-    raise UserError(f"prediction.second {second!r} is unknown; {nearest(second, prediction.SECOND_HEADS)}")
-  return prediction.TwoHeads(heads, second)
+  if second not in second_heads.SECOND_HEADS:
+    raise UserError(f"prediction.second {second!r} is unknown; {nearest(second, second_heads.SECOND_HEADS)}")
+  return second_heads.TwoHeads.named(heads, second)

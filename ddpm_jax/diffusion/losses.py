@@ -1,7 +1,8 @@
 """Training losses: (keys [B], network, x_0 [B,H,W,C], n [B], cond) -> (loss [B], parts).
 
-Each draws one noise image per key, diffuses x_0 to level n, asks the network once, and compares. `given` is the same
-with the noise in hand. `parts` are the summands, [B] each, for logging. The rows of `steps` say where level n leads.
+A loss draws one noise image per key, diffuses x_0 to level n, evaluates the network once and compares. `given` is the same
+loss with given noise. `parts` are the terms of the sum, [B] each, for logging. `steps` is the chain: its row for level n
+says which level follows.
 """
 
 from typing import Any
@@ -10,11 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ddpm_jax.diffusion import jacobian
 from ddpm_jax.diffusion.covariance import learned_range
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import vlb_term
-from ddpm_jax.diffusion.noise import normal
-from ddpm_jax.diffusion.prediction import Network, TwoHeads
+from ddpm_jax.diffusion.noise import normal, signs
+from ddpm_jax.diffusion.prediction import Network
+from ddpm_jax.diffusion.schedule import like
+from ddpm_jax.diffusion.second_heads import TwoHeads
 from ddpm_jax.diffusion.steps import GaussianSteps
 from ddpm_jax.errors import UserError
 
@@ -22,6 +26,8 @@ Parts = dict[str, jax.Array]
 
 
 class _Loss:
+  """A loss that draws one noise image per key."""
+
   def __call__(
     self, keys: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
   ) -> tuple[jax.Array, Parts]:
@@ -32,8 +38,9 @@ class _Loss:
 class Simple(_Loss):
   """|target - output|^2 with the first head (L_simple, DDPM eq. 14).
 
-  reduce: "mean" over the image (Ho, OpenAI), or "sum" (DDIM, Analytic-DPM): the same minimum, but another meaning of
-    gradient clipping.
+  Attributes:
+    reduce: "mean" over the image (Ho, OpenAI) or "sum" (DDIM, Analytic-DPM). The minimum is the same, but gradient
+      clipping acts differently.
   """
 
   steps: GaussianSteps
@@ -50,7 +57,10 @@ class Simple(_Loss):
 class Vlb(_Loss):
   """scale * one term of the variational bound, in bits/dim, at the sampled level.
 
-  scale: 1 is Ho's `kl`; T makes it an estimate of the whole bound, IDDPM's L_vlb. x0 is not clipped in training.
+  x0 is not clipped in training.
+
+  Attributes:
+    scale: 1 is Ho's `kl`. T gives an estimate of the whole bound, IDDPM's L_vlb.
   """
 
   steps: GaussianSteps
@@ -68,8 +78,9 @@ class Vlb(_Loss):
 class Hybrid(_Loss):
   """L_simple + weight * one term of the bound, where the bound trains the variance only (L_hybrid, IDDPM eq. 16).
 
-  weight: T / 1000 in IDDPM ("rescaled": 0.001 keeps L_vlb from drowning L_simple, and T makes a term an estimate of
-    the sum), 1 in ADM; the two agree at T = 1000. The bound is in bits/dim, the square is not.
+  Attributes:
+    weight: T / 1000 in IDDPM, 1 in ADM. The two agree at T = 1000. In IDDPM, T turns one term into an estimate of the
+      sum, and 0.001 keeps L_vlb smaller than L_simple. The bound is in bits/dim, the square is not.
   """
 
   steps: GaussianSteps
@@ -77,7 +88,8 @@ class Hybrid(_Loss):
   kernel: Any = ReverseKernel(learned_range)
 
   def given(self, eps, network, x_0, n, cond=None):
-    row, heads = self.steps.leaving(n), network.parameterization
+    row = self.steps.leaving(n)
+    heads = network.parameterization
     x_t = row.t.diffuse(x_0, eps)
     mean, second = heads.split(network.output(x_t, row.t, cond))
     mse = _reduce("mean", (heads.target(x_0, eps, row.t) - mean) ** 2)
@@ -88,39 +100,59 @@ class Hybrid(_Loss):
 
 @struct.dataclass
 class SecondHead(_Loss):
-  """Regression of a second head on the errors of a finished network (Extended-Analytic-DPM section 4).
+  """Regression of a second head beside the first (second_heads.py; Extended-Analytic-DPM section 4).
 
-      NPR ("residual"):       |(eps - eps_hat)^2 - g|^2          SN ("second_moment"):      |eps^2 - h|^2
+      NPR "residual"          |(eps - eps_hat)^2 - g|^2
+      SN  "second_moment"     |eps^2 - h|^2
+      OCM "hessian"           |-sigma v (J^T v) - g|^2,   J = d eps_hat / d x_t,   v = +-1 at random
 
-  and the same for networks of x_0 or v. The error |eps - eps_hat|^2 of the first head is part of the reported loss, as in
-  the authors' code.
+  The same regressions serve networks of x_0 or v. As in the authors' code, the reported loss includes the error
+  |eps - eps_hat|^2 of the first head.
 
-  train_mean: False leaves the first head alone: its error has no gradient, and the optimizer should hold the backbone
-    fixed. True trains a network of two heads from scratch, L_simple beside the second regression.
+  Attributes:
+    reduce: "sum" or "mean" over the image.
+    train_mean: False stops the gradient of the first head's error, for a frozen backbone. True trains both heads
+      jointly: L_simple plus the second regression.
+    weight: factor of the second regression. None balances the two errors of each batch, mean(mse) / mean(head), as
+      OCM's code does.
   """
 
   steps: GaussianSteps
   reduce: str = struct.field(pytree_node=False, default="sum")
   train_mean: bool = struct.field(pytree_node=False, default=False)
+  weight: float | None = struct.field(pytree_node=False, default=1.0)
 
-  def given(self, eps, network, x_0, n, cond=None):
+  def __call__(self, keys, network, x_0, n, cond=None):
+    shape = x_0.shape[1:]
+    probe = signs(keys, shape, 2) if network.parameterization.second.needs_probe else None  # streams 0 and 1 are taken
+    return self.given(normal(keys, shape), network, x_0, n, cond, probe)
+
+  def given(self, eps, network, x_0, n, cond=None, probe=None):
     level = self.steps.leaving(n).t
+    x_t = level.diffuse(x_0, eps)
     heads: TwoHeads = network.parameterization
-    mean, second = heads.split(network.output(level.diffuse(x_0, eps), level, cond))
+    mean, second = heads.split(network.output(x_t, level, cond))
     target = heads.target(x_0, eps, level)
-    error = (target - (mean if self.train_mean else jax.lax.stop_gradient(mean))) ** 2
-    moment = jax.lax.stop_gradient(error) if heads.kind == "residual" else target**2
-    mse, head = _reduce(self.reduce, error), _reduce(self.reduce, (moment - second) ** 2)
-    return mse + head, {"mse": mse, "head": head}
+    frozen = jax.lax.stop_gradient(mean)
+    mse = _reduce(self.reduce, (target - (mean if self.train_mean else frozen)) ** 2)
+
+    def curvature():
+      fixed = jax.lax.stop_gradient(network)
+      moved = jacobian.reverse(lambda x: fixed(x, level, cond).eps, x_t, probe)
+      return jax.lax.stop_gradient(-like(level, x_t).sigma * probe * moved)
+
+    head = _reduce(self.reduce, heads.second.loss(second, target, frozen, curvature))
+    weight = jax.lax.stop_gradient(mse.mean() / head.mean()) if self.weight is None else self.weight
+    return mse + weight * head, {"mse": mse, "head": head}
 
 
 @struct.dataclass
 class NoisyClassifier(_Loss):
   """Cross-entropy, in nats, of cond["label"] at noisy images (ADM section 4.1); the network is a guidance.Classifier.
 
-  Parts: cross_entropy, top1 and top5 (1 where the label is among the most probable), and each of them as ..._q0, the
-  least noisy quarter of levels, to ..._q3. Those are scaled so that means over batches of all levels are means over
-  the quarter's images.
+  The parts are cross_entropy, top1 and top5 (1 where the label is among the most probable classes). Each also occurs
+  per quarter of the levels, from ..._q0, the least noisy quarter, to ..._q3. The quarters are scaled so that a mean over a
+  batch of all levels is the mean over the images of that quarter.
   """
 
   steps: GaussianSteps
@@ -142,8 +174,10 @@ class NoisyClassifier(_Loss):
 
 @struct.dataclass
 class NoisyLowRes:
-  """`inner` with noise of deviation `std` on cond["low_res"], fresh for each image, as cascades need: an upsampler
-  should forgive what the stage before gets wrong (Ho et al. 2021, "conditioning augmentation")."""
+  """`inner` with Gaussian noise of standard deviation `std` on cond["low_res"], drawn per image.
+
+  It makes an upsampler robust to errors of the previous stage (Ho et al. 2021, "conditioning augmentation").
+  """
 
   inner: _Loss
   std: jax.Array

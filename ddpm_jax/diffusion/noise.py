@@ -14,6 +14,11 @@ def normal(keys: jax.Array, shape: tuple[int, ...], fold: int | jax.Array = 0) -
   return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, fold), shape))(keys)
 
 
+def signs(keys: jax.Array, shape: tuple[int, ...], fold: int | jax.Array = 0) -> jax.Array:
+  """Rademacher float32 [B, *shape], +1 or -1 with equal probability. Image b uses fold_in(keys[b], fold)."""
+  return jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(key, fold), shape, "float32"))(keys)
+
+
 @struct.dataclass
 class PerImage:
   """Fresh noise for a row: fold_in(key of the image, row.stream).

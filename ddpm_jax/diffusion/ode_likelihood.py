@@ -37,14 +37,14 @@ _ERROR = np.array([-71 / 57600, 0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 /
 
 @struct.dataclass
 class OdeBits:
-  """What `bits_per_dim` found, per image."""
+  """What `ode_bits_per_dim` found, per image."""
 
   bits: jax.Array  # [B] bits/dim
   latent: jax.Array  # [B,H,W,C] x at t = 1
   steps: jax.Array  # [B] int32, accepted steps
 
 
-def bits_per_dim(
+def ode_bits_per_dim(
   keys: jax.Array,
   denoiser: Any,
   sde: VpSde,
@@ -67,7 +67,7 @@ def bits_per_dim(
   Raises:
     UserError: if an image needs more than max_steps, or the network returns something not finite.
   """
-  result = _bits_per_dim(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps)
+  result = _ode_bits(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps)
   if not np.isfinite(result.bits).all():
     raise UserError(
       f"The ODE of image {int(np.argmin(np.isfinite(result.bits)))} could not be followed in {max_steps} steps; raise "
@@ -77,7 +77,7 @@ def bits_per_dim(
 
 
 @functools.partial(jax.jit, static_argnames=("sde", "max_steps"))
-def _bits_per_dim(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps):
+def _ode_bits(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps):
   shape, dim = x_0.shape[1:], x_0[0].size
 
   def draw(key):

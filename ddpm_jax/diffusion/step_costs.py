@@ -20,7 +20,7 @@ from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion.covariance import decoder_log_var, log_posterior_21
 from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.likelihood import bits
-from ddpm_jax.diffusion.moments import chunks, image_keys
+from ddpm_jax.diffusion.moments import chunks, numbered_keys
 from ddpm_jax.diffusion.noise import PerImage
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.steps import GaussianSteps, gaussian, transitions
@@ -53,7 +53,7 @@ def estimate(
   steps, last = gaussian(schedule, grids.full(T)), log_posterior_21(schedule)
   total, count = np.zeros((T + 1, T + 1)), 0
   for x_0, cond in batches:
-    keys = image_keys(seed, count, len(x_0))
+    keys = numbered_keys(seed, count, len(x_0))
     for rows in chunks(steps, chunk):
       costs = _chunk(keys, denoiser, covariance, rows, to_lower(schedule, rows.t.n), x_0, cond, last)
       for t, column in zip(rows.t.n, np.asarray(costs, np.float64), strict=True):

@@ -1,4 +1,4 @@
-"""Denoisers around a denoiser: clipping, dynamic thresholding, moments."""
+"""Denoisers that wrap a denoiser: clipping, dynamic thresholding, measured moments."""
 
 from typing import Any
 
@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ddpm_jax.diffusion.prediction import Prediction, eps_from_x0
+from ddpm_jax.diffusion.prediction import Prediction, eps_from_x0, of_level
 from ddpm_jax.diffusion.schedule import like
 
 
 @struct.dataclass
 class ClipX0:
-  """Keeps x0 within [lo, hi].
+  """Clips x0 to [lo, hi].
 
-  keep_eps: False re-derives eps from the clipped x0 (IDDPM and ADM; also makes the mean DDPM's posterior mean). True
-    leaves the network's eps as it was (DDIM of Analytic-DPM and Extended-Analytic-DPM).
+  Attributes:
+    keep_eps: False recomputes eps from the clipped x0, as IDDPM and ADM do. The mean is then DDPM's posterior mean. True
+      keeps the network's eps, as the DDIM of Analytic-DPM and Extended-Analytic-DPM does.
   """
 
   inner: Any
@@ -30,9 +31,9 @@ class ClipX0:
 
 @struct.dataclass
 class DynamicThreshold:
-  """Clips x0 of each image at its own quantile of |x0|, then rescales to [-1, 1] (Imagen, section 2.3).
+  """Clips x0 of each image at a quantile of its |x0| and rescales to [-1, 1] (Imagen, section 2.3).
 
-  Thresholds below 1 count as 1, so that images in range stay untouched.
+  A threshold below 1 is replaced by 1, so that images within the range do not change.
   """
 
   inner: Any
@@ -48,30 +49,18 @@ class DynamicThreshold:
 
 @struct.dataclass
 class AnalyticMoments:
-  """Fills eps_var with 1 - gamma_n, one number per level (Analytic-DPM eq. 8, gamma_n = E|eps_hat|^2 / d).
+  """Fills eps_var with 1 - gamma_n, independent of x_t (Analytic-DPM eq. 8, gamma_n = E|eps_hat|^2 / d).
 
-  gamma: float32 [T+1] of the same schedule, as moments.py estimates it; gamma[0] is not used.
+  Attributes:
+    gamma: float32 [T+1], or [T+1,H,W,C] for a variance per pixel, of the same schedule. moments.py estimates it.
+      gamma[0] is not used.
   """
 
   inner: Any
   gamma: jax.Array
 
   def __call__(self, x_t, level, cond=None) -> Prediction:
-    return self.inner(x_t, level, cond).replace(eps_var=like(1 - jnp.asarray(self.gamma)[level.n], x_t))
-
-
-@struct.dataclass
-class UnitMoment:
-  """Fills eps_var with 1 - eps_hat^2 per pixel, as if E[eps^2 | x_t] were 1 everywhere: SN-DPM without its head.
-
-  Extended-Analytic-DPM's code does this for an optimal covariance without moments; `Optimal` clips the outcome.
-  """
-
-  inner: Any
-
-  def __call__(self, x_t, level, cond=None) -> Prediction:
-    pred = self.inner(x_t, level, cond)
-    return pred.replace(eps_var=1 - pred.eps**2)
+    return self.inner(x_t, level, cond).replace(eps_var=1 - of_level(self.gamma, level, x_t))
 
 
 def _with_x0(pred, x0, x_t, level, keep_eps):

@@ -24,6 +24,8 @@ TORCH = (".pth", ".pt", ".ckpt")
 def save_moments(path: str | os.PathLike, moments: Moments, schedule: Schedule, source: dict) -> None:
   """Writes moments as .npz; `source` says in JSON-able words whose they are, and over which images."""
   arrays = {"levels": moments.levels, "mean": moments.mean, "deviations": moments.deviations}
+  if moments.pixels is not None:
+    arrays["pixels"] = moments.pixels
   npz.write(path, {**arrays, "alpha_bar": schedule.alpha_bar}, {"count": moments.count, "source": source})
 
 
@@ -34,7 +36,8 @@ def load_moments(path: str | os.PathLike, schedule: Schedule) -> tuple[Moments, 
     UserError: if the file is missing, damaged or of another kind, or was measured with another schedule.
   """
   arrays, meta = _read(path, schedule, "deviations", "moments")
-  return Moments(arrays["levels"], int(meta["count"]), arrays["mean"], arrays["deviations"]), meta["source"]
+  found = Moments(arrays["levels"], int(meta["count"]), arrays["mean"], arrays["deviations"], arrays.get("pixels"))
+  return found, meta["source"]
 
 
 def save_costs(path: str | os.PathLike, table: np.ndarray, schedule: Schedule, source: dict) -> None:
@@ -62,6 +65,17 @@ def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False
   if residual:
     raise UserError(f"{path} holds only E|eps_hat|^2; measure the residual with ddpm-jax moments.")
   return check_gamma(read_vector(path), schedule)
+
+
+def gamma_of_pixels(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False) -> np.ndarray:
+  """Gamma of each pixel, float32 [T+1,H,W,C], from a file of ddpm-jax moments --per_pixel.
+
+  Raises:
+    UserError: as `load_moments`, and for a file without pixels.
+  """
+  if pathlib.Path(path).suffix != ".npz":
+    raise UserError(f"{path} holds one number per level; measure each pixel with ddpm-jax moments --per_pixel.")
+  return load_moments(path, schedule)[0].gamma_of_pixels(schedule.T, residual=residual)
 
 
 def read_vector(path: str | os.PathLike) -> np.ndarray:

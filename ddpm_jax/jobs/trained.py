@@ -198,7 +198,7 @@ class Trained:
     for part in _batches(len(chosen), self.config.evaluation.batch_size):
       numbers = chosen[part]
       x_0, cond = self.images(source, numbers)
-      parts.append(layout.to_host(ode_likelihood.bits_per_dim(self._keys(numbers), self.network, sde, x_0, cond)))
+      parts.append(layout.to_host(ode_likelihood.ode_bits_per_dim(self._keys(numbers), self.network, sde, x_0, cond)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(chosen)], *parts)
 
   def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]:

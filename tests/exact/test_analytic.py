@@ -195,7 +195,7 @@ def test_the_costs_along_a_path_are_its_bound(covariance):
   *_, (_, table) = step_costs.estimate(chain, TWO, covariance, [(x_0, None)], seed=3)
   kernel = ReverseKernel(fix_last_to_full_chain(covariance, chain))
   for visited in (grid.uniform(30, 3), np.array([30, 11, 4, 0]), trajectory.dp_vb(table, 3)):
-    bound = bits_per_dim(moments.image_keys(3, 0, 100), TWO, kernel, steps.gaussian(chain, visited), x_0)
+    bound = bits_per_dim(moments.numbered_keys(3, 0, 100), TWO, kernel, steps.gaussian(chain, visited), x_0)
     expected = table[visited[1:], visited[:-1]].sum() + bound.prior.mean()
     np.testing.assert_allclose(bound.total.mean(), expected, rtol=1e-5)
 

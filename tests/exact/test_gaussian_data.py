@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 from reference import Stored
 
-from ddpm_jax.diffusion import grid, noise, prediction, schedule, steps
+from ddpm_jax.diffusion import grid, noise, prediction, schedule, second_heads, steps
 from ddpm_jax.diffusion.covariance import FixLast, Optimal, marginal, posterior
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import bits_per_dim
@@ -123,7 +123,7 @@ def test_second_heads_tell_the_exact_variance(mean, kind):
   # x_0 and eps move together given x_t: alpha dx_0 = -sigma deps
   y_var = exact.eps_var * np.square(mean.target(-wide.sigma / wide.alpha, jnp.ones_like(x), level))
   second = y_var if kind == "residual" else y_var + out**2
-  ours = prediction.TwoHeads(mean, kind).decode(jnp.concatenate([out, second], -1), x, level)
+  ours = second_heads.TwoHeads.named(mean, kind).decode(jnp.concatenate([out, second], -1), x, level)
   np.testing.assert_allclose(ours.x0, exact.x0, rtol=1e-4, atol=2e-5)
   np.testing.assert_allclose(ours.eps_var, np.broadcast_to(exact.eps_var, x.shape), rtol=1e-4, atol=1e-6)
 

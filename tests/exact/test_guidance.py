@@ -12,8 +12,9 @@ from ddpm_jax.diffusion.guidance import Autoguidance, Classifier, ClassifierFree
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.losses import NoisyClassifier, NoisyLowRes
 from ddpm_jax.diffusion.mixture import Mixture
-from ddpm_jax.diffusion.prediction import Eps, Network, Prediction, TwoHeads
+from ddpm_jax.diffusion.prediction import Eps, Network, Prediction
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
+from ddpm_jax.diffusion.second_heads import TwoHeads
 from ddpm_jax.diffusion.solvers import Solver
 from ddpm_jax.diffusion.transforms import ClipX0
 from ddpm_jax.errors import UserError
@@ -160,7 +161,7 @@ def test_classifier_free_is_one_call_of_pairs_and_keeps_the_rest_of_the_conditio
     seen.append(jax.tree.map(np.asarray, (x, time, cond)))
     return jnp.concatenate([x * cond["label"][:, None, None, None], x + cond["low_res"]], axis=-1)
 
-  network = Network(None, apply, TwoHeads(Eps(), "range"))
+  network = Network(None, apply, TwoHeads.named(Eps(), "range"))
   x_t = jnp.asarray([1.0, 2.0]).reshape(2, 1, 1, 1)
   cond = {"label": jnp.asarray([5, 7]), "low_res": 10 * x_t}
   pred = ClassifierFree(network, 3.0, {"label": NULL})(x_t, S.level(np.array([10, 20])), cond)

@@ -10,7 +10,8 @@ from ddpm_jax.diffusion import grid, losses, noise, prediction, schedule, steps
 from ddpm_jax.diffusion.covariance import learned_range, posterior
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import bits_per_dim
-from ddpm_jax.diffusion.prediction import Eps, Network, TwoHeads
+from ddpm_jax.diffusion.prediction import Eps, Network
+from ddpm_jax.diffusion.second_heads import TwoHeads
 
 LEVELS = schedule.linear(60)
 TABLE = steps.gaussian(LEVELS, grid.full(60))
@@ -27,7 +28,7 @@ def given(loss, eps, network, x_0, n):
 def test_the_mean_of_vlb_over_levels_is_the_bound():
   visited = grid.sections(60, "ddim12")
   table = steps.gaussian(LEVELS, visited)
-  network = Network(np.float32(0), two_heads(poly, var), TwoHeads(Eps(), "range"))
+  network = Network(np.float32(0), two_heads(poly, var), TwoHeads.named(Eps(), "range"))
   draws = np.random.default_rng(2).standard_normal((12, 1, 4, 4, 3)).astype(np.float32)
   keys = noise.image_keys(np.arange(1))  # not used: the noise is given
   bound = bits_per_dim(keys, network, ReverseKernel(learned_range), table, X_0[:1], noise=Stored(draws))
@@ -73,7 +74,7 @@ WEIGHTS = {"mean": jnp.float32(0.4), "second": jnp.float32(0.3)}
 
 def gradients(loss, kind, part=None):
   def scalar(weights):
-    total, parts = loss.given(EPS, Network(weights, linear_heads, TwoHeads(Eps(), kind)), X_0, N)
+    total, parts = loss.given(EPS, Network(weights, linear_heads, TwoHeads.named(Eps(), kind)), X_0, N)
     return (parts[part] if part else total).mean()
 
   return jax.jit(jax.grad(scalar))(WEIGHTS)
@@ -96,7 +97,7 @@ def test_gradients_are_finite_at_both_ends_of_4000_cosine_levels():
   table = steps.gaussian(schedule.cosine(4000), grid.full(4000))
 
   def loss(weights, which):
-    network = Network(weights, linear_heads, TwoHeads(Eps(), "range"))
+    network = Network(weights, linear_heads, TwoHeads.named(Eps(), "range"))
     return which.given(EPS, network, X_0, np.array([1, 2, 3999, 4000]))[0].mean()
 
   for which in (losses.Vlb(table, scale=4000.0), losses.Hybrid(table, 4.0)):
@@ -117,6 +118,7 @@ def test_the_best_second_head_knows_the_conditional_moment():
   for kind, best in (("residual", error.mean()), ("second_moment", (EPS**2).mean())):
 
     def loss(c, kind=kind):
-      return losses.SecondHead(TABLE).given(EPS, Network(c, constant, TwoHeads(Eps(), kind)), X_0, N)[1]["head"].mean() / 48
+      network = Network(c, constant, TwoHeads.named(Eps(), kind))
+      return losses.SecondHead(TABLE).given(EPS, network, X_0, N)[1]["head"].mean() / 48
 
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.float32(best)), 0, atol=1e-5)

@@ -66,7 +66,7 @@ def test_bits_per_dim_of_the_ode_are_those_of_its_linear_flow():
   """dx/dt = a(t) x stretches x by sqrt(var(1) / var(first)), so that the likelihood has a formula, image by image."""
   x_0 = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 1)).astype(np.float32) / 127.5 - 1
   first = 1e-5
-  found = ode_likelihood.bits_per_dim(KEYS, DATA, SDE, x_0, first=first)
+  found = ode_likelihood.ode_bits_per_dim(KEYS, DATA, SDE, x_0, first=first)
   var = lambda t: np.exp(-schedule.vp_integral(t)) * V - np.expm1(-schedule.vp_integral(t))
   stretch = np.sqrt(var(1.0) / var(first))
   x = found.latent / stretch  # the dequantized image
@@ -78,8 +78,8 @@ def test_bits_per_dim_of_the_ode_are_those_of_its_linear_flow():
 
 def test_an_image_does_not_depend_on_its_batch():
   x_0 = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 1)).astype(np.float32) / 127.5 - 1
-  together = ode_likelihood.bits_per_dim(KEYS, DATA, SDE, x_0)
-  alone = ode_likelihood.bits_per_dim(KEYS[2:3], DATA, SDE, x_0[2:3])
+  together = ode_likelihood.ode_bits_per_dim(KEYS, DATA, SDE, x_0)
+  alone = ode_likelihood.ode_bits_per_dim(KEYS[2:3], DATA, SDE, x_0[2:3])
   np.testing.assert_allclose(alone.bits, together.bits[2:3], rtol=1e-6)
   assert alone.steps[0] == together.steps[2]
 

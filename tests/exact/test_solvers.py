@@ -15,8 +15,9 @@ from ddpm_jax.diffusion.guidance import ClassifierFree
 from ddpm_jax.diffusion.heun import heun
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.mixture import Mixture
-from ddpm_jax.diffusion.prediction import Eps, Network, Prediction, TwoHeads
+from ddpm_jax.diffusion.prediction import Eps, Network, Prediction
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
+from ddpm_jax.diffusion.second_heads import TwoHeads
 from ddpm_jax.diffusion.solvers import Solver
 from ddpm_jax.diffusion.transforms import ClipX0
 from ddpm_jax.diffusion.unipc import unipc
@@ -334,7 +335,7 @@ def test_guided_networks_with_a_learned_variance(name):
     traces.append(0)
     return jnp.concatenate([jnp.sin(x + cond["label"][:, None, None, None]), 100 * x], axis=-1)
 
-  def images(grid_of_7, apply=heads, parameterization=TwoHeads(Eps(), "range"), count=2):
+  def images(grid_of_7, apply=heads, parameterization=TwoHeads.named(Eps(), "range"), count=2):
     guided = ClipX0(ClassifierFree(Network(None, apply, parameterization), 2.0, {"label": 3}))
     x_T, cond = jnp.linspace(-2, 2, 4).reshape(2, 1, 1, 2), {"label": jnp.asarray([0, 2])}
     return run(TABLES[name](S, grid_of_7(S, 7)), x_T[:count], guided, jax.tree.map(lambda a: a[:count], cond))

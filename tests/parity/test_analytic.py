@@ -17,8 +17,9 @@ from ddpm_jax.diffusion import grid, losses, schedule, steps, trajectory
 from ddpm_jax.diffusion.covariance import CapLast, Optimal, fix_last_to_full_chain, marginal, posterior
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import bits_per_dim
-from ddpm_jax.diffusion.prediction import X0, Eps, Network, Prediction, TimeScale, TwoHeads
+from ddpm_jax.diffusion.prediction import X0, Eps, Network, Prediction, TimeScale
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
+from ddpm_jax.diffusion.second_heads import TwoHeads
 from ddpm_jax.diffusion.transforms import AnalyticMoments, ClipX0
 
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
@@ -194,11 +195,11 @@ def test_losses(data):
   simple, second = losses.Simple(table, reduce="sum"), losses.SecondHead(table)
   assert_close(of(simple, named("poly"), Eps())["mse"], data["losses/dsm"])
   assert_close(of(simple, named("poly"), X0())["mse"], data["losses/dsm_zero"])
-  parts = of(second, both, TwoHeads(Eps(), "second_moment"))
+  parts = of(second, both, TwoHeads.named(Eps(), "second_moment"))
   assert_close(parts["mse"], data["losses/dsdm.dsm"])
   assert_close(parts["head"], data["losses/dsdm.ddm"])
   assert_close(parts["head"], data["losses/ddm"])  # the same network alone
-  assert_close(of(second, both, TwoHeads(X0(), "second_moment"))["head"], data["losses/ddm_zero"])
+  assert_close(of(second, both, TwoHeads.named(X0(), "second_moment"))["head"], data["losses/ddm_zero"])
 
 
 @pytest.mark.parametrize("name", ["DDPMNaiveEvaluator", "ImprovedDDPMEvaluator_shift1"])
@@ -207,6 +208,6 @@ def test_gamma_estimation(data, name):
   chain = schedule.from_betas(data[f"{first}/betas"][1:])
   x_0, noise = nhwc(data[f"{first}/x0"]), nhwc(data[f"{first}/noise"])
   shift = int(name.endswith("shift1"))  # its network has a learned range beside, which plays no role
-  network = Network(np.float32(0), named("poly+var"), TwoHeads(Eps(), "range"), TimeScale(1000 / chain.T, shift))
+  network = Network(np.float32(0), named("poly+var"), TwoHeads.named(Eps(), "range"), TimeScale(1000 / chain.T, shift))
   each = second_moments(network, chain, x_0, noise, 3)
   np.testing.assert_allclose(each.mean(1), data[f"gamma_estimation/{name}/ms_eps"][1:], rtol=1e-5)

@@ -7,12 +7,14 @@ file are tested with the networks.
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import INDEX
+from flax import struct
 from measured import after_the_step, costs_of_all_steps, second_moments
 from reference import Stored, named, nhwc, npr, poly, two_heads
 
@@ -21,19 +23,31 @@ from ddpm_jax.diffusion.covariance import CapLast, Optimal, fix_last_to_full_cha
 from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import bits_per_dim, prior_term
-from ddpm_jax.diffusion.prediction import X0, Eps, Network, Prediction, TimeScale, TwoHeads
+from ddpm_jax.diffusion.prediction import X0, Eps, Network, Prediction, TimeScale
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.sde import VpSde
-from ddpm_jax.diffusion.transforms import AnalyticMoments, ClipX0, UnitMoment
+from ddpm_jax.diffusion.second_heads import TwoHeads
+from ddpm_jax.diffusion.transforms import AnalyticMoments, ClipX0
 
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
 WRAPPERS = {  # the authors' names of what a network predicts: its heads, and which closed form plays it
   "eps": ("poly", Eps()),
   "x0": ("stable", X0()),
-  "eps_eps2": ("poly+sn", TwoHeads(Eps(), "second_moment")),
-  "eps_epsc": ("poly+npr", TwoHeads(Eps(), "residual")),
-  "eps_iddpm": ("poly+var", TwoHeads(Eps(), "range")),
+  "eps_eps2": ("poly+sn", TwoHeads.named(Eps(), "second_moment")),
+  "eps_epsc": ("poly+npr", TwoHeads.named(Eps(), "residual")),
+  "eps_iddpm": ("poly+var", TwoHeads.named(Eps(), "range")),
 }
+
+
+@struct.dataclass
+class UnitMoment:
+  """Fills eps_var with 1 - eps_hat^2, as the authors' code does for an optimal covariance without moments."""
+
+  inner: Any
+
+  def __call__(self, x_t, level, cond=None):
+    pred = self.inner(x_t, level, cond)
+    return pred.replace(eps_var=1 - pred.eps**2)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +273,7 @@ def test_losses(data):
   assert_close(residual["mse"], data["losses/dt_dsdm_err/NPR_eps_epsc/dsm"])
   assert_close(residual["head"], data["losses/dt_dsdm_err/NPR_eps_epsc/ddm"])
   # The loss of SN on a residual head: it then regresses second moments, h = g + eps_hat^2.
-  shifted = Network(None, two_heads(poly, npr_plus_square), TwoHeads(Eps(), "second_moment"), TimeScale(shift=0))
+  shifted = Network(None, two_heads(poly, npr_plus_square), TwoHeads.named(Eps(), "second_moment"), TimeScale(shift=0))
   assert_close(parts(second, shifted)["mse"], data["losses/dt_dsdm/eps_epsc/dsm"])
   assert_close(parts(second, shifted)["head"], data["losses/dt_dsdm/eps_epsc/ddm"])
 

@@ -28,7 +28,7 @@ from reference import nhwc
 
 from ddpm_jax import models
 from ddpm_jax.convert import names
-from ddpm_jax.diffusion import grid, guidance, losses, prediction, schedule, steps
+from ddpm_jax.diffusion import grid, guidance, losses, prediction, schedule, second_heads, steps
 
 LINEAR = schedule.linear(1000)
 TABLE = steps.gaussian(LINEAR, grid.full(1000))
@@ -121,12 +121,12 @@ class Case:
 
 
 def eps_network(second=None, time=prediction.TimeScale()):
-  heads = prediction.TwoHeads(prediction.Eps(), second) if second else prediction.Eps()
+  heads = second_heads.TwoHeads.named(prediction.Eps(), second) if second else prediction.Eps()
   return functools.partial(prediction.Network, parameterization=heads, time=time)
 
 
 def x0_network(params, apply):
-  return prediction.Network(params, apply, prediction.TwoHeads(prediction.X0(), "range"))
+  return prediction.Network(params, apply, second_heads.TwoHeads.named(prediction.X0(), "range"))
 
 
 F64 = dict(dtype="float64")

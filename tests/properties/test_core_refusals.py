@@ -10,8 +10,9 @@ from ddpm_jax.diffusion import grid, losses, noise, schedule, steps
 from ddpm_jax.diffusion.covariance import Optimal, learned_diagonal, learned_range
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import bits_per_dim
-from ddpm_jax.diffusion.prediction import Eps, Network, TwoHeads
+from ddpm_jax.diffusion.prediction import Eps, Network
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
+from ddpm_jax.diffusion.second_heads import TwoHeads
 from ddpm_jax.errors import UserError
 
 CHAIN = schedule.linear(100)
@@ -68,11 +69,11 @@ CASES = {
   "a learned range that is not there": (lambda: run(learned_range), 'Use a network with the second head "range".'),
   "a learned diagonal that is not there": (lambda: run(learned_diagonal), 'the second head "log_var"'),
   "an unknown second head": (
-    lambda: run(Optimal(), Network(None, two_heads(poly, npr), TwoHeads(Eps(), "sigma"))),
+    lambda: run(Optimal(), Network(None, two_heads(poly, npr), TwoHeads.named(Eps(), "sigma"))),
     "'sigma' is unknown; choose one of range",
   ),
   "a second head that the network lacks": (
-    lambda: run(learned_range, Network(None, poly, TwoHeads(Eps(), "range"))),
+    lambda: run(learned_range, Network(None, poly, TwoHeads.named(Eps(), "range"))),
     "The network gives 1 channels for images of 1, but the parameterization TwoHeads needs 2",
   ),
   "a second head that nobody reads": (
