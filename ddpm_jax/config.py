@@ -54,7 +54,7 @@ def default() -> ConfigDict:
   config.prediction = ConfigDict(
     dict(
       mean="eps",  # "eps", "x0", "v" or "x_prev"
-      second=None,  # second head: "range", "log_var", "residual" or "second_moment"
+      second=None,  # second head: "range", "log_var", "residual", "second_moment", "hessian" or "log_residual"
       time_scale=1.0,  # the network is told time_scale (n - time_shift) of level n
       time_shift=1,
     )
@@ -105,9 +105,14 @@ def default() -> ConfigDict:
       grid="full",
       steps=None,  # of the named grids but "full"
       eta=1.0,  # 0 is DDIM, 1 is DDPM
-      # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal", "optimal_average"; None: by the network
+      # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal", "optimal_average",
+      # "optimal_diagonal", "jacobian"; None: by the network
       covariance=None,
       moments=None,  # file of ddpm-jax moments or of Analytic-DPM's authors: for "optimal" without an NPR or SN head
+      jacobian=dict(
+        probes=4,  # of "jacobian": products with the Jacobian per step; 0: one per pixel, which is exact
+        floor=0.33,  # least variance, as a share of what the moments give for the level
+      ),
       residual=False,  # take from it how far eps_hat is from eps, instead of how long it is
       costs=None,  # file of ddpm-jax moments --costs: for the grid "dp_vb"
       clip="x0",  # "x0", "dynamic" or "none"

@@ -5,12 +5,13 @@ checked before anything is traced. config.py says what the fields mean.
 """
 
 from ddpm_jax.build.covariances import COVARIANCES, OPTIMAL_HEADS, bound, bound_covariance, covariance_of, covariances
-from ddpm_jax.build.denoisers import check_guide, denoiser, guided
+from ddpm_jax.build.denoisers import check_guide, clipped, denoiser, guided
 from ddpm_jax.build.heads import HEAD_INITIALIZATIONS, is_of_head, on_backbone, put_on
 from ddpm_jax.build.networks import Apply, check_draws, check_weights, conditions, initial_params, is_classifier, model, network, parameterization, time_scale, training_network
 from ddpm_jax.build.process import BEST_GRIDS, GRIDS, chain, grid, moments, schedule, sde
 from ddpm_jax.build.samplers import SOLVERS, sampler, sampling
 from ddpm_jax.build.training import LOSSES, loss, time_sampler
+from ddpm_jax.build.uncertainty import uncertain
 
 __all__ = [
   "BEST_GRIDS",
@@ -27,6 +28,7 @@ __all__ = [
   "check_draws",
   "check_guide",
   "check_weights",
+  "clipped",
   "conditions",
   "covariance_of",
   "covariances",
@@ -50,4 +52,5 @@ __all__ = [
   "time_sampler",
   "time_scale",
   "training_network",
+  "uncertain",
 ]

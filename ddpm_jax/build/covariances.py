@@ -10,7 +10,9 @@ from ddpm_jax.build.process import grid, schedule
 from ddpm_jax.diffusion import covariance
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.diffusion.second_heads import SECOND_HEADS
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import measurements
 from ddpm_jax.named import Entry
 
 
@@ -27,17 +29,24 @@ def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
 
 def bound_covariance(config: ConfigDict) -> str:
   """The name of the covariance whose bits/dim `config.evaluation` asks for."""
-  return config.evaluation.covariance or config.sampling.covariance or _OF_SECOND_HEAD[config.prediction.second]
+  return covariance_name(config, "evaluation")
+
+
+def covariance_name(config: ConfigDict, which: str) -> str:
+  """The name of the covariance of the section `which`, "sampling" or "evaluation"."""
+  name = config.evaluation.covariance if which == "evaluation" else None
+  return name or config.sampling.covariance or _of_second_head(config)
 
 
 def covariances(config: ConfigDict) -> list[str]:
-  """Names of all that a network of this config can tell."""
-  second = config.prediction.second
-  names = {"posterior", "marginal", _OF_SECOND_HEAD[second]}
-  if second in OPTIMAL_HEADS:
+  """The names of all covariances for which a network of this config has bits/dim."""
+  names = {"posterior", "marginal", _of_second_head(config)}
+  if config.prediction.second in OPTIMAL_HEADS:
     names.add("optimal_average")
-  elif config.sampling.moments is not None:
-    names.add("optimal")
+  if config.sampling.moments is not None:
+    names |= {"optimal", "jacobian"}
+    if measurements.has_pixels(config.sampling.moments):
+      names.add("optimal_diagonal")
   return [name for name in COVARIANCES if name in names]
 
 
@@ -47,32 +56,40 @@ COVARIANCES: dict[str, Callable | Entry] = {
   "marginal": Entry(covariance.marginal, "DDPM's fixed large one, beta"),
   "learned_range": Entry(covariance.learned_range, "learned between the two (Improved DDPM, ADM)"),
   "learned_diagonal": Entry(covariance.learned_diagonal, "learned as it is (DDPM's ablation)"),
-  "optimal": Entry(covariance.Optimal(), "by moments or an NPR or SN head (Analytic-DPM and its extension)"),
+  "optimal": Entry(covariance.Optimal(), "by moments or an NPR, SN or OCM head (Analytic-DPM and what followed)"),
   "optimal_average": Entry(covariance.Optimal(average=True), "the mean of optimal over the pixels of an image"),
+  "optimal_diagonal": Entry(covariance.Optimal(), "by moments of each pixel (ddpm-jax moments --per_pixel)"),
+  "jacobian": Entry(covariance.Optimal(), "by the network's Jacobian, above a share of the moments"),
 }
 
-OPTIMAL_HEADS = ("residual", "second_moment")  # NPR-DPM, SN-DPM
+OPTIMAL_HEADS = tuple(name for name, head in SECOND_HEADS.items() if head.optimal)  # NPR-DPM, SN-DPM, OCM-DPM ...
+FROM_MOMENTS = ("optimal_diagonal", "jacobian")  # they need moments, whatever the second head
 
-_OF_SECOND_HEAD = {
-  None: "posterior",
-  "range": "learned_range",
-  "log_var": "learned_diagonal",
-  "residual": "optimal",
-  "second_moment": "optimal",
-}
+
+def _of_second_head(config: ConfigDict) -> str:
+  """The covariance that the network's second head is for."""
+  second = config.prediction.second
+  if second in OPTIMAL_HEADS:
+    return "optimal"
+  return {None: "posterior", "range": "learned_range", "log_var": "learned_diagonal"}[second]
 
 
 def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
   """The covariance `name`; None: what the network's second head is for, or the posterior's."""
   if name is None:
-    name = _OF_SECOND_HEAD[config.prediction.second]
+    name = _of_second_head(config)
     if name.startswith("learned") and eta != 1:
       name = "posterior"  # a learned variance is of the ancestral chain; OpenAI's DDIM ignores it too
   which = named.find(COVARIANCES, name, "Covariance")
+  if config.sampling.moments is None and name in FROM_MOMENTS:
+    per_pixel = " --per_pixel" if name == "optimal_diagonal" else ""
+    raise UserError(
+      f'covariance = "{name}" needs measured moments: run ddpm-jax moments{per_pixel} and set sampling.moments to its file.'
+    )
   if name.startswith("optimal") and config.sampling.moments is None and config.prediction.second not in OPTIMAL_HEADS:
     raise UserError(
       f'covariance = "{name}" needs to know how wrong the network is: measure it with ddpm-jax moments and set '
-      "sampling.moments to the file, or train a head with --config npr or sn."
+      "sampling.moments to the file, or train a head with --config npr, sn or ocm."
     )
   if name in ("marginal", "learned_range", "learned_diagonal") and eta != 1:
     raise UserError(

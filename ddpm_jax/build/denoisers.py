@@ -2,23 +2,24 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.build.covariances import OPTIMAL_HEADS
 from ddpm_jax.build.networks import check_draws, is_classifier
-from ddpm_jax.build.process import moments, schedule
+from ddpm_jax.build.process import schedule
+from ddpm_jax.build.uncertainty import uncertain
 from ddpm_jax.diffusion import guidance, transforms
 from ddpm_jax.errors import UserError
 
 
-def denoiser(config: ConfigDict, net: Any) -> Any:
-  """`net`, with the moments of sampling.moments unless a head knows better, clipped as `config.sampling` says."""
+def denoiser(config: ConfigDict, net: Any, which: str = "sampling") -> Any:
+  """`net` with the variance that the covariance of the section `which` uses, clipped as `config.sampling` says."""
   check_draws(config)
-  gamma = moments(config)
-  if gamma is not None and config.prediction.second not in OPTIMAL_HEADS:
-    net = transforms.AnalyticMoments(net, jnp.asarray(gamma, jnp.float32))
+  return clipped(config, uncertain(config, net, which))
+
+
+def clipped(config: ConfigDict, net: Any) -> Any:
+  """`net`, clipped as `config.sampling` says."""
   clip, keep_eps = config.sampling.clip, config.sampling.keep_eps
   match clip:
     case "x0":

@@ -1,14 +1,15 @@
-"""Measures what Analytic-DPM needs to know of the network in --workdir: its second moments per level, over training images.
+"""Measures the second moments of the network in --workdir per level, over training images, as Analytic-DPM needs them.
 
   ddpm-jax moments --workdir runs/mnist --images 1000
   ddpm-jax sample  --workdir runs/mnist --config.sampling.grid=uniform --config.sampling.steps=25 \\
                    --config.sampling.covariance=optimal --config.sampling.moments=runs/mnist/evaluation/moments.npz
 
-The cost is one evaluation of the network per image and level. A run that was stopped goes on where it was, and more images
-are added to those measured. With --costs it also measures what every possible step would add to the bound, which gives the
-best trajectory (grid dp_vb) for that covariance; the best one for the analytic covariance (dp_seg) needs only moments.
+The cost is one evaluation of the network per image and level. An interrupted run resumes, and a second run with more images
+adds them to those measured. With --per_pixel it also measures the moments of each pixel, for the covariance
+optimal_diagonal. With --costs it also measures the contribution of every possible step to the bound. The costs give the best
+trajectory (grid dp_vb) for that covariance. The best trajectory for the analytic covariance (dp_seg) needs only the moments.
 
-Results go to WORKDIR/evaluation: moments.npz, moments.png, costs_COVARIANCE.npz.
+Results are written to WORKDIR/evaluation: moments.npz, moments.png, costs_COVARIANCE.npz.
 """
 
 import argparse
@@ -23,11 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
   parser.add_argument("--workdir", "--weights", required=True, help=where)
   parser.add_argument("--images", type=int, default=1000, help="training images, in whole batches (default %(default)s)")
-  parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels and interpolate (default: measure all)")
-  parser.add_argument("--seed", type=int, default=0, help="draws the images and their noise (default %(default)s)")
+  parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels and interpolate (default: all)")
+  parser.add_argument("--per_pixel", action="store_true", help="also measure each pixel, for covariance=optimal_diagonal")
+  parser.add_argument("--seed", type=int, default=0, help="selects the images and their noise (default %(default)s)")
   costs = dict(choices=("marginal", "posterior", "optimal"), metavar="COVARIANCE")
   parser.add_argument(
-    "--costs", **costs, help="also measure what every step costs by this covariance: marginal, posterior or optimal"
+    "--costs", **costs, help="also measure the cost of every step with this covariance: marginal, posterior or optimal"
   )
   parser.add_argument("--export", metavar="FILE", help="also write the vector: .npy, or .pth for Analytic-DPM's own code")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
@@ -49,9 +51,12 @@ def run(args: argparse.Namespace) -> int:
       raise UserError(f"--export {args.export} should end in one of {', '.join(EXPORTS)}.")
     atomic.check(args.export)
   trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
-  schedule, out = build.schedule(trained.config), pathlib.Path(args.workdir) / "evaluation"
+  schedule = build.schedule(trained.config)
+  out = pathlib.Path(args.workdir) / "evaluation"
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
-  moments = analytic.moments(trained, out / "moments.npz", args.images, K=args.levels, seed=args.seed)
+  moments = analytic.moments(
+    trained, out / "moments.npz", args.images, K=args.levels, seed=args.seed, per_pixel=args.per_pixel
+  )
   measurements.plot_moments(moments, schedule, out / "moments.png")
   gamma = moments.gamma(schedule.T)
   print(
@@ -60,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
   )
   if above := int((gamma > 1).sum()):
     print(
-      f"It exceeds 1 at {above} levels, which no true moment does: measure more images, or use the error of eps_hat "
-      "instead of its length, --config.sampling.residual=True."
+      f"Gamma exceeds 1 at {above} levels, which is impossible for the exact moment: measure more images, or use the error "
+      "of eps_hat instead of its length, --config.sampling.residual=True."
     )
+  covariance = "optimal_diagonal --config.sampling.residual=True" if args.per_pixel else "optimal"
   print(
-    f"Wrote {out / 'moments.npz'} and .png. Next: --config.sampling.covariance=optimal "
+    f"Wrote {out / 'moments.npz'} and .png. Next: --config.sampling.covariance={covariance} "
     f"--config.sampling.moments={out / 'moments.npz'}"
   )
   if args.export:

@@ -44,9 +44,11 @@ def eps_from_x0(x_0: jax.Array, x_t: jax.Array, level: Level) -> jax.Array:
 
 
 def of_level(table: jax.Array, level: Level, x_t: jax.Array) -> jax.Array:
-  """The entry of `table` [T+1] or [T+1,H,W,C] for each level, shaped to broadcast against x_t."""
+  """The entry of `table` [T+1] or [T+1,H,W,C] for each level, shaped to broadcast against x_t [B,H,W,C]."""
   value = jnp.asarray(table)[level.n]
-  return like(value, x_t) if jnp.ndim(level.n) else value
+  if jnp.ndim(level.n):
+    return like(value, x_t)
+  return value[None] if jnp.ndim(value) else value
 
 
 class _Mean:

@@ -11,8 +11,10 @@ import zipfile
 
 import numpy as np
 
+from ddpm_jax.diffusion.covariance import optimal_bounds
 from ddpm_jax.diffusion.moments import Moments
 from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.diffusion.steps import transitions
 from ddpm_jax.diffusion.trajectory import check_gamma
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, torch_files
@@ -65,6 +67,11 @@ def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False
   if residual:
     raise UserError(f"{path} holds only E|eps_hat|^2; measure the residual with ddpm-jax moments.")
   return check_gamma(read_vector(path), schedule)
+
+
+def has_pixels(path: str | os.PathLike) -> bool:
+  """Whether the file holds moments of each pixel."""
+  return pathlib.Path(path).suffix == ".npz" and "pixels" in npz.read(path)[0]
 
 
 def gamma_of_pixels(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False) -> np.ndarray:
@@ -132,23 +139,34 @@ def _read(path: str | os.PathLike, schedule: Schedule, array: str, what: str) ->
 
 
 def plot_moments(moments: Moments, schedule: Schedule, path: str | os.PathLike) -> None:
-  """A PNG: Gamma with two standard errors, and the variance of x_0 that follows from it, with the clipping at 1."""
+  """Draws a PNG of Gamma with two standard errors, the variance of x_0 that follows from it, and the variance of a step.
+
+  The variance of the steps of the full chain is drawn with its bounds (Analytic-DPM theorem 2), as a share of beta.
+  """
   import matplotlib.figure
 
-  figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-  left, right = figure.subplots(1, 2)
-  n, error = moments.levels, 2 * np.nan_to_num(moments.standard_error, posinf=0)
+  figure = matplotlib.figure.Figure(figsize=(15, 4), layout="constrained")
+  left, right, steps = figure.subplots(1, 3)
+  n = moments.levels
+  error = 2 * np.nan_to_num(moments.standard_error, posinf=0)
+  table = transitions(schedule, n[n > 1], n[n > 1] - 1)
+  beta = np.exp(table.log_var_max)
+  for bound, label in zip(optimal_bounds(table), ("smallest possible", "largest possible"), strict=True):
+    steps.semilogx(n[n > 1], bound / beta, lw=1.2, ls=":", color="grey", label=label)
   noise_to_signal = (1 - schedule.alpha_bar[n]) / schedule.alpha_bar[n]
   curves = ((moments.mean[0], error[0], "E|eps_hat|^2 / d"), (1 - moments.mean[1], error[1], "1 - E|eps - eps_hat|^2 / d"))
   for gamma, spread, label in curves:
     left.plot(n, gamma, lw=1.2, label=label)
     left.fill_between(n, gamma - spread, gamma + spread, alpha=0.25)
-    right.loglog(n, np.maximum(noise_to_signal * (1 - gamma), 1e-8), lw=1.2, label=label)
+    x0_var = noise_to_signal * (1 - gamma)
+    right.loglog(n, np.maximum(x0_var, 1e-8), lw=1.2, label=label)
+    steps.semilogx(n[n > 1], (table.var + table.c_cov * np.clip(x0_var, 0, 1)[n > 1]) / beta, lw=1.2, label=label)
   left.set(xlabel="level n", ylabel="Gamma", title=f"Second moments over {moments.count} images, two standard errors")
   left.axhline(1, color="grey", lw=0.8, ls=":")
   right.axhline(1, color="grey", lw=0.8, ls=":")
-  right.set(xlabel="level n", ylabel="Var[x_0 | x_n]", title="What they say of x_0, before clipping to [0, 1]")
-  for axes in (left, right):
+  right.set(xlabel="level n", ylabel="Var[x_0 | x_n]", title="The variance of x_0 before clipping to [0, 1]")
+  steps.set(xlabel="level n", ylabel="variance / beta", title="The variance of a step of the full chain, with its bounds")
+  for axes in (left, right, steps):
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
   with writing(path) as temporary:

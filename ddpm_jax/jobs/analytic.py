@@ -29,14 +29,21 @@ SAVE_EVERY = 30  # seconds
 
 
 def moments(
-  trained: Trained, path: str | os.PathLike, images: int = 1000, *, K: int | None = None, seed: int = 0
+  trained: Trained,
+  path: str | os.PathLike,
+  images: int = 1000,
+  *,
+  K: int | None = None,
+  seed: int = 0,
+  per_pixel: bool = False,
 ) -> measured.Moments:
-  """The moments of the network over training images, kept in `path`, and continued from there.
+  """The moments of the network over training images, stored in `path`. An existing file is continued.
 
   Args:
-    images: how many, rounded to whole batches.
-    K: how many even levels to measure; None: all.
-    seed: chooses the images and their noise.
+    images: number of images, rounded to whole batches.
+    K: number of evenly spaced levels to measure. None measures all levels.
+    seed: selects the images and their noise.
+    per_pixel: also measures the moments of each pixel. A file that has them keeps them.
   """
   build.check_draws(trained.config)
   schedule, batches = build.schedule(trained.config), _Batches(trained, images, seed)
@@ -45,13 +52,16 @@ def moments(
   found, saved = measured.Moments.none(levels), time.monotonic()
   if os.path.exists(path):
     before, of = measurements.load_moments(path, schedule)
-    if of == source and np.array_equal(before.levels, levels):
-      found = before
+    if of != source or not np.array_equal(before.levels, levels):
+      log.warning("%s has other levels, other weights or other images (%s) and is measured again.", path, of)
+    elif per_pixel and before.pixels is None:
+      log.warning("%s has no moments of each pixel and is measured again.", path)
     else:
-      log.warning("%s has other levels, or is of other weights or images (%s): measuring anew.", path, of)
+      found = before
+      per_pixel = before.pixels is not None
   with tqdm.tqdm(total=max(batches.count, found.count), initial=found.count, unit="image") as bar:
     running = measured.estimate(
-      schedule, trained.network, batches.starting(found.count), levels=levels, seed=seed, start=found
+      schedule, trained.network, batches.starting(found.count), levels=levels, seed=seed, start=found, per_pixel=per_pixel
     )
     for found in running:
       bar.update(found.count - bar.n)

@@ -180,7 +180,7 @@ class Trained:
   def bits_per_dim(self, source: data.Source, count: int | None = None, *, progress: bool = False) -> BitsPerDim:
     """The bound on `count` images (None: all; which, says Source.some), as config.evaluation asks for; NumPy leaves."""
     steps, kernel = build.bound(self.config)
-    denoiser = build.denoiser(self.config, self.network)
+    denoiser = build.denoiser(self.config, self.network, "evaluation")
     chosen, bounds = source.some(count), []
     for part in _batches(len(chosen), self.config.evaluation.batch_size):
       numbers = chosen[part]
