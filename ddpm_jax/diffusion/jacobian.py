@@ -34,10 +34,12 @@ def reverse(function: Function, x: jax.Array, v: jax.Array) -> jax.Array:
   return jax.vjp(function, x)[1](v)[0]
 
 
-def hutchinson(function: Function, x: jax.Array, probes: jax.Array) -> jax.Array:
-  """The mean over probes [P,*x.shape] of v (J v), an unbiased estimate of the Jacobian's diagonal, shaped as x."""
-  products = jax.lax.map(lambda v: v * forward(function, x, v), probes)
-  return products.mean(0)
+def hutchinson(function: Function, x: jax.Array, probes: jax.Array, product: Callable = forward) -> jax.Array:
+  """The mean over probes [P,*x.shape] of v (J v), an unbiased estimate of the Jacobian's diagonal, shaped as x.
+
+  With the product `reverse` it is the mean of v (J^T v), which has the same expectation.
+  """
+  return jax.lax.map(lambda v: v * product(function, x, v), probes).mean(0)
 
 
 def diagonal(function: Function, x: jax.Array) -> jax.Array:
