@@ -7,13 +7,18 @@ arguments of what build/ makes of them. Fields that are not here are refused, wi
 import ast
 import difflib
 import importlib.util
+import logging
 import pathlib
 import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddpm_jax import importable
 from ddpm_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 NULLABLE = {  # what a field holds that is None by default
   **dict.fromkeys(("data.data_dir", "prediction.second", "train.backbone"), str),
@@ -150,9 +155,7 @@ def load(spec: str) -> ConfigDict:
   path, _, variant = spec.partition(":")
   file = pathlib.Path(path)
   if file.suffix != ".py":
-    from ddpm_jax import configs
-
-    known = {p.stem: p for p in pathlib.Path(configs.__file__).parent.glob("[a-z]*.py")}
+    known = available()
     if path not in known:
       raise UserError(f"Config {path!r} is unknown; {nearest(path, known)} Or give the path of a .py file.")
     file = known[path]
@@ -164,14 +167,35 @@ def load(spec: str) -> ConfigDict:
   try:
     module_spec.loader.exec_module(module)
   except (SyntaxError, ImportError) as error:
-    raise UserError(f"Config file {path} cannot be read ({error}): mend it, or take another.") from error
+    raise UserError(f"Config file {path} cannot be read ({error}): correct it, or choose another.") from error
   if not hasattr(module, "get_config"):
     raise UserError(f"Config file {path} has no function get_config(variant) that returns a config.")
-  return module.get_config(variant)
+  config = module.get_config(variant)
+  importable.trust(config)
+  return config
+
+
+def available() -> dict[str, pathlib.Path]:
+  """The files of the configs that come with the package, by name."""
+  from ddpm_jax import configs
+
+  return {path.stem: path for path in sorted(pathlib.Path(configs.__file__).parent.glob("[a-z]*.py"))}
+
+
+def about(file: pathlib.Path) -> str:
+  """The first sentence of a config file's docstring, as one line of at most 120 characters."""
+  paragraph = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n")[0].replace("\n", " ")
+  sentence = re.split(r"(?<! al)[.:;](?= |$)", paragraph)[0]
+  return sentence if len(sentence) <= 120 else sentence[:117].rsplit(" ", 1)[0] + " ..."
 
 
 def from_dict(values: dict) -> ConfigDict:
-  """The config that a checkpoint stores, with defaults for fields that are newer than it."""
+  """The config that a checkpoint stores, with defaults for fields that are newer than it.
+
+  Raises:
+    UserError: if it names code that the user did not give; see importable.py.
+  """
+  importable.check(values)
   config = default()
   for section, fields in values.items():
     if not isinstance(fields, dict):
@@ -184,60 +208,138 @@ def from_dict(values: dict) -> ConfigDict:
   return config
 
 
-def override(config: ConfigDict, assignments: list[str]) -> ConfigDict:
+def override(config: ConfigDict, assignments: Sequence[str], *, asked: Collection[str] = ()) -> ConfigDict:
   """`config` with assignments such as "sampling.eta=0.5" or "network.channel_mult=(1,2,2)", in place.
 
-  Values are Python literals; what is no literal is a string. Whoever asks for another sampling.covariance means it for
-  bits/dim too: evaluation.covariance, which a run may have of its own, becomes None unless it is assigned as well.
+  Values are Python literals. Anything else is a string. Choices that the config made for another method give way to what
+  is assigned here (see `_settle`), and each of them is logged.
+
+  Args:
+    asked: fields that the user has chosen already, and that do not give way.
 
   Raises:
     UserError: for a field that does not exist, a value of another type than the field's, or a number of steps where the
       grid takes none.
   """
+  importable.trust([assignment.partition("=")[2] for assignment in assignments])
   for assignment in assignments:
-    path, equals, text = assignment.partition("=")
-    if not equals:
-      raise UserError(f"--config.{assignment} has no value; write --config.{assignment}=VALUE.")
-    *sections, field = path.split(".")
-    node = config
-    for section in sections:
-      if not isinstance(node.get(section), ConfigDict):
-        raise UserError(f"The config has no section {section!r}; {nearest(section, _sections(node))}")
-      node = node[section]
-    if field not in node and not (sections and sections[0] in OPEN_SECTIONS):
-      where = ".".join(sections) or "the config"
-      raise UserError(f"{where} has no field {field!r}; {nearest(field, list(node))}")
-    old, value = node.get(field), _literal(text)
-    if isinstance(old, ConfigDict):
-      raise UserError(f"{path} is a section: assign one of its fields, such as --config.{path}.{next(iter(old))}={text}.")
-    kind, may_be_none = NULLABLE.get(path, type(old)), path in NULLABLE or old is None
-    if kind is str and not isinstance(value, (str, bool)) and (value is not None or not (may_be_none or text == "None")):
-      value = text  # sampling.clip=none, sampling.grid=250, sampling.grid=10,15,20
-    if kind is float and type(value) is int:
-      value = float(value)
-    if not (value is None and may_be_none) and type(value) is not kind and kind is not type(None):
-      like = "or None" if path in NULLABLE else f"like {old!r}"
-      raise UserError(f"--config.{path}={text} should be {kind_name(kind)} {like}, not {kind_name(type(value))}.")
-    with node.unlocked(), node.ignore_type():
-      node[field] = value
-  assigned = {assignment.partition("=")[0] for assignment in assignments}
-  if "sampling.covariance" in assigned and "evaluation.covariance" not in assigned:
-    config.evaluation.covariance = None
-  for which in ("sampling", "evaluation"):
-    steps, grid = config[which].steps, config[which].grid
-    if f"{which}.steps" in assigned and steps is not None and re.fullmatch(r"full|ddim\d+|[\d,]+", grid):
-      raise UserError(
-        f'--config.{which}.steps={steps} means nothing to the grid "{grid}": add --config.{which}.grid=uniform, or another '
-        "that takes a number of steps."
-      )
+    if assignment.startswith(tuple(f"{section}.name=" for section in _RENAMED)):
+      section, _, name = assignment.partition(".name=")
+      _drop_arguments(config, section, name)
+  for assignment in assignments:
+    _assign(config, assignment)
+  _settle(config, {*asked, *(assignment.partition("=")[0] for assignment in assignments)})
   return config
 
 
-def check_sampling(config: ConfigDict, assignments: list[str]) -> None:
+def _assign(config: ConfigDict, assignment: str) -> None:
+  path, equals, text = assignment.partition("=")
+  if not equals:
+    raise UserError(f"--config.{assignment} has no value; write --config.{assignment}=VALUE.")
+  *sections, field = path.split(".")
+  node = config
+  for section in sections:
+    if not isinstance(node.get(section), ConfigDict):
+      raise UserError(f"The config has no section {section!r}; {nearest(section, _sections(node))}")
+    node = node[section]
+  if field not in node and not (sections and sections[0] in OPEN_SECTIONS):
+    where = ".".join(sections) or "the config"
+    raise UserError(f"{where} has no field {field!r}; {nearest(field, list(node))}")
+  old = node.get(field)
+  value = value_of(text)
+  if isinstance(old, ConfigDict):
+    raise UserError(f"{path} is a section: assign one of its fields, such as --config.{path}.{next(iter(old))}={text}.")
+  kind = NULLABLE.get(path, type(old))
+  may_be_none = path in NULLABLE or old is None
+  if kind is str and not isinstance(value, (str, bool)) and (value is not None or not (may_be_none or text == "None")):
+    value = text  # sampling.clip=none, sampling.grid=250, sampling.grid=10,15,20
+  if kind is float and type(value) is int:
+    value = float(value)
+  if not (value is None and may_be_none) and type(value) is not kind and kind is not type(None):
+    like = "or None" if path in NULLABLE else f"like {old!r}"
+    raise UserError(f"--config.{path}={text} should be {kind_name(kind)} {like}, not {kind_name(type(value))}.")
+  with node.unlocked(), node.ignore_type():
+    node[field] = value
+
+
+_RENAMED = {"schedule": ("T",), "loss": (), "time_sampler": ()}  # sections, and what another name keeps of their arguments
+ANCESTRAL = ("marginal", "learned_range", "learned_diagonal")  # covariances that exist at eta = 1 only
+
+
+def _drop_arguments(config: ConfigDict, section: str, name: str) -> None:
+  """Makes room for another name in a section: arguments of the old one mean something else, or nothing, to the new one."""
+  node = config[section]
+  if name == node.name:
+    return
+  dropped = {field: node[field] for field in node if field not in ("name", *_RENAMED[section])}
+  if dropped:
+    listed = ", ".join(f"{field}={value}" for field, value in dropped.items())
+    log.info("%s.name=%s: dropped %s, which belonged to %s.", section, name, listed, node.name)
+  config[section] = {"name": node.name} | {field: node[field] for field in _RENAMED[section] if field in node}
+
+
+def _settle(config: ConfigDict, asked: set[str]) -> None:
+  """Lets choices that the config made for another method give way to the fields that the user asked for.
+
+  Raises:
+    UserError: where two of the fields that were asked for exclude each other.
+  """
+  sampling = config.sampling
+
+  def give_way(path: str, value: Any, to: str) -> None:
+    section, _, field = path.rpartition(".")
+    node = config
+    for name in section.split("."):
+      node = node[name]
+    if path in asked or node[field] == value:
+      return
+    log.info("%s: %s=%s gives way to %s.", to, path, node[field], value)
+    with node.ignore_type():
+      node[field] = value
+
+  def because(path: str) -> str:
+    *_, section, field = path.split(".")
+    return f"{path}={config[section][field]}"
+
+  for path in ("sampling.covariance", "prediction.second"):
+    if path in asked:
+      give_way("evaluation.covariance", None, because(path))
+  if "sampling.eta" in asked:
+    if "sampling.solver" not in asked and sampling.eta > 0:
+      give_way("sampling.solver", "gaussian", because("sampling.eta"))
+    if sampling.eta != 1 and sampling.covariance in ANCESTRAL:
+      give_way("sampling.covariance", None, because("sampling.eta"))
+  elif "sampling.covariance" in asked and sampling.covariance in ANCESTRAL:
+    give_way("sampling.eta", 1.0, because("sampling.covariance"))
+  if "sampling.solver" in asked and sampling.solver != "gaussian":
+    give_way("sampling.keep_eps", False, because("sampling.solver"))
+  noisy = sampling.solver == "gaussian" and sampling.eta > 0
+  if sampling.guidance.form == "mean" and not noisy:
+    give_way("sampling.guidance.form", None, because("sampling.solver"))
+  for which in ("sampling", "evaluation"):
+    steps = f"{which}.steps"
+    if steps not in asked or config[which].steps is None or not fixes_steps(config[which].grid):
+      continue
+    if f"{which}.grid" in asked:
+      raise UserError(
+        f'--config.{steps}={config[which].steps} means nothing to the grid "{config[which].grid}", which fixes its '
+        f"number of steps: leave one of them out, or take --config.{which}.grid=uniform."
+      )
+    solves = which == "sampling" and sampling.solver != "gaussian"
+    give_way(f"{which}.grid", "log_snr" if solves else "uniform", because(steps))
+
+
+def fixes_steps(grid: str) -> bool:
+  """Whether a grid says itself how many steps it has: "full", "250", "ddim50", "10,15,20"."""
+  return re.fullmatch(r"full|ddim\d+|[\d,]+", grid) is not None
+
+
+def check_sampling(config: ConfigDict, assignments: Sequence[str]) -> None:
   """Raises UserError if one of the `assignments` that made `config` changes nothing in what it draws."""
-  sampling, assigned = config.sampling, {assignment.partition("=")[0] for assignment in assignments}
+  sampling = config.sampling
+  assigned = {assignment.partition("=")[0] for assignment in assignments}
   if "sampling.eta" in assigned and sampling.eta and sampling.solver != "gaussian":
-    raise UserError(f'--config.sampling.eta={sampling.eta:g} means nothing to the solver "{sampling.solver}": leave it out.')
+    raise UserError(f'sampling.eta={sampling.eta:g} means nothing to the solver "{sampling.solver}": leave it out.')
   guiding = sorted(name for name in assigned if name.startswith("sampling.guidance."))
   if guiding and sampling.guidance.kind is None and "sampling.guidance.kind" not in guiding:
     raise UserError(
@@ -256,7 +358,8 @@ def _sections(node: ConfigDict) -> list[str]:
   return [key for key, value in node.items() if isinstance(value, ConfigDict)]
 
 
-def _literal(text: str) -> Any:
+def value_of(text: str) -> Any:
+  """The value that a text on the command line stands for: a Python literal, or else the text itself."""
   lowered = {"true": True, "false": False, "none": None}
   if text.lower() in lowered:
     return lowered[text.lower()]

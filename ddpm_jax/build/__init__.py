@@ -7,7 +7,20 @@ checked before anything is traced. config.py says what the fields mean.
 from ddpm_jax.build.covariances import COVARIANCES, OPTIMAL_HEADS, bound, bound_covariance, covariance_of, covariances
 from ddpm_jax.build.denoisers import check_guide, clipped, denoiser, guided
 from ddpm_jax.build.heads import HEAD_INITIALIZATIONS, is_of_head, on_backbone, put_on
-from ddpm_jax.build.networks import Apply, check_draws, check_weights, conditions, initial_params, is_classifier, model, network, parameterization, time_scale, training_network
+from ddpm_jax.build.networks import (
+  Apply,
+  check_draws,
+  check_weights,
+  conditions,
+  initial_params,
+  is_classifier,
+  model,
+  network,
+  parameterization,
+  time_scale,
+  training_network,
+)
+from ddpm_jax.build.presets import Preset, Request, configure, presets
 from ddpm_jax.build.process import BEST_GRIDS, GRIDS, chain, grid, moments, schedule, sde
 from ddpm_jax.build.samplers import SOLVERS, sampler, sampling
 from ddpm_jax.build.training import LOSSES, loss, time_sampler
@@ -22,6 +35,8 @@ __all__ = [
   "OPTIMAL_HEADS",
   "SOLVERS",
   "Apply",
+  "Preset",
+  "Request",
   "bound",
   "bound_covariance",
   "chain",
@@ -30,6 +45,7 @@ __all__ = [
   "check_weights",
   "clipped",
   "conditions",
+  "configure",
   "covariance_of",
   "covariances",
   "denoiser",
@@ -44,6 +60,7 @@ __all__ = [
   "network",
   "on_backbone",
   "parameterization",
+  "presets",
   "put_on",
   "sampler",
   "sampling",

@@ -35,12 +35,12 @@ def bound_covariance(config: ConfigDict) -> str:
 def covariance_name(config: ConfigDict, which: str) -> str:
   """The name of the covariance of the section `which`, "sampling" or "evaluation"."""
   name = config.evaluation.covariance if which == "evaluation" else None
-  return name or config.sampling.covariance or _of_second_head(config)
+  return name or config.sampling.covariance or of_second_head(config)
 
 
 def covariances(config: ConfigDict) -> list[str]:
   """The names of all covariances for which a network of this config has bits/dim."""
-  names = {"posterior", "marginal", _of_second_head(config)}
+  names = {"posterior", "marginal", of_second_head(config)}
   if config.prediction.second in OPTIMAL_HEADS:
     names.add("optimal_average")
   if config.sampling.moments is not None:
@@ -66,7 +66,7 @@ OPTIMAL_HEADS = tuple(name for name, head in SECOND_HEADS.items() if head.optima
 FROM_MOMENTS = ("optimal_diagonal", "jacobian")  # they need moments, whatever the second head
 
 
-def _of_second_head(config: ConfigDict) -> str:
+def of_second_head(config: ConfigDict) -> str:
   """The covariance that the network's second head is for."""
   second = config.prediction.second
   if second in OPTIMAL_HEADS:
@@ -77,7 +77,7 @@ def _of_second_head(config: ConfigDict) -> str:
 def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
   """The covariance `name`; None: what the network's second head is for, or the posterior's."""
   if name is None:
-    name = _of_second_head(config)
+    name = of_second_head(config)
     if name.startswith("learned") and eta != 1:
       name = "posterior"  # a learned variance is of the ancestral chain; OpenAI's DDIM ignores it too
   which = named.find(COVARIANCES, name, "Covariance")

@@ -6,10 +6,10 @@
   interpolate     between the latents of seeds 0 and 1, 2 and 3, ... (DDIM figure 6)
 
   ddpm-jax edit reconstruct    --workdir runs/mnist --images 0-255 --steps 10,20,50,100,200,500
-  ddpm-jax edit reconstruct    --workdir runs/mnist --config.sampling.solver=dpm++2m --config.sampling.grid=log_snr
+  ddpm-jax edit reconstruct    --workdir runs/mnist --sampler dpm++2m
   ddpm-jax edit image_to_image --workdir runs/mnist --images 0-15 --strength 0.4
   ddpm-jax edit inpaint        --workdir runs/mnist --images 0-15 --hide center --jump 10 --resamples 10
-  ddpm-jax edit interpolate    --workdir runs/mnist --seeds 0-7 --config.sampling.eta=0
+  ddpm-jax edit interpolate    --workdir runs/mnist --seeds 0-7 --sampler ddim
 
 --images are places in the data set's test split, from 0. Steps are those of the config's sampling section, as for sample.
 Each task has flags of its own: ddpm-jax edit inpaint --help.
@@ -19,6 +19,7 @@ import argparse
 from typing import Any
 
 import ddpm_jax
+from ddpm_jax.cli import short
 
 HIDDEN = ("center", "left", "top")
 SHOWN = 16  # images of a picture's row; all frames of an interpolation
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   network.add_argument("--workdir", required=True, help="a training run, or a converted checkpoint")
   network.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
   network.add_argument("--step", type=int, help="which checkpoint (default: the latest sound one)")
+  network.add_argument("--trust", action="store_true", help="import the code that a checkpoint's config names, if any")
   real = argparse.ArgumentParser(add_help=False, parents=[network])
   real.add_argument("--images", default="0-15", help="which test images (default %(default)s)")
   noisy = argparse.ArgumentParser(add_help=False, parents=[real])
@@ -37,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
 
   def task(name: str, parent: argparse.ArgumentParser, summary: str) -> argparse.ArgumentParser:
-    return tasks.add_parser(name, parents=[parent], help=summary, description=summary, allow_abbrev=False)
+    made = tasks.add_parser(name, parents=[parent], help=summary, description=summary, allow_abbrev=False)
+    short.add_arguments(made, steps=name != "reconstruct")  # whose --steps are several numbers
+    return made
 
   reconstruct = task("reconstruct", real, "to latents and back: errors by numbers of steps, and a picture")
   reconstruct.add_argument("--steps", default="10,20,50,100", help="numbers of steps (default %(default)s)")
@@ -69,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.errors import UserError
   from ddpm_jax.jobs import edit, measure
 
-  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  how = short.of(args)
+  if args.task == "reconstruct":
+    how.pop("steps", None)  # which are numbers of steps, one after the other
+  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides, **how).with_moments()
   out = pathlib.Path(args.workdir) / "edits"
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
 

@@ -20,14 +20,14 @@ import argparse
 import os
 
 import ddpm_jax
-from ddpm_jax.cli import environment
+from ddpm_jax.cli import environment, short
 
 INCEPTIONS = {
   "inception_tf": "Inception of TensorFlow 2015 (DDPM, Improved DDPM, ADM)",
   "inception_torch": "pytorch-fid's (Analytic-DPM)",
 }
 OF_DRAWING = ("likelihood", "covariance", "ode", "distance", "figures")
-OF_NETWORKS = (*OF_DRAWING, "ema", "step", "overrides")
+OF_NETWORKS = (*OF_DRAWING, "ema", "step", *short.FLAGS, "overrides")
 LEAST = {"likelihood": 0, "ode": 0, "distance": 0, "num_samples": 1, "batch_size": 1}
 AGAINST = ("reference", "make_reference", "captions")
 OF_SAMPLES = ("distance", "figures", *AGAINST)
@@ -97,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--out", metavar="FILE", help="the figures as JSON (default: WORKDIR/evaluation/metrics.json, or ./metrics.json)"
   )
+  short.add_arguments(parser)
   environment.add_arguments(parser)
 
 
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
   if compared and (odd := next((name for name in IDLE[compared] if getattr(args, name) is not None), None)):
     raise UserError(f"--{odd} changes nothing of --{compared}: leave it out.")
   if args.samples is not None:
-    if odd := next((name for name in OF_NETWORKS if getattr(args, name)), None):
+    if odd := next((name for name in OF_NETWORKS if getattr(args, name) not in (None, 0, False, [])), None):
       flag = f"config.{args.overrides[0]}" if odd == "overrides" else odd
       raise UserError(f"--{flag} is about a network and means nothing for --samples: leave it out, or give a --workdir.")
     if not compared:
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 
   if not compared and (odd := next((name for name in OF_COMPARISONS if getattr(args, name) is not None), None)):
     raise UserError(f"--{odd} is about a comparison: give --reference, --make_reference or --captions, or leave it out.")
-  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides, **short.of(args))
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
   out = pathlib.Path(args.workdir) / "evaluation"
   if build.is_classifier(trained.config):

@@ -16,6 +16,8 @@ al. 2020, appendix B: 21 steps a second of 128 images on a TPU v3-8) did 100 of 
 import argparse
 import dataclasses
 
+from ddpm_jax.cli import short
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, metavar="NAME[:VARIANT]", help="a config of configs/, or a .py file")
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--utilisation", type=float, metavar="U", help="what you assume to reach of the speed at best: 0.2")
   parser.add_argument("--price_per_chip_hour", type=float, metavar="P", help="what you pay; then the cost is told too")
   parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+  short.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
   import jax
 
+  from ddpm_jax import build
   from ddpm_jax import config as configs
   from ddpm_jax.config import nearest
   from ddpm_jax.devices.chips import chip_of, memory_of
@@ -64,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
       raise UserError(f"Program {name!r} is unknown; {nearest(name, kinds)}")
   if args.json:
     atomic.check(args.json)
-  config = configs.override(configs.load(args.config), args.overrides)
+  config = build.configure(configs.load(args.config), args.overrides, build.Request(**short.of(args)))
   devices = plan.devices(args.topology)
   chip, memory = chip_of(devices[0]), memory_of(devices[0])
   where = f"{args.topology}: {len(devices)} chips" if args.topology else f"{len(devices)} x {devices[0].device_kind}"

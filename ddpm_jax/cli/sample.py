@@ -1,21 +1,22 @@
 """Draws images from what was trained in --workdir. Everything that the network needs comes from its checkpoint.
 
-Image i comes from seed i alone, whatever the batch size or the machine. Change how by the config's sampling section:
+Image i comes from seed i alone, whatever the batch size or the machine.
 
-  ddpm-jax sample --workdir runs/digits --seeds 0-63                                             as trained
-  ddpm-jax sample --workdir runs/digits --config.sampling.grid=uniform --config.sampling.steps=50 --config.sampling.eta=0
-  ddpm-jax sample --workdir runs/digits --seeds 0-49999 --formats npz                            for an evaluator
-  ddpm-jax sample --workdir runs/mnist --config.sampling.solver=dpm++2m --config.sampling.grid=log_snr \\
-                  --config.sampling.steps=20                                                     a fast solver
-  ddpm-jax sample --workdir runs/mnist --classes 3,5 --config.sampling.guidance.kind=classifier \\
-                  --config.sampling.guidance.model=runs/mnist_classifier --config.sampling.guidance.scale=3
-  ddpm-jax sample --workdir runs/mnist_14 --upsampler runs/mnist_sr                              a cascade
+  ddpm-jax sample --workdir runs/digits --seeds 0-63                              as its config says
+  ddpm-jax sample --workdir runs/digits --sampler ddim --steps 50
+  ddpm-jax sample --weights cifar10-ddpm --sampler dpm++2m --steps 15             published weights
+  ddpm-jax sample --workdir runs/digits --sampler analytic --steps 25             measures moments first if there are none
+  ddpm-jax sample --workdir runs/mnist --classes 3,5 --guidance 3 --classifier runs/mnist_classifier
+  ddpm-jax sample --workdir runs/digits --seeds 0-49999 --formats npz             for an evaluator
+  ddpm-jax sample --workdir runs/mnist_14 --upsampler runs/mnist_sr               a cascade
+
+ddpm-jax samplers lists the samplers. Any field of the config's sampling section can be set by --config.sampling.FIELD=VALUE.
 """
 
 import argparse
 
 import ddpm_jax
-from ddpm_jax.cli import environment
+from ddpm_jax.cli import environment, short
 
 FORMATS = {
   "grid": "grid.png, all images in one picture",
@@ -32,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,5,8-10; one image each (default %(default)s)")
   parser.add_argument("--classes", help="such as 3,5: label images with these in turn (default: all classes in turn)")
   parser.add_argument("--upsampler", metavar="WORKDIR", help="a super-resolution run: enlarges them as its own config says")
+  short.add_arguments(parser)
   formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
   parser.add_argument("--formats", default="grid", help=f"comma-separated (default %(default)s). {formats}")
   parser.add_argument(
     "--beside",
     metavar="CHANGES",
-    help='also draw the same seeds with other settings, such as "sampling.grid=uniform sampling.steps=20 sampling.eta=0", '
-    "into beside.png",
+    help='also draw the same seeds with other settings, such as "sampler=ddim steps=20", into beside.png',
   )
   parser.add_argument("--out", help="where to write (default: a directory in WORKDIR/samples named by the settings)")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
@@ -67,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
   if args.beside is not None and args.upsampler:
     raise UserError("--beside compares what one network draws: leave out --upsampler.")
   seeds = integers(args.seeds, "--seeds")
-  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides)
+  trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides, **short.of(args))
+  if not args.dry_run:
+    trained = trained.with_moments()
   labels = None
   if args.classes:
     classes = integers(args.classes, "--classes")
@@ -120,21 +123,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def beside(trained, changes: list[str]):
-  """The same network with these changes of its sampling section."""
-  import dataclasses
-
+  """The same network with these changes, such as sampler=ddim, steps=20 or sampling.clip=none."""
   from ddpm_jax import build
-  from ddpm_jax import config as configs
+  from ddpm_jax.config import value_of
   from ddpm_jax.errors import UserError
 
-  odd = [change for change in changes if not change.startswith("sampling.")]
+  how = {name: value for name, _, value in (change.partition("=") for change in changes) if name in short.FLAGS}
+  fields = [change for change in changes if change.partition("=")[0] not in short.FLAGS]
+  odd = [field for field in fields if not field.startswith("sampling.")]
   if odd or not changes:
     what = repr(odd[0]) if odd else "nothing"
-    raise UserError(f'--beside changes how images are drawn, not {what}: write "sampling.steps=20 sampling.eta=0".')
-  config = configs.override(trained.config.copy_and_resolve_references(), changes)
-  other = dataclasses.replace(trained, config=config)
-  build.sampler(config, other.guide)  # so that whatever cannot work is said now
-  build.guided(config, other.network, other.guide)
+    raise UserError(f'--beside changes how images are drawn, not {what}: write "sampler=ddim steps=20 sampling.clip=none".')
+  numbers = {name: value if name in ("sampler", "classifier", "weaker") else value_of(value) for name, value in how.items()}
+  if wrong := next(
+    (
+      name
+      for name, value in numbers.items()
+      if name not in ("sampler", "classifier", "weaker") and type(value) not in ((int,) if name == "steps" else (int, float))
+    ),
+    None,
+  ):
+    raise UserError(f"--beside {wrong}={how[wrong]} should be a number.")
+  other = trained.using(*fields, **numbers).with_moments()
+  build.sampling(other.config, other.network, other.guide)  # refuses now whatever cannot work
   return other
 
 

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.jobs import train
   from ddpm_jax.training.loop import Preempted
 
-  config = configs.override(configs.load(args.config), args.overrides)
+  config = build.configure(configs.load(args.config), args.overrides)
   if args.dry_run:
     run = train.prepare(config)
     params = jax.eval_shape(run.init).params

@@ -6,6 +6,7 @@ moments = analytic.moments(run, "runs/mnist/evaluation/moments.npz", 1000)
 
 import logging
 import os
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -69,6 +70,33 @@ def moments(
         measurements.save_moments(path, found, schedule, source)
         saved = time.monotonic()
   return found
+
+
+def own_moments(trained: Trained) -> pathlib.Path:
+  """The file of moments of these weights in their directory; measured now if it is not there, with a sentence.
+
+  At most 100 levels are measured, by 100 to 1,000 images, small images more: Gamma is a mean over all their pixels.
+  """
+  folder = pathlib.Path(trained.workdir) / "evaluation"
+  schedule = build.schedule(trained.config)
+  own = f"moments_step{trained.step}_{trained.weights.replace(' ', '_')}.npz"
+  for path in (folder / "moments.npz", folder / own):
+    if path.exists():
+      _, of = measurements.load_moments(path, schedule)
+      if (of.get("step"), of.get("weights")) == (trained.step, trained.weights):
+        return path
+  images = int(np.clip(200_000 // np.prod(trained.image_shape), 100, 1000))
+  levels = min(schedule.T, 100)
+  log.info(
+    "There are no moments of these weights yet: measuring them over %d training images at %d levels, kept in %s. "
+    "ddpm-jax moments measures more.",
+    images,
+    levels,
+    folder / own,
+  )
+  plain = trained.changed(sampling=dict(covariance=None, grid="full", steps=None))
+  moments(plain, folder / own, images, K=levels)
+  return folder / own
 
 
 def costs(trained: Trained, path: str | os.PathLike, covariance: str, images: int = 1000, *, seed: int = 0) -> np.ndarray:

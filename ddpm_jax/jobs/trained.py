@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, data
+from ddpm_jax import build, data, importable
 from ddpm_jax import config as configs
 from ddpm_jax.convert import fetch, registry
 from ddpm_jax.data import images as pixels
@@ -29,15 +29,23 @@ from ddpm_jax.training import checkpoints
 
 
 def load(
-  workdir: str | pathlib.Path, *, ema: str | None = None, step: int | None = None, overrides: Sequence[str] = ()
+  workdir: str | pathlib.Path,
+  *,
+  ema: str | None = None,
+  step: int | None = None,
+  overrides: Sequence[str] = (),
+  trust: bool = False,
+  **how: Any,
 ) -> "Trained":
   """What was trained (or converted) in `workdir`: its weights with everything that they need, from the checkpoint.
 
   Args:
-    workdir: a directory, or the name of published weights (convert.registry), which are fetched and converted.
+    workdir: a directory, or the name of published weights (convert.registry), which are downloaded and converted.
     ema: which average: a rate such as "0.9999", or "raw". None: the slowest.
     step: None: the latest sound checkpoint.
     overrides: changes to its config, such as "sampling.eta=0".
+    trust: import the code that its config names, if it names any; see importable.py.
+    how: a short way to say how images are drawn, such as sampler="ddim", steps=50; see build.Request.
 
   Raises:
     UserError: if there is no sound checkpoint, or its weights are not those of the (changed) config's network.
@@ -51,11 +59,13 @@ def load(
     directory /= "checkpoints"
   sharding = layout.replicated(layout.make_mesh())
   weights = checkpoints.load_weights(str(directory), ema=ema, step=step, sharding=sharding)
-  config = configs.override(configs.from_dict(weights.config), list(overrides))
-  configs.check_sampling(config, list(overrides))
+  importable.trust([assignment.partition("=")[2] for assignment in overrides])
+  if trust:
+    importable.trust(weights.config)
+  config = build.configure(configs.from_dict(weights.config), list(overrides), build.Request(**how))
   module = build.model(config, config.data.channels, config.data.num_classes)
   build.check_weights(config, module, weights.params)
-  return Trained(config, build.network(config, module, weights.params), weights.step, weights.source)
+  return Trained(config, build.network(config, module, weights.params), weights.step, weights.source, pathlib.Path(workdir))
 
 
 def dataset(config: ConfigDict, split: str) -> data.Source:
@@ -90,6 +100,7 @@ class Trained:
   network: Network | Classifier
   step: int
   weights: str  # which ones: "EMA 0.9999" or "raw parameters"
+  workdir: pathlib.Path | None = None  # where it was loaded from, and where what is measured of it is kept
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -120,15 +131,26 @@ class Trained:
     save: Callable | None = None,
     save_every: int = 1,
     progress: bool = False,
+    **how: Any,
   ) -> Any:
     """uint8 [N,H,W,C], image i from seeds[i] (and labels[i]), whatever the batch; with `save` also what it saved.
 
-    One compilation for every N; the last batch is filled up and cut. low_res [N,h,w,C], from 0 to 255, are the images that
-    a super-resolution network enlarges.
+    One compilation serves every N: the last batch is filled up and cut.
+
+    Args:
+      seeds: one per image, 0 to 2^32 - 1.
+      labels: one class per image. None: all classes in turn.
+      low_res: [N,h,w,C] from 0 to 255, the images that a super-resolution network enlarges.
+      save, save_every: see diffusion.samplers.sample.
+      progress: show a bar.
+      how: such as sampler="ddim", steps=50, eta=0.5, guidance=2; see `using`.
 
     Raises:
-      NotFinite: instead of turning what is no number into pixels.
+      NotFinite: if a network draws infinities or NaN, which would become some grey as pixels.
     """
+    if how:
+      return self.using(**how).sample(seeds, labels, low_res=low_res, save=save, save_every=save_every, progress=progress)
+    self = self.with_moments()
     config = self.config.sampling
     build.check_draws(self.config)
     pixels.to_uint8(np.zeros(0), config.rounding)  # refused now rather than after hours of drawing
@@ -207,6 +229,31 @@ class Trained:
     low_res = self.config.data.low_res_size and pixels.area(image, self.config.data.low_res_size)
     cond = self._cond(self._keys(indices), label if self._takes_labels else None, low_res)
     return _put(pixels.to_float(image)), cond
+
+  def using(self, *overrides: str, **how: Any) -> "Trained":
+    """The same network drawing in another way: `using(sampler="dpm++2m", steps=15)`, `using("sampling.clip=none")`.
+
+    Args:
+      overrides: assignments to fields of the config; they win over `how`.
+      how: fields of build.Request.
+    """
+    config = build.configure(self.config.copy_and_resolve_references(), overrides, build.Request(**how))
+    return dataclasses.replace(self, config=config)
+
+  @property
+  def lacks_moments(self) -> bool:
+    """Whether the config's covariance or grid needs moments of the network, and names no file of them."""
+    sampling = self.config.sampling
+    needs = sampling.grid == "dp_seg" or (sampling.solver == "gaussian" and str(sampling.covariance).startswith("optimal"))
+    return needs and sampling.moments is None and self.config.prediction.second not in build.OPTIMAL_HEADS
+
+  def with_moments(self) -> "Trained":
+    """The same network with the moments that its sampler needs, which are measured now if its directory holds none."""
+    if not self.lacks_moments or self.workdir is None:
+      return self
+    from ddpm_jax.jobs import analytic  # which imports this module
+
+    return self.changed(sampling=dict(moments=str(analytic.own_moments(self))))
 
   def changed(self, **sections: dict) -> "Trained":
     """The same network used otherwise: `changed(sampling=dict(eta=0.0))`."""

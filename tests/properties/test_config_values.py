@@ -32,7 +32,7 @@ REFUSED = {
     "two levels",
   ),
   "a section": (lambda: override(default(), ["sampling=3"]), "sampling is a section: assign one of its fields"),
-  "steps of the full grid": (lambda: sampler("steps=50"), 'means nothing to the grid "full": add --config.sampling.grid'),
+  "steps of the full grid": (lambda: sampler("steps=50", "grid=full"), 'means nothing to the grid "full", which fixes'),
   "steps of a section string": (lambda: sampler("steps=50", "grid=10,15"), 'means nothing to the grid "10,15"'),
   "no steps for bits/dim": (lambda: build.bound(override(default(), ["evaluation.grid=uniform"])), "set evaluation.steps"),
   "a cap of nothing": (lambda: sampler("cap_pixels=0"), "sampling.cap_pixels = 0.0 has to be above 0"),
