@@ -10,7 +10,7 @@ Image i comes from seed i alone, whatever the batch size or the machine.
   ddpm-jax sample --workdir runs/digits --seeds 0-49999 --formats npz             for an evaluator
   ddpm-jax sample --workdir runs/mnist_14 --upsampler runs/mnist_sr               a cascade
 
-ddpm-jax samplers lists the samplers. Any field of the config's sampling section can be set by --config.sampling.FIELD=VALUE.
+`ddpm-jax samplers` lists them. Any field of the config's sampling section can be set by --config.sampling.FIELD=VALUE.
 """
 
 import argparse

@@ -244,8 +244,12 @@ class Trained:
   def lacks_moments(self) -> bool:
     """Whether the config's covariance or grid needs moments of the network, and names no file of them."""
     sampling = self.config.sampling
-    needs = sampling.grid == "dp_seg" or (sampling.solver == "gaussian" and str(sampling.covariance).startswith("optimal"))
-    return needs and sampling.moments is None and self.config.prediction.second not in build.OPTIMAL_HEADS
+    if sampling.moments is not None:
+      return False
+    if sampling.grid == "dp_seg" or sampling.covariance == "jacobian":
+      return True
+    optimal = sampling.solver == "gaussian" and sampling.covariance in ("optimal", "optimal_average")
+    return optimal and self.config.prediction.second not in build.OPTIMAL_HEADS
 
   def with_moments(self) -> "Trained":
     """The same network with the moments that its sampler needs, which are measured now if its directory holds none."""
