@@ -11,7 +11,7 @@ from ddpm_jax import named
 from ddpm_jax.build.covariances import covariance_of
 from ddpm_jax.build.denoisers import form_of, guided, strength_of
 from ddpm_jax.build.process import grid, schedule
-from ddpm_jax.diffusion import covariance, dpm_solver, guidance
+from ddpm_jax.diffusion import adams, covariance, dpm_solver, guidance
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.heun import heun
@@ -90,6 +90,15 @@ SOLVERS: dict[str, Callable | Entry] = {
   "unipc3": Entry(functools.partial(unipc, order=3), "UniPC of order 3, variant bh2 (Zhao et al. 2023)"),
   "unipc2_bh1": Entry(functools.partial(unipc, order=2, variant="bh1"), "UniPC of order 2, variant bh1"),
   "unipc3_bh1": Entry(functools.partial(unipc, order=3, variant="bh1"), "UniPC of order 3, variant bh1"),
+  "ipndm2": Entry(functools.partial(adams.ipndm, order=2), "iPNDM of order 2 (Zhang & Chen 2022)"),
+  "ipndm3": Entry(functools.partial(adams.ipndm, order=3), "iPNDM of order 3"),
+  "ipndm4": Entry(functools.partial(adams.ipndm, order=4), "iPNDM of order 4"),
+  "deis2": Entry(functools.partial(adams.t_ab, order=2), "DEIS (tAB) of order 2 (Zhang & Chen 2022)"),
+  "deis3": Entry(functools.partial(adams.t_ab, order=3), "DEIS (tAB) of order 3"),
+  "deis4": Entry(functools.partial(adams.t_ab, order=4), "DEIS (tAB) of order 4"),
+  "deis2_rho": Entry(functools.partial(adams.rho_ab, order=2), "DEIS (rhoAB) of order 2"),
+  "deis3_rho": Entry(functools.partial(adams.rho_ab, order=3), "DEIS (rhoAB) of order 3"),
+  "deis4_rho": Entry(functools.partial(adams.rho_ab, order=4), "DEIS (rhoAB) of order 4"),
   "euler_maruyama": Entry(_euler, "Euler-Maruyama for the reverse SDE, on the levels of vp_sde (Song et al. 2021)"),
   "euler_ode": Entry(functools.partial(_euler, ode=True), "Euler for the probability flow, on the levels of vp_sde"),
 }

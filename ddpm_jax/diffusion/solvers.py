@@ -12,7 +12,8 @@ which is DDIM. The other solvers add differences of predictions. A step is there
 only on the levels. Each solver is a table of weights (dpm_solver.py, unipc.py, heun.py, ...), and `Solver` runs them
 all. On the step into level 0, where h is infinite, (1) is the prediction itself, and every solver takes that step.
 
-Predictions are x0 as the denoiser returns it, clipped and guided. Second heads are not used.
+Predictions are x0 as the denoiser returns it, clipped and guided. Second heads are not used. Solvers that interpolate
+something else, such as the noise (adams.py), keep y = kept_x x + kept_x0 x0 in place of x0.
 """
 
 from typing import Any
@@ -33,6 +34,8 @@ class SolverSteps:
       a <- anchor_x x + anchor_a a + sum_j anchor_x0[j] x0_j             (2)     where the step starts
       x <- next_a a + sum_j next_x0[j] x0_j + std z                      (3)     where it ends, at level s
 
+  where x0_j is y_j if the table has `kept_x`. Weights may also be one per pixel, [K,H,W,C] and [K,M,H,W,C].
+
   A multistep solver starts at x. A single-step solver starts twice from the same anchor. A corrector first recomputes x_t
   from the last anchor, now that x0(x_t) is known.
   """
@@ -46,6 +49,10 @@ class SolverSteps:
   next_x0: np.ndarray
   left: np.ndarray  # int32, how many rows follow this one
   std: np.ndarray | None = None  # None: no noise is drawn
+  kept_x: np.ndarray | None = None  # None: rows keep x0
+  kept_x0: np.ndarray | None = None
+  anchor_bias: np.ndarray | None = None  # added to (2) and (3)
+  next_bias: np.ndarray | None = None
 
   @property
   def stream(self) -> np.ndarray:
@@ -54,7 +61,7 @@ class SolverSteps:
 
   def rounded(self, dtype: Any) -> "SolverSteps":
     """The table with its weights in `dtype`."""
-    names = ("anchor_x", "anchor_a", "anchor_x0", "next_a", "next_x0", "std")
+    names = [name for name in vars(self) if name not in ("t", "s", "left")]
     columns = {name: getattr(self, name) for name in names}
     return self.replace(**{name: column if column is None else column.astype(dtype) for name, column in columns.items()})
 
@@ -66,15 +73,20 @@ class Solver:
   steps: SolverSteps
 
   def init(self, x_T):
-    kept = max(self.steps.anchor_x0.shape[-1], self.steps.next_x0.shape[-1]) - 1
+    kept = max(self.steps.anchor_x0.shape[1], self.steps.next_x0.shape[1]) - 1
     return x_T, x_T, (jnp.zeros_like(x_T),) * kept
 
   def step(self, noise, state, row, denoise, cond):
     x, anchor, older = state
     pred = denoise(x, row.t, cond)
-    beliefs = (pred.x0, *older)
+    newest = pred.x0 if row.kept_x is None else row.kept_x * x + row.kept_x0 * pred.x0
+    beliefs = (newest, *older)
     anchor = row.anchor_x * x + row.anchor_a * anchor + _weighted(row.anchor_x0, beliefs)
+    if row.anchor_bias is not None:
+      anchor = anchor + row.anchor_bias
     x = row.next_a * anchor + _weighted(row.next_x0, beliefs)
+    if row.next_bias is not None:
+      x = x + row.next_bias
     if row.std is not None:
       x = x + row.std * noise(row, x)
     return (x, anchor, beliefs[:-1]), pred
@@ -104,18 +116,19 @@ def first_order(schedule: Schedule, t: np.ndarray, s: np.ndarray, *, anchor: int
   )
 
 
-def orders(log_snr: np.ndarray, order: int, lower_order_final: bool) -> np.ndarray:
+def orders(log_snr: np.ndarray, order: int, lower_order_final: bool, *, image: bool = False) -> np.ndarray:
   """The number of predictions that each step of a multistep solver interpolates, int [K], at levels of these log_snr [K+1].
 
   It is `order`, but at most the number of predictions so far, as in all official codes. With lower_order_final it is also
   at most the number of steps left: 2, then 1, at the end. (UniPC's code always does this, DPM-Solver++'s with fewer than 10
-  steps.) Predictions at levels of infinite log-SNR, images or pure noise, cannot be interpolated.
+  steps.) Predictions at levels of infinite log-SNR, images or pure noise, cannot be interpolated. With `image`, a step into
+  level 0 is no exception.
   """
   finite = np.isfinite(log_snr)
   result = np.minimum(order, np.cumsum(finite)[:-1])
   if lower_order_final:
     result = np.minimum(result, np.arange(len(result), 0, -1))
-  return np.where(finite[1:], np.maximum(result, 1), 1)
+  return np.where(finite[1:] | image, np.maximum(result, 1), 1)
 
 
 def _weighted(weights, beliefs):
