@@ -3,8 +3,8 @@ with eight and FSDP over 8.
 
     python benchmarks/processes.py --steps 50 --out benchmarks/processes.json
 
-Runs tests/processes.py (a small network, checkpoints, everything that a run has) in each of these twelve arrangements, then
-one that changes them on the way: 4 processes until the middle, killed, and 2 processes from the last checkpoint on.
+Runs tests/programs/processes.py (a small network with everything that a run has) in each of twelve arrangements, and once in
+an arrangement that changes: four processes until the middle, killed, and two processes from the last checkpoint on.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
+PROGRAMS = ROOT / "tests" / "programs"
 MESHES = ((4, 1), (4, 2), (4, 4), (8, 8))  # devices, fsdp
 ARRANGEMENTS = [(processes, devices // processes, fsdp) for processes in (1, 2, 4) for devices, fsdp in MESHES]
 
@@ -27,9 +28,15 @@ args = parser.parse_args()
 
 def run(directory: pathlib.Path, processes: int, devices: int, fsdp: int, *flags: str) -> int:
   """The exit code of a run."""
-  path = os.pathsep.join(map(str, (ROOT / "tests", ROOT)))
+  path = os.pathsep.join(map(str, (PROGRAMS, ROOT)))
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": path}
-  command = [ROOT / "launch" / "local.sh", processes, sys.executable, ROOT / "tests" / "processes.py", directory]
+  command = [
+    ROOT / "launch" / "local.sh",
+    processes,
+    sys.executable,
+    PROGRAMS / "processes.py",
+    directory,
+  ]
   command += ["--steps", args.steps, "--fsdp", fsdp, *flags]
   return subprocess.run(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL).returncode
 

@@ -3,7 +3,7 @@
   python benchmarks/robustness.py            # half an hour on a quiet machine; writes benchmarks/robustness.json
   python benchmarks/robustness.py flips kills
 
-Everything happens to the miniature run of tests/tiny_run.py in a temporary directory.
+Everything happens to the miniature run of tests/programs/tiny_run.py in a temporary directory.
 """
 
 import collections
@@ -19,7 +19,7 @@ import tempfile
 import time
 
 HERE = pathlib.Path(__file__).parent
-TESTS = HERE.parent / "tests"
+TESTS = HERE.parent / "tests" / "programs"
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{HERE.parent}:{TESTS}"}
 FLIPS, KILLS, TERMS = 200, 100, 10
 

@@ -1,39 +1,15 @@
 """What every test shares: strict JAX, and the numbers of the original authors' code."""
 
-import json
-import pathlib
+import re
 
 import jax
-import numpy as np
 import pytest
+from stored import Golden
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")  # parity with float32 references
 
-collect_ignore = ["commands.py", "compiled.py", "devices.py", "processes.py", "tiny_run.py"]  # programs that tests start
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
-INDEX = json.loads((GOLDEN / "index.json").read_text())
-
-
-class Golden:
-  """One file of numbers that the official implementations produced (tests/golden/README.md)."""
-
-  def __init__(self, name: str):
-    self.arrays = np.load(GOLDEN / f"{name}.npz")
-    self.groups = INDEX["files"].get(f"{name}.npz", {}).get("groups", {})  # methods_*.npz are described where they are used
-
-  def __getitem__(self, key: str) -> np.ndarray:
-    return self.arrays[key]
-
-  def args(self, group: str) -> dict:
-    """Exact hyper-parameters of a group, as the reference was called."""
-    return self.groups[group]["args"]
-
-  def state_dict(self, group: str) -> dict[str, np.ndarray]:
-    """The stored weights of a network group, by PyTorch key."""
-    prefix = f"{group}/sd/"
-    return {key.removeprefix(prefix): self.arrays[key] for key in self.arrays.files if key.startswith(prefix)}
+collect_ignore = ["helpers", "programs"]  # modules that tests import, and programs that they start: no tests
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +17,18 @@ def golden():
   """golden("samplers_openai") opens that file once per session."""
   opened: dict[str, Golden] = {}
   return lambda name: opened.setdefault(name, Golden(name))
+
+
+def pytest_runtest_setup(item):
+  """A test marked `torch` needs PyTorch. CI runs these alone in a second environment: `-m torch`."""
+  if item.get_closest_marker("torch"):
+    pytest.importorskip("torch")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  """No test skips for want of PyTorch without the mark, because CI would never run it."""
+  report = yield
+  if report.skipped and re.search("could not import '(torch|diffusers)", str(report.longrepr)):
+    assert item.get_closest_marker("torch"), f"mark {item.nodeid} with @pytest.mark.torch"
+  return report

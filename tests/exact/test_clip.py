@@ -1,7 +1,6 @@
 """CLIP against an evaluation in torch, from files in OpenAI's format; its tokenizer by hand."""
 
 import gzip
-import importlib.util
 
 import jax
 import numpy as np
@@ -12,8 +11,6 @@ from ddpm_jax.data.sources import Arrays, Info
 from ddpm_jax.errors import UserError
 from ddpm_jax.features import clip, clip_tokens
 from ddpm_jax.features.clip_tokens import CONTEXT, Tokenizer
-
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
 MERGES = [("t", "h"), ("th", "e</w>"), ("c", "a"), ("ca", "t</w>"), ("1", "1")]
 VOCABULARY = 512 + len(MERGES) + 2
@@ -116,7 +113,7 @@ def torch_features(torch, weights, images, tokens):
   return [(each / each.norm(dim=-1, keepdim=True)).numpy() for each in (seen, read)]
 
 
-@needs_torch
+@pytest.mark.torch
 def test_features_and_score_are_those_of_torch(tmp_path):
   import torch
 
@@ -142,7 +139,7 @@ def test_features_and_score_are_those_of_torch(tmp_path):
     net.check((20, 20, 3))
 
 
-@needs_torch
+@pytest.mark.torch
 def test_files_of_other_networks_are_refused(tmp_path):
   import torch
 

@@ -3,7 +3,6 @@
 Widths are a sixteenth of the published ones; the network takes them from the file.
 """
 
-import importlib.util
 import pickle
 import struct
 import sys
@@ -18,8 +17,6 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.features import resize
 from ddpm_jax.features.inception_weights import load
 from ddpm_jax.files import tf_graph, torch_modules
-
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
 CLASSES = 63
 
@@ -72,7 +69,7 @@ def test_legacy_resize_to_the_same_size_changes_nothing():
   np.testing.assert_array_equal(resize.legacy_bilinear(image, 17), image)
 
 
-@needs_torch
+@pytest.mark.torch
 @pytest.mark.parametrize("size", [29, 100])
 def test_half_pixel_resize_is_that_of_torch(size):
   import torch
@@ -489,7 +486,7 @@ def pytorch_fid(images):
   return net, features.numpy(), net.weights
 
 
-@needs_torch
+@pytest.mark.torch
 def test_features_are_those_of_pytorch_fid(pytorch_fid, images, tmp_path):
   net, features, weights = pytorch_fid
   net.torch.save(weights, tmp_path / "pt_inception.pth")
@@ -498,7 +495,7 @@ def test_features_are_those_of_pytorch_fid(pytorch_fid, images, tmp_path):
   close(found["logits"], features @ weights["fc.weight"].numpy().T)  # without the bias
 
 
-@needs_torch
+@pytest.mark.torch
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_files_are_read_without_torch(pytorch_fid, tmp_path, zipped):
   """As torch.save writes them now and before 1.6: nested, sliced, transposed, scalar, half precision; bit by bit."""
@@ -550,7 +547,7 @@ def nested(torch, tensors):
   return root
 
 
-@needs_torch
+@pytest.mark.torch
 def test_weights_of_nvidias_files_are_the_same(pytorch_fid, tmp_path):
   """TorchScript (.pt) and a pickle of a class that brings its own source (.pkl), which must not be run."""
   net, _, weights = pytorch_fid
@@ -595,7 +592,7 @@ def test_files_that_name_code_are_not_run(tmp_path):
   assert torch_modules.tensors(tmp_path / "trap.pkl") == {}
 
 
-@needs_torch
+@pytest.mark.torch
 def test_damaged_torch_files_are_one_sentence(pytorch_fid, tmp_path):
   torch = pytorch_fid[0].torch
   for zipped in (True, False):

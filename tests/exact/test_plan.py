@@ -22,7 +22,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.jobs import plan
 from ddpm_jax.jobs.plan import Fit, Program
 
-HERE = pathlib.Path(__file__).parents[1]
+PROGRAMS = pathlib.Path(__file__).parents[1] / "programs"
 
 
 # ---------------------------------------------------------------- operations
@@ -119,12 +119,12 @@ def test_collectives_of_a_program_text():
 
 @pytest.fixture(scope="module")
 def on_eight(tmp_path_factory) -> dict:
-  """What tests/compiled.py finds on 8 devices."""
-  path = os.pathsep.join(map(str, (HERE, HERE.parent)))
+  """What tests/programs/compiled.py finds on 8 devices."""
+  path = os.pathsep.join(map(str, (PROGRAMS, PROGRAMS.parents[1])))
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
   environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # machine code that is not run need not be fast
   done = subprocess.run(
-    [sys.executable, HERE / "compiled.py"], env=environment, capture_output=True, text=True, timeout=1200
+    [sys.executable, PROGRAMS / "compiled.py"], env=environment, capture_output=True, text=True, timeout=1200
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])

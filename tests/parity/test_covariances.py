@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from reference import Stored, nhwc, two_heads
+from stored import GOLDEN
 
 from ddpm_jax.diffusion import grid, jacobian, losses, noise, schedule, steps
 from ddpm_jax.diffusion.covariance import CapLast, Optimal

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import INDEX
 from flax import struct
 from measured import after_the_step, costs_of_all_steps, second_moments
 from reference import Stored, named, nhwc, npr, poly, two_heads
+from stored import INDEX
 
 from ddpm_jax.diffusion import grid, losses, schedule, steps, trajectory
 from ddpm_jax.diffusion.covariance import CapLast, Optimal, fix_last_to_full_chain, learned_range, marginal, posterior

@@ -1,4 +1,4 @@
-"""The networks that these tests wrote under PyTorch (tests/torch_networks.py) against the outputs of the authors' code."""
+"""The PyTorch networks of tests/helpers/torch_networks.py against the outputs of the authors' code."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from networks import filled, filler, shapes
 from ddpm_jax import models
 from ddpm_jax.convert import names
 
+pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 torch_networks = pytest.importorskip("torch_networks")
 

@@ -1,6 +1,6 @@
 """Gradients of whole training losses by every parameter of a whole network, computed in float64.
 
-They are held against PyTorch's autograd through tests/torch_networks.py and the losses written out below, for every
+They are held against PyTorch's autograd through tests/helpers/torch_networks.py and the losses written out below, for every
 family, and against the float32 gradients that improved-diffusion gave. In float32 the bound at level 1 is noisy: the
 logarithm of a pixel's probability, a difference of two CDFs, of which unlikely pixels (1e-7) leave one digit. So a
 network of x_0, which knows no pixel well, has a stored gradient that is 27% off its own value in float64: it is compared
@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Golden
 from networks import filled, filler, jit, shapes
 from reference import nhwc
+from stored import Golden
 
 from ddpm_jax import models
 from ddpm_jax.convert import names
@@ -262,6 +262,7 @@ def theirs(name: str):
 # ---------------------------------------------------------------- tests
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_of_every_parameter_is_pytorchs(name):
   learns = tuple(CASES[name].learns.split()) or ""

@@ -106,6 +106,7 @@ def test_files_come_back_bit_by_bit(tmp_path, tensors, name):
   same(weight_files.read(tmp_path / name).tensors, odd)
 
 
+@pytest.mark.torch
 def test_torch_and_this_package_read_each_other(tmp_path, tensors):
   torch = pytest.importorskip("torch")
   weight_files.write(tmp_path / "ours.pt", tensors)
@@ -118,6 +119,7 @@ def test_torch_and_this_package_read_each_other(tmp_path, tensors):
     same({key: np.float32(tensor) for key, tensor in found.items()}, {key: t.float().numpy() for key, t in odd.items()})
 
 
+@pytest.mark.torch
 def test_averaged_weights_are_taken_from_training_checkpoints(tmp_path, tensors):
   torch = pytest.importorskip("torch")
   average = {key: torch.from_numpy(tensor) for key, tensor in tensors.items()}
@@ -342,6 +344,7 @@ def test_other_networks_of_diffusers_are_refused(golden, tmp_path, config, messa
     convert.convert(tmp_path)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("kind", ["ho", "openai"])
 def test_ddim_of_diffusers_itself(golden, tmp_path, kind):
   """Ten steps of DDIM by diffusers' own network, scheduler and files, under PyTorch."""
@@ -371,6 +374,7 @@ def test_ddim_of_diffusers_itself(golden, tmp_path, kind):
     np.testing.assert_allclose(mine, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.torch
 def test_gradient_of_hos_network_is_that_of_diffusers(golden, tmp_path):
   torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
   write_pipeline(tmp_path, golden)

@@ -33,6 +33,7 @@ def test_vectors_come_back(tmp_path, suffix):
   np.testing.assert_array_equal(measurements.gamma(path, CHAIN), GAMMA)
 
 
+@pytest.mark.torch
 def test_pytorch_reads_ours_and_we_read_pytorchs(tmp_path):
   torch = pytest.importorskip("torch")
   measurements.write_vector(tmp_path / "ours.pth", GAMMA)

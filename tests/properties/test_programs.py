@@ -6,7 +6,7 @@ import json
 import flax.linen as nn
 import jax
 import numpy as np
-import programs
+import program_costs
 import pytest
 
 from ddpm_jax.build import Apply
@@ -15,13 +15,13 @@ from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.noise import image_keys
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 
-STORED = json.loads(programs.STORED.read_text())
+STORED = json.loads(program_costs.STORED.read_text())
 
 
-@pytest.mark.parametrize("name", programs.PROGRAMS)
+@pytest.mark.parametrize("name", program_costs.PROGRAMS)
 def test_memory_and_operations_are_those_written_down(name):
-  found, stored = programs.measure(name), STORED["programs"][name]
-  remedy = "Wanted? Then python tests/programs.py"
+  found, stored = program_costs.measure(name), STORED["programs"][name]
+  remedy = "Wanted? Then python tests/programs/program_costs.py"
   assert found["flops"] == pytest.approx(stored["flops"], rel=0.1), remedy
   if jax.__version__ == STORED["jax"] and jax.default_backend() == "cpu":  # another compiler keeps other things
     assert found["peak"] == pytest.approx(stored["peak"], rel=0.1), remedy
@@ -59,7 +59,7 @@ def test_the_training_step_and_the_sampler_never_call_the_host(monkeypatch):
   def look(function, arguments, images, mesh, exact=False):
     texts.append(function.lower(*arguments).as_text())
 
-  monkeypatch.setattr(programs.plan, "compiled", look)
-  for make in programs.PROGRAMS.values():
+  monkeypatch.setattr(program_costs.plan, "compiled", look)
+  for make in program_costs.PROGRAMS.values():
     make()
   assert len(texts) == 3 and not any("callback" in text for text in texts)

@@ -377,10 +377,10 @@ def test_microbatches_train_as_the_whole_batch(mesh, whole, tmp_path):
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory):
-  """What tests/devices.py found out on 8 devices, in a process of its own."""
-  here = pathlib.Path(__file__).parent.parent
+  """What tests/programs/devices.py found out on 8 devices, in a process of its own."""
+  here = pathlib.Path(__file__).parents[1] / "programs"
   directory = tmp_path_factory.mktemp("devices")
-  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parent)}
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parents[1])}
   done = subprocess.run(
     [sys.executable, here / "devices.py", directory], env=environment, capture_output=True, text=True, timeout=600
   )

@@ -1,8 +1,8 @@
 """Checkpoints of every family, from the authors' container over the command line to ten steps of DDIM.
 
-The weights are those of the golden networks. What the command line's sampler visits is compared, state by state, with the
-networks of tests/torch_networks.py, which the golden outputs verify, in each codebase's own DDIM loop under PyTorch in
-float64. x_T and noise are ours, reproduced from the seeds.
+The weights are those of the golden networks. The states visited by the command line's sampler are compared with those of the
+authors' DDIM loops, run in float64 under PyTorch with the networks of tests/helpers/torch_networks.py. The golden outputs
+verify those networks. x_T and the noise are ours, reproduced from the seeds.
 """
 
 import functools
@@ -23,6 +23,7 @@ from ddpm_jax.convert import names
 from ddpm_jax.diffusion import noise
 from ddpm_jax.jobs import trained
 
+pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 torch_networks = pytest.importorskip("torch_networks")
 

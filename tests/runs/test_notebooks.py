@@ -17,7 +17,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLAB = ROOT / "launch" / "colab"
-TINY = dict(CONFIG=str(pathlib.Path(__file__).parents[1] / "lesson_config.py"), CHANNELS=8)
+TINY = dict(CONFIG=str(pathlib.Path(__file__).parents[1] / "programs" / "lesson_config.py"), CHANNELS=8)
 JUDGE = dict(steps=10, num_features=4)
 SHORT = {
   "1_tour": dict(DEVIATIONS=2, IMAGES=1000, STEPS=10),

@@ -22,15 +22,15 @@ from ddpm_jax.files import npz
 from ddpm_jax.jobs import train as experiment
 from ddpm_jax.training import checkpoints, loop, state
 
-HERE = pathlib.Path(__file__).parents[1]
+PROGRAMS = pathlib.Path(__file__).parents[1] / "programs"
 STEPS = 16
 
 
 def start(processes: int, devices: int, directory, *flags, program="processes.py") -> subprocess.CompletedProcess:
   """A program of tests/, `processes` times with `devices` each."""
-  path = os.pathsep.join(map(str, (HERE, HERE.parent)))
+  path = os.pathsep.join(map(str, (PROGRAMS, PROGRAMS.parents[1])))
   environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": path, "XDG_CACHE_HOME": str(directory)}
-  command = [HERE.parent / "launch" / "local.sh", str(processes), sys.executable, HERE / program, *flags]
+  command = [PROGRAMS.parents[1] / "launch" / "local.sh", str(processes), sys.executable, PROGRAMS / program, *flags]
   return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
 
 

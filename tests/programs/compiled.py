@@ -1,4 +1,7 @@
-"""What compiled programs hold and do on 8 devices: JAX_NUM_CPU_DEVICES=8 python tests/compiled.py, prints JSON."""
+"""Prints as JSON what programs compiled for 8 devices hold and do.
+
+JAX_NUM_CPU_DEVICES=8 python tests/programs/compiled.py
+"""
 
 import json
 

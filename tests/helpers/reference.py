@@ -18,7 +18,7 @@ from ddpm_jax.diffusion import covariance, grid, prediction, schedule, second_he
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.transforms import ClipX0
 
-_C = json.loads((pathlib.Path(__file__).parent / "golden/index.json").read_text())["dummy_models"]["coefficients"]
+_C = json.loads((pathlib.Path(__file__).parents[1] / "golden/index.json").read_text())["dummy_models"]["coefficients"]
 
 
 def poly(params, x, time, cond=None):

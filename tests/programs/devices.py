@@ -1,4 +1,7 @@
-"""What needs many devices, measured in one process: JAX_NUM_CPU_DEVICES=8 python tests/devices.py DIR, prints JSON."""
+"""Measures in one process what needs many devices, and prints JSON.
+
+JAX_NUM_CPU_DEVICES=8 python tests/programs/devices.py DIR
+"""
 
 import json
 import pathlib

@@ -1,6 +1,7 @@
-"""What the main programs cost, as their compiler says; `python tests/programs.py` writes it down anew in programs.json.
+"""Memory and operations of the main programs, as reported by the compiler.
 
-Do that after a change that was meant to change it, and look at the difference.
+`python tests/programs/program_costs.py` writes them to program_costs.json. Run it after a change that is meant to change
+them, and look at the difference.
 """
 
 import json
