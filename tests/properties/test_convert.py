@@ -29,7 +29,6 @@ HERE = pathlib.Path(__file__).parent
 def _environment(monkeypatch, tmp_path):
   """What cli/environment.py would otherwise choose, too late in a process that has JAX running."""
   monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
   monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
 
 

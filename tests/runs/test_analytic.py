@@ -20,7 +20,6 @@ def _environment():
   """What cli/environment.py would otherwise choose, too late in a process that has JAX running."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     yield
 
 

@@ -39,7 +39,6 @@ def _environment():
   jax.config.update("jax_disable_most_optimizations", True)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     yield
   jax.config.update("jax_disable_most_optimizations", False)
 

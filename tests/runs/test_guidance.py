@@ -46,7 +46,6 @@ def runs(tmp_path_factory):
   jax.config.update("jax_disable_most_optimizations", True)  # compilation is what takes time here: half as long
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("JAX_NUM_CPU_DEVICES", "1")  # those that the tests have
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     for name, config in UNTRAINED.items():
       untrained(folder / name / "checkpoints", config, 4)
     untrained(folder / "plain" / "checkpoints", "mnist:smoke", 2)
