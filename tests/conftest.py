@@ -1,6 +1,15 @@
 """What every test shares: strict JAX, and the numbers of the original authors' code."""
 
+import os
 import re
+import tempfile
+
+# One cache of compiled programs for a run of the suite, shared by its workers and the programs that tests start. It has to
+# be chosen before JAX is imported.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  CACHE = tempfile.TemporaryDirectory(prefix="ddpm_jax_compiled_", ignore_cleanup_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
