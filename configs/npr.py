@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
 
 
 def second_stage(second: str, variant: str = ""):
-  """Training of the head `second`, "residual" or "second_moment", as the authors do it."""
+  """The authors' training of the head `second`: "residual", "second_moment" or "hessian"."""
   _, smoke = variants(variant)
   config = default()
   config.network = dict(name="two_headed", complex=False)

@@ -111,12 +111,13 @@ def default() -> ConfigDict:
       steps=None,  # of the named grids but "full"
       eta=1.0,  # 0 is DDIM, 1 is DDPM
       # "posterior", "marginal", "learned_range", "learned_diagonal", "optimal", "optimal_average",
-      # "optimal_diagonal", "jacobian"; None: by the network
+      # "optimal_diagonal", "jacobian", "full"; None: by the network
       covariance=None,
       moments=None,  # file of ddpm-jax moments or of Analytic-DPM's authors: for "optimal" without an NPR or SN head
       jacobian=dict(
         probes=4,  # of "jacobian": products with the Jacobian per step; 0: one per pixel, which is exact
-        floor=0.33,  # least variance, as a share of what the moments give for the level
+        products=8,  # of "full": products with the Jacobian per step
+        floor=0.33,  # of both: least variance, as a share of what the moments give for the level
       ),
       residual=False,  # take from it how far eps_hat is from eps, instead of how long it is
       costs=None,  # file of ddpm-jax moments --costs: for the grid "dp_vb"

@@ -10,6 +10,7 @@ from ddpm_jax.build.process import grid, schedule
 from ddpm_jax.diffusion import covariance
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.diffusion.lanczos import Full
 from ddpm_jax.diffusion.second_heads import SECOND_HEADS
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import measurements
@@ -20,6 +21,11 @@ def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
   """(rows, kernel) of the bits/dim that `config.evaluation` asks for."""
   levels, section = schedule(config), config.evaluation
   which = covariance_of(config, bound_covariance(config), eta=1.0)
+  if isinstance(which, Full):
+    raise UserError(
+      'covariance = "full" has no bits/dim here: the probability of 8-bit pixels is only defined for independent pixels. '
+      'Set evaluation.covariance="jacobian" for its diagonal.'
+    )
   if section.last_row == "full_chain":
     which = covariance.fix_last_to_full_chain(which, levels)
   elif section.last_row != "chain":
@@ -60,10 +66,11 @@ COVARIANCES: dict[str, Callable | Entry] = {
   "optimal_average": Entry(covariance.Optimal(average=True), "the mean of optimal over the pixels of an image"),
   "optimal_diagonal": Entry(covariance.Optimal(), "by moments of each pixel (ddpm-jax moments --per_pixel)"),
   "jacobian": Entry(covariance.Optimal(), "by the network's Jacobian, above a share of the moments"),
+  "full": Entry(None, "between all pixels, by products with the Jacobian (for samples, not bits/dim)"),
 }
 
 OPTIMAL_HEADS = tuple(name for name, head in SECOND_HEADS.items() if head.optimal)  # NPR-DPM, SN-DPM, OCM-DPM ...
-FROM_MOMENTS = ("optimal_diagonal", "jacobian")  # they need moments, whatever the second head
+FROM_MOMENTS = ("optimal_diagonal", "jacobian", "full")  # they need moments, whatever the second head
 
 
 def of_second_head(config: ConfigDict) -> str:
@@ -96,4 +103,8 @@ def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
       f'covariance = "{name}" is of the ancestral chain, eta = 1, and means nothing at eta = {eta}. '
       'Use covariance = "posterior" or "optimal" there.'
     )
+  if name == "full":
+    if config.sampling.jacobian.products < 1:
+      raise UserError(f"sampling.jacobian.products = {config.sampling.jacobian.products} must be at least 1.")
+    return Full(config.sampling.jacobian.products)
   return which() if isinstance(which, type) else which

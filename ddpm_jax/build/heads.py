@@ -1,4 +1,4 @@
-"""Second heads (NPR-DPM, SN-DPM) on networks that are finished."""
+"""Second heads (NPR-DPM, SN-DPM, OCM-DPM) on finished networks."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
   The head has data, levels, network and prediction of its backbone; of the data its config may change details.
 
   Raises:
-    UserError: if the config has no second head of NPR-DPM or SN-DPM, or does not say how to train one.
+    UserError: if the config has no second head that tells the variance of eps, or another loss than the head's.
   """
   if config.prediction.second not in OPTIMAL_HEADS or config.loss.name != "second_head":
     raise UserError(
       f"train.backbone is for a second head: set prediction.second to {' or '.join(map(repr, OPTIMAL_HEADS))} "
-      'and loss.name to "second_head", as the configs npr and sn do.'
+      'and loss.name to "second_head", as the configs npr, sn and ocm do.'
     )
   second, changed, usual = config.prediction.second, config.data.to_dict(), default().data
   backbone = of.network.to_dict()

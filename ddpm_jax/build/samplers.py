@@ -1,5 +1,6 @@
 """How a config draws images: solver, grid, covariance, and the denoiser that goes with them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.heun import heun
 from ddpm_jax.diffusion.kernel import ReverseKernel
+from ddpm_jax.diffusion.lanczos import Full
 from ddpm_jax.diffusion.samplers import GaussianSampler
 from ddpm_jax.diffusion.sde import euler_maruyama
 from ddpm_jax.diffusion.solvers import Solver
@@ -54,9 +56,15 @@ def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any
   steps = tables.gaussian(levels, visited, section.eta)
   which = covariance_of(config, section.covariance, section.eta)
   if section.cap_pixels is not None:
-    which = covariance.CapLast(which, _cap_level(section, visited), section.cap_pixels)
+    level = _cap_level(section, visited)
+    if isinstance(which, Full):
+      which = dataclasses.replace(which, cap_level=level, cap_pixels=section.cap_pixels)
+    else:
+      which = covariance.CapLast(which, level, section.cap_pixels)
   kernel = ReverseKernel(which)
   if section.guidance.kind == "classifier" and form_of(section) == "mean":
+    if isinstance(which, Full):
+      raise UserError('Guidance of the mean shifts by a variance per pixel: set sampling.guidance.form="score" for "full".')
     kernel = guidance.ShiftMean(kernel, guide, **strength_of(section.guidance))
   return GaussianSampler(steps, kernel)
 

@@ -239,7 +239,7 @@ _EXAMPLES = {
   "network.backbone.num_heads": "network.backbone.num_heads=4 (or head_channels=64)",
   "schedule": "schedule.name=cosine --config.schedule.T=4000",
   "prediction.time_scale": "prediction.time_scale=1.0 (or 1000 / T: --rescale_timesteps True)",
-  "prediction.second": "prediction.second=residual (NPR-DPM) or second_moment (SN-DPM)",
+  "prediction.second": "prediction.second=residual (NPR-DPM), second_moment (SN-DPM) or hessian (OCM-DPM)",
 }
 
 

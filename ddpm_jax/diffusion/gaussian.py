@@ -1,6 +1,7 @@
-"""Diagonal Gaussians over images: KL divergence, and log-probability of 8-bit pixels.
+"""Diagonal Gaussians over images: KL divergence, samples, and the log-probability of 8-bit pixels.
 
-Everything is elementwise, in nats; sum over an image for nats per image, take the mean and divide by log 2 for bits/dim.
+All values are elementwise and in nats. Their sum over an image is in nats per image. Their mean divided by log 2 is in
+bits/dim.
 """
 
 import jax
@@ -8,21 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-PIXEL = 2 / 255  # distance of two neighbouring grey levels when 0..255 becomes [-1, 1]
+PIXEL = 2 / 255  # distance between neighboring grey levels when 0..255 becomes [-1, 1]
 
 
 @struct.dataclass
 class Gaussian:
-  """N(mean, exp(log_var)); both broadcast against the image they describe."""
+  """N(mean, exp(log_var)). Both broadcast against the image that they describe."""
 
   mean: jax.Array
   log_var: jax.Array
+
+  def draw(self, z: jax.Array) -> jax.Array:
+    """The sample for white noise z, shaped as the image."""
+    return self.mean + jnp.exp(0.5 * self.log_var) * z
 
   def kl(self, other: "Gaussian") -> jax.Array:
     """KL(self || other), elementwise, in nats.
 
     With d = log_var' - log_var:   2 KL = d + exp(-d) - 1 + (mean - mean')^2 / var'.
-    `expm1` keeps the digits of d + exp(-d) - 1 ~ d^2/2 when the variances are nearly equal.
+    `expm1` preserves the precision of d + exp(-d) - 1 ~ d^2/2 when the variances are nearly equal.
     """
     d = other.log_var - self.log_var
     return 0.5 * (d + jnp.expm1(-d) + (self.mean - other.mean) ** 2 * jnp.exp(-other.log_var))
@@ -30,8 +35,8 @@ class Gaussian:
   def log_prob_of_pixels(self, x_0: jax.Array) -> jax.Array:
     """Log-probability, in nats, of images of 256 grey levels on [-1, 1] (DDPM eq. 13).
 
-    Each pixel collects the density of its bin; the bins of black and white reach to infinity. The Gaussian
-    CDF is the tanh approximation, and probabilities are floored at 1e-12, as in the authors' code.
+    The probability of a pixel is the integral of the density over its bin. The bins of black and white extend to
+    infinity. As in the authors' code, the Gaussian CDF is the tanh approximation and probabilities are at least 1e-12.
     """
     inv_std = jnp.exp(-0.5 * self.log_var)
     below = _cdf(inv_std * (x_0 - self.mean - PIXEL / 2))

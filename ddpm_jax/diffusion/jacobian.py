@@ -87,3 +87,36 @@ class JacobianDiagonal:
 
     drawn = jax.vmap(draw, out_axes=1)(jnp.atleast_1d(level.n))  # [P,1,...] or [P,B,...]
     return jnp.broadcast_to(drawn, (self.probes, *x_t.shape))
+
+
+@struct.dataclass
+class JacobianOperator:
+  """Fills eps_cov with the whole of (1), as products with the Jacobian.
+
+  Attributes:
+    inner: the denoiser, unclipped.
+    floor: [T+1], the least eigenvalue of Cov[eps | x_n] that users of the operator should allow.
+  """
+
+  inner: Any
+  floor: jax.Array
+
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
+    operator = Tweedie(self.inner, x_t, level, cond, of_level(self.floor, level, x_t))
+    return self.inner(x_t, level, cond).replace(eps_cov=operator)
+
+
+@struct.dataclass
+class Tweedie:
+  """Cov[eps | x_t] = I - sigma J at one x_t [B,H,W,C]: a covariance operator, as lanczos.py defines it."""
+
+  denoiser: Any
+  x_t: jax.Array
+  level: Level
+  cond: Any
+  floor: jax.Array
+
+  def times(self, v: jax.Array) -> jax.Array:
+    """The product with v [B,H,W,C], one evaluation of the denoiser and its derivative."""
+    moved = forward(lambda x: self.denoiser(x, self.level, self.cond).eps, self.x_t, v)
+    return v - like(self.level, v).sigma * moved

@@ -8,6 +8,7 @@ from flax import struct
 
 from ddpm_jax.diffusion.covariance import posterior
 from ddpm_jax.diffusion.gaussian import Gaussian
+from ddpm_jax.diffusion.lanczos import CorrelatedGaussian, Full
 from ddpm_jax.diffusion.prediction import Prediction
 from ddpm_jax.diffusion.schedule import like
 from ddpm_jax.diffusion.steps import GaussianSteps
@@ -15,10 +16,20 @@ from ddpm_jax.diffusion.steps import GaussianSteps
 
 @struct.dataclass
 class ReverseKernel:
-  """N(c_x0 x0 + c_eps eps, covariance) (steps.py, eq. 3 and 4)."""
+  """N(c_x0 x0 + c_eps eps, covariance) (steps.py, eq. 3 and 4).
 
-  covariance: Callable = struct.field(pytree_node=False, default=posterior)
+  Attributes:
+    covariance: (prediction, row) -> log-variance, or lanczos.Full for a covariance between pixels. The transition then has
+      a mean and `draw`, but no log-variance.
+  """
 
-  def __call__(self, x_t: jax.Array, row: GaussianSteps, pred: Prediction, cond: Any = None) -> Gaussian:
+  covariance: Callable | Full = struct.field(pytree_node=False, default=posterior)
+
+  def __call__(
+    self, x_t: jax.Array, row: GaussianSteps, pred: Prediction, cond: Any = None
+  ) -> Gaussian | CorrelatedGaussian:
     row = like(row, x_t)
-    return Gaussian(row.c_x0 * pred.x0 + row.c_eps * pred.eps, self.covariance(pred, row))
+    mean = row.c_x0 * pred.x0 + row.c_eps * pred.eps
+    if isinstance(self.covariance, Full):
+      return self.covariance.around(mean, pred, row)
+    return Gaussian(mean, self.covariance(pred, row))

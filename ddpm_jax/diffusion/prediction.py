@@ -29,6 +29,7 @@ class Prediction:
   eps_var: jax.Array | None = None  # Var[eps | x_t], before any clipping (Analytic-DPM, NPR, SN)
   var_frac: jax.Array | None = None  # position between log posterior (0) and log marginal (1): v of IDDPM eq. 15
   log_var: jax.Array | None = None  # of the transition itself (Ho's learned diagonal)
+  eps_cov: Any = None  # Cov[eps | x_t] as an operator between pixels (jacobian.py), before any clipping
 
 
 def x0_from_eps(eps: jax.Array, x_t: jax.Array, level: Level) -> jax.Array:

@@ -38,8 +38,7 @@ class GaussianSampler:
   def step(self, noise, x_t, row, denoise, cond):
     pred = denoise(x_t, row.t, cond)
     p = self.kernel(x_t, row, pred, cond)
-    std = jnp.where(row.s.n > 0, jnp.exp(0.5 * p.log_var), 0.0)
-    return p.mean + std * noise(row, x_t), pred
+    return jnp.where(row.s.n > 0, p.draw(noise(row, x_t)), p.mean), pred
 
   def image(self, x):
     return x

@@ -1,11 +1,11 @@
-"""A second output on a frozen UNet: the networks of NPR-DPM and SN-DPM (Bao et al. 2022, section 4).
+"""A second output on a frozen UNet: the networks of NPR-DPM, SN-DPM (Bao et al. 2022, section 4) and OCM-DPM.
 
-The backbone runs once. Its parameters and the head's are separate subtrees, {"backbone": …, "head": …}, and no
-gradient reaches the backbone: the head learns E[(eps - eps_hat)^2 | x_t] (NPR) or E[eps^2 | x_t] (SN) beside it.
+The backbone runs once. Its parameters and the head's are separate subtrees, {"backbone": …, "head": …}, so that training
+can leave out the backbone (training/trainable.py). The backbone stays differentiable in x, because OCM-DPM and the
+Jacobian covariance need its Jacobian.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from ddpm_jax.models import layers
@@ -33,8 +33,7 @@ class TwoHeaded(nn.Module):
   @nn.compact
   def __call__(self, x, time, cond=None, *, train: bool = False):
     channels = x.shape[-1]
-    frozen = self.backbone(x, time, cond, train=train and self.backbone_dropout, features=True)
-    out, (h, emb) = jax.lax.stop_gradient(frozen)
+    out, (h, emb) = self.backbone(x, time, cond, train=train and self.backbone_dropout, features=True)
     style = self.backbone.style.replace(initialization=self.initialization)
     head = layers.Readout(style, channels, self.complex, self.backbone.dropout, name="head")
     return jnp.concatenate([out[..., :channels], head(h, emb, train)], axis=-1)

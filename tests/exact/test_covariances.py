@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import jacobian, losses, moments, noise, schedule, steps
+from ddpm_jax.diffusion import jacobian, lanczos, losses, moments, noise, schedule, steps
+from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.mixture import Mixture, joint_mixture
 from ddpm_jax.diffusion.prediction import Eps, Network
+from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.second_heads import TwoHeads
+from ddpm_jax.errors import UserError
 
 CHAIN = schedule.linear(100)
 SHAPE = (2, 3, 1)  # of an image
@@ -120,3 +123,75 @@ def test_second_heads_find_the_exact_variance(kind):
   tolerance = 2 * 4 * np.sqrt(2 / 24000) * (0.5 if kind == "log_residual" else var)
   assert abs(gradient(jnp.float32(best))) < tolerance
   assert abs(gradient(jnp.float32(best + 0.1))) > tolerance / 2
+
+
+# ---------------------------------------------------------------- covariances between pixels
+
+
+def correlated():
+  """Gaussian images of six correlated pixels, and their covariance."""
+  factor = np.random.default_rng(1).normal(size=(6, 6)) * 0.3
+  cov = factor @ factor.T + 0.05 * np.eye(6)
+  return joint_mixture([1.0], 0.2 * np.ones((1, 6)), cov[None]), cov
+
+
+UNIT = np.eye(6, dtype=np.float32).reshape(6, *SHAPE)  # a batch of the six unit images
+
+
+@pytest.mark.parametrize("products", [1, 3, 6])
+def test_lanczos_is_exact_with_as_many_products_as_eigenvalues(products):
+  _, cov = correlated()
+  vectors = np.linalg.eigh(cov)[1]
+  values = np.resize([0.3, 1.0, 2.5, 0.7, 1.4, 0.1][:products], 6)
+  matrix = np.float32(vectors * values @ vectors.T)
+
+  class Matrix:
+    def times(self, v):
+      return (v.reshape(len(v), 6) @ matrix).reshape(v.shape)
+
+  root = lanczos.apply(jnp.sqrt, Matrix(), UNIT, products).reshape(6, 6)
+  np.testing.assert_allclose(root @ root.T, matrix, atol=2e-5)  # float32
+  diagonal = lanczos.Diagonal(np.float32(values).reshape(1, *SHAPE))
+  root = lanczos.apply(jnp.sqrt, diagonal, UNIT, 1).reshape(6, 6)  # a unit image is an eigenvector
+  np.testing.assert_allclose(root, np.diag(np.sqrt(values)), atol=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_the_full_covariance_keeps_the_marginal_of_correlated_data(eta):
+  """One step of any length, from the exact marginal of level t, gives the exact marginal of level s."""
+  data, cov = correlated()
+  denoiser = jacobian.JacobianOperator(data, np.zeros(101, np.float32))
+  row = jax.tree.map(np.squeeze, steps.transitions(CHAIN, np.array([70]), np.array([20]), eta))
+  kernel = ReverseKernel(lanczos.Full(steps=6))
+
+  def step(x_t):
+    return kernel(x_t, row, denoiser(x_t, row.t))
+
+  def mean(x_t):
+    return step(x_t[None]).mean[0]
+
+  gain = np.asarray(jax.jacobian(mean)(UNIT[0]), float).reshape(6, 6)
+  around = step(np.broadcast_to(UNIT[:1], UNIT.shape))
+  root = np.asarray(around.draw(UNIT) - around.mean, float).reshape(6, 6)
+  of = lambda n: CHAIN.alpha_bar[n] * cov + (1 - CHAIN.alpha_bar[n]) * np.eye(6)
+  np.testing.assert_allclose(gain @ of(70) @ gain.T + root.T @ root, of(20), atol=5e-5)  # float32
+
+
+def test_a_full_covariance_samples_within_the_cap_and_without_noise_in_the_last_step():
+  data, _ = correlated()
+  denoiser = jacobian.JacobianOperator(data, np.zeros(101, np.float32))
+  table = steps.gaussian(CHAIN, np.array([100, 40, 1, 0]))
+  sampler = GaussianSampler(table, ReverseKernel(lanczos.Full(6, cap_level=1, cap_pixels=1e-6)))
+  keys = noise.image_keys(np.arange(3))
+  x, saved = sample(keys, denoiser, sampler, noise.normal(keys, SHAPE), save=lambda x, pred: (x, pred.x0))
+  states, beliefs = saved
+  row = jax.tree.map(lambda column: column[1], table)
+  capped = row.c_x0 * beliefs[1] + row.c_eps * (states[0] - row.t.alpha * beliefs[1]) / row.t.sigma
+  np.testing.assert_allclose(states[1], capped, atol=1e-5)
+  np.testing.assert_allclose(x, beliefs[2], atol=1e-6)
+
+
+def test_a_full_covariance_needs_an_operator():
+  row = jax.tree.map(np.squeeze, steps.transitions(CHAIN, np.array([70]), np.array([20])))
+  with pytest.raises(UserError, match=r"Full\(\) needs Prediction.eps_cov"):
+    ReverseKernel(lanczos.Full())(UNIT, row, DATA(UNIT, row.t))

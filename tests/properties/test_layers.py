@@ -18,7 +18,7 @@ LAYERS = {
   1: "grid solvers",
   2: "steps trajectory",
   3: "prediction moments dpm_solver heun unipc adams sde",
-  4: "second_heads jacobian transforms covariance guidance mixture ode_likelihood",
+  4: "second_heads jacobian transforms covariance guidance mixture ode_likelihood lanczos",
   5: "kernel",
   6: "samplers likelihood",
   7: "losses interpolation editing step_costs",
