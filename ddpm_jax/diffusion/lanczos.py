@@ -4,7 +4,7 @@ A covariance operator is anything with `times(v)`, the product with images v [B,
 with one vector z span a small space, on which the operator is a small matrix. A function of the operator, such as the square
 root that turns white noise into noise of that covariance, is nearly the function of the small matrix (Lanczos):
 
-    f(A) z  ~  |z| V f(H) e_1,        V an orthonormal basis of z, A z, A^2 z, ...,        H = V^T A V                     (1)
+    f(A) z  ~  |z| V f(H) e_1,        V an orthonormal basis of z, A z, A^2 z, ...,        H = V^T A V             (1)
 
 (1) is exact if there are as many products as distinct eigenvalues. The matrix H of a symmetric operator is tridiagonal. The
 Jacobian of an imperfect network is not symmetric, so the basis is orthogonalized in full, and the symmetric part of H is
