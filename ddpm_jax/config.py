@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 NULLABLE = {  # what a field holds that is None by default
   **dict.fromkeys(("data.data_dir", "prediction.second", "train.backbone"), str),
-  **dict.fromkeys(("data.image_size", "data.channels", "data.num_classes", "data.low_res_size"), int),
+  **dict.fromkeys(("data.image_size", "data.low_res_size"), (int, tuple)),
+  **dict.fromkeys(("data.channels", "data.num_classes"), int),
+  **dict.fromkeys(("data.class_names", "data.value_range"), tuple),
   **dict.fromkeys(("train.per_device_batch", "train.keep_every", "sampling.steps", "evaluation.steps"), int),
   **dict.fromkeys(("optimizer.clip_norm", "sampling.cap_pixels"), float),
   **dict.fromkeys(("sampling.covariance", "sampling.moments", "sampling.costs", "evaluation.covariance"), str),
@@ -44,11 +46,15 @@ def default() -> ConfigDict:
       data_dir=None,  # where prepared data sets are; None: $DDPM_JAX_DATA, $TFDS_DATA_DIR or ~/tensorflow_datasets
       train_split="train",
       test_split="test",
-      image_size=None,  # None: as stored; a run writes down here what it found, as for the next two
-      channels=None,
+      image_size=None,  # N or (height, width); None: as stored. A run records what it found, here and in the next three
+      channels=None,  # 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA, or the channels of .npy arrays; None: by the images
       num_classes=None,
+      class_names=None,
       crop="adm",  # how images of another size are fitted: "adm", "random", "lsun", "ddim", "celeba"
-      labels="auto",  # of folders: from the names of folders or files
+      background="white",  # the color that transparent pixels are laid over
+      value_range=None,  # (low, high) of .npy arrays and 16-bit images, which become 0 and 255; None: the type's range
+      labels="auto",  # of folders: from a table in the folder, else from the names of folders
+      holdout=0.0,  # of folders without a test split: the share of images that is held out as one
       low_res_size=None,  # super-resolution: the network is also given the image reduced to this size
       corrupt="error",  # or "skip": leave out images that cannot be decoded, and count them
       flip=False,  # mirror half of the training images
@@ -256,9 +262,11 @@ def _assign(config: ConfigDict, assignment: str) -> None:
     value = text  # sampling.clip=none, sampling.grid=250, sampling.grid=10,15,20
   if kind is float and type(value) is int:
     value = float(value)
-  if not (value is None and may_be_none) and type(value) is not kind and kind is not type(None):
+  kinds = kind if isinstance(kind, tuple) else (kind,)
+  if not (value is None and may_be_none) and type(value) not in kinds and kind is not type(None):
     like = "or None" if path in NULLABLE else f"like {old!r}"
-    raise UserError(f"--config.{path}={text} should be {kind_name(kind)} {like}, not {kind_name(type(value))}.")
+    wanted = " or ".join(map(kind_name, kinds))
+    raise UserError(f"--config.{path}={text} should be {wanted} {like}, not {kind_name(type(value))}.")
   with node.unlocked(), node.ignore_type():
     node[field] = value
 

@@ -16,6 +16,7 @@ from ddpm_jax.config import nearest
 from ddpm_jax.diffusion import guidance, prediction, second_heads
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.errors import UserError
+from ddpm_jax.sizes import ImageSize, pair
 from ddpm_jax.models.patches import Patches
 
 
@@ -81,9 +82,9 @@ class Apply:
     return self.module.apply({"params": params}, x, time, cond)
 
 
-def initial_params(module: nn.Module, key: jax.Array, image_size: int, channels: int) -> Any:
+def initial_params(module: nn.Module, key: jax.Array, image_size: ImageSize, channels: int) -> Any:
   """Random weights, with one compilation."""
-  x = jnp.zeros((1, image_size, image_size, channels))
+  x = jnp.zeros((1, *pair(image_size), channels))
   return jax.jit(module.init)(key, x, jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32), "low_res": x})["params"]
 
 

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax import config as configs
   from ddpm_jax.errors import UserError
   from ddpm_jax.jobs import train
+  from ddpm_jax.sizes import text
   from ddpm_jax.training.loop import Preempted
 
   config = build.configure(configs.load(args.config), args.overrides)
@@ -35,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     params = jax.eval_shape(run.init).params
     print(run.config)
     info = run.source.info
-    print(f"{len(run.source):,} images of {info.name} {info.split}: {info.image_size}x{info.image_size}x{info.channels}")
+    print(f"{len(run.source):,} images of {info.name} {info.split}: {text(info.image_size)}x{info.channels}")
+    for line in run.source.summary:
+      print(f"  {line}")
     print(f"{train.parameter_count(params):,} parameters on {run.mesh.size} devices ({jax.default_backend()})")
     return 0
   if not args.workdir:

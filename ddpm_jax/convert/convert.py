@@ -22,6 +22,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.convert import architecture, diffusers, names, registry, weight_files
 from ddpm_jax.convert.fingerprint import fingerprint
 from ddpm_jax.errors import UserError
+from ddpm_jax.sizes import pair
 from ddpm_jax.training import checkpoints
 
 RECORD = "conversion.json"
@@ -76,7 +77,7 @@ def convert(
     notes.append("The order of attention's q, k, v is assumed to be \"legacy\", as in all published models but ADM's 64x64.")
 
   module = build.model(config, config.data.channels, config.data.num_classes)
-  module.check_size(config.data.image_size, config.data.image_size)
+  module.check_size(*pair(config.data.image_size))
   table = names.entries(module, parameter_shapes(module, config), found.dialect, attention_order=order)
   buffers = tuple(key for key in _BUFFERS if contents.tensors.pop(key, None) is not None)
   params, report = names.load(table, contents.tensors, consume=True)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax.sizes import pair
+
 
 def fingerprint(module: nn.Module, params: Mapping[str, Any], config: ConfigDict) -> np.ndarray:
   """Mean, deviation and six samples of one output, float64 [8]; equal to about 1e-5 between machines.
@@ -17,15 +19,17 @@ def fingerprint(module: nn.Module, params: Mapping[str, Any], config: ConfigDict
   The input is a fixed wave at time 500. UNets are asked at the smallest size that they can halve, so that the largest
   take seconds.
   """
-  size, module = config.data.image_size, module.clone(**_in_float32(module))
+  height, width = pair(config.data.image_size)
+  module = module.clone(**_in_float32(module))
   unet = getattr(module, "backbone", module)
   if not hasattr(unet, "pool"):
     small = 2 ** (len(unet.channel_mult) - 1) * 2
-    resolutions = tuple(resolution * small // size for resolution in unet.attention_resolutions)
-    if small < size and min(resolutions, default=1) >= 1:
-      unet, size = unet.clone(attention_resolutions=resolutions), small
+    resolutions = tuple(resolution * small // height for resolution in unet.attention_resolutions)
+    if small < height == width and min(resolutions, default=1) >= 1:
+      unet = unet.clone(attention_resolutions=resolutions)
+      height = width = small
       module = module.clone(backbone=unet) if hasattr(module, "backbone") else unet
-  grid = np.arange(size * size * config.data.channels).reshape(1, size, size, -1)
+  grid = np.arange(height * width * config.data.channels).reshape(1, height, width, -1)
   x = jnp.asarray(np.sin(0.37 * grid + 0.01 * grid % 7), jnp.float32)
   cond = {"label": jnp.zeros(1, jnp.int32), "low_res": x[:, ::2, ::2]}
   with jax.default_matmul_precision("highest"):

@@ -1,144 +1,167 @@
-"""Image files in a folder or a zip, and where their labels come from."""
+"""Image files in a folder or a zip: which there are, in which splits, and of which classes."""
 
-import csv
-import io
-import os
+import collections
+import functools
+import hashlib
 import pathlib
 import posixpath
-import threading
-import zipfile
-import zlib
-from typing import Any
+from typing import BinaryIO
 
+from ddpm_jax.data import headers, viewing
+from ddpm_jax.data.classes import decide
+from ddpm_jax.data.containers import open_container, read
 from ddpm_jax.data.sources import NO_LABEL, CorruptImage
+from ddpm_jax.data.splits import Layout, NoSuchSplit, held_out
 from ddpm_jax.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
-LABELS_FILE = "labels.csv"
+KIND_OF_ENDING = {ending: kind for kind, endings in viewing.ENDINGS.items() for ending in endings} | {viewing.ARRAYS: "npy"}
+ORIGINALS = {
+  "cifar10": ("data_batch_1", "cifar-10-python.tar.gz"),
+  "mnist": ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"),
+}  # files of published data sets that are not images
 
 
-class NoSuchSplit(UserError):
-  """A split without a folder of its name."""
-
-
-class FileRecords:
-  """The image files below a folder (or in a zip), sorted by path, with labels.
+class FileDataset:
+  """A folder or .zip of images, with its splits and classes.
 
   Args:
     root: a folder or a .zip file.
-    split: files below a sub-folder of this name if there is one; otherwise "train" (or "all") is everything.
-    labels: where classes come from.
-      "folders": the folder that holds the file; "prefix": the file name before the first "_" (OpenAI's rule);
-      "<file>.csv": a table of paths below the split and classes, in the folder or zip or anywhere else;
-      "none": no labels; "auto": labels.csv if it is there, else folders if there are two or more, else none.
-      Names are numbered in alphabetical order; a table whose classes are all numbers is taken as it is.
+    labels: see FileRecords.
+    holdout: the share of images that is held out as "test" where there is no such folder.
+
+  Raises:
+    UserError: if there are no images, or splits or classes contradict each other.
   """
 
-  shape = (None, None, None)  # nobody knows before reading
+  def __init__(self, root: pathlib.Path, labels: str = "auto", holdout: float = 0.0):
+    self.root = root
+    self.holdout = holdout
+    self.container = open_container(root)
+    images = [path for path in self.container.paths if _ending(path) in KIND_OF_ENDING]
+    others = collections.Counter(_ending(path) for path in self.container.paths if _ending(path) not in KIND_OF_ENDING)
+    self.not_read = {ending: count for ending, count in others.items() if ending in viewing.NOT_READ}
+    if not images:
+      raise UserError(_no_images(root, self.container.paths, self.not_read))
+    self.layout = Layout(str(root), self.container.paths, images)
+    self.classes = decide(str(root), self.container, self.layout, labels)
 
-  def __init__(self, root: pathlib.Path, split: str, labels: str = "auto"):
-    self._root, self._files = root, (_Zip if root.suffix == ".zip" else _Folder)(root, split)
-    if not self._files.has_split and split not in ("train", "all"):
-      raise NoSuchSplit(f"{root} has no folder {split!r} and therefore no such split: use 'train' for all of it.")
-    self.paths = sorted(path for path in self._files.paths if _is_image(path))  # below the split
-    if not self.paths:
-      raise UserError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}), in any folder below it.")
-    classes = self._classes(labels)
-    if classes is None:
-      self.num_classes, self._labels = None, [NO_LABEL] * len(self.paths)
-    else:
-      if not all(isinstance(name, int) for name in classes):
-        number = {name: index for index, name in enumerate(sorted(set(classes)))}
-        classes = [number[name] for name in classes]
-      self.num_classes, self._labels = max(classes) + 1, classes
+  def split(self, name: str) -> "FileRecords":
+    """The images of a split.
+
+    Raises:
+      NoSuchSplit: if there is none of that name.
+      UserError: if an image has no class, or one that training does not have.
+    """
+    if self.holdout and "test" not in self.layout.folders and name in ("train", "test"):
+      folder, paths = self.layout.files("train")
+      held = held_out([path[len(folder) :] for path in paths], self.holdout)
+      paths = [path for path, out in zip(paths, held, strict=True) if out == (name == "test")]
+      note = f"{sum(held):,} of {len(held):,} images are held out as test (holdout {self.holdout:g})"
+      return FileRecords(self, folder, paths, (note,))
+    return FileRecords(self, *self.layout.files(name))
+
+  def splits(self) -> dict[str, "FileRecords"]:
+    """All splits that have images."""
+    names = list(self.layout.all_splits())
+    if self.holdout and "test" not in names:
+      names.append("test")
+    return {name: self.split(name) for name in names}
+
+
+class FileRecords:
+  """The image files of one split, sorted by path, with labels. `FileDataset.split` makes them.
+
+  The rules of classes (`labels`), whose numbers are the same in all splits:
+
+  * "auto": a table of `classes.TABLES` if there is one, else "folders" if there are at least two and every image is in one.
+  * "folders": the folder that holds the file; "top": the first folder below the split.
+  * "prefix": the file name before the first "_" (OpenAI's rule).
+  * a .csv, .json or .jsonl file: a table of paths and classes, in the data set or anywhere else.
+  * "none": no labels.
+
+  Names are numbered in alphabetical order; a table whose classes are all numbers is taken as it is.
+
+  Attributes:
+    paths: below the folder of the split.
+    notes: facts for a summary.
+    warnings: what is left out, and what may not be meant.
+  """
+
+  shape = (None, None, None)  # unknown before reading
+
+  def __init__(self, dataset: FileDataset, folder: str, paths: list[str], notes: tuple[str, ...] = ()):
+    if not paths:
+      raise NoSuchSplit(f"{dataset.root} holds no images in that split ({folder or 'nothing is left'}).")
+    classes = dataset.classes
+    self._dataset = dataset
+    self._full = paths
+    self.paths = [path[len(folder) :] for path in paths]
+    self.num_classes = classes.count
+    self.class_names = classes.names
+    title = str(dataset.root)
+    self.labels = [NO_LABEL] * len(paths) if classes.count is None else classes.of(title, paths)
+    hidden = dataset.container.hidden
+    left_out = (f"{hidden:,} hidden files left out",) if hidden else ()
+    self.notes = (classes.described(self.labels), *classes.notes, *notes, *left_out)
+    self.warnings = tuple(_warnings(dataset, paths))
 
   def __len__(self) -> int:
     return len(self.paths)
 
   def __getitem__(self, number: int) -> tuple[bytes, int]:
     try:
-      return self._files.read(self.paths[number]), self._labels[number]
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # encrypted zips: RuntimeError
-      raise CorruptImage(f"{self.name(number)} cannot be read ({error}).") from error
+      return read(self._dataset.container, self._full[number]), self.labels[number]
+    except Exception as error:  # of files, zips, their compression and encryption
+      raise CorruptImage(f"{self.name(number)} cannot be read ({str(error)[:120]}).") from error
 
   def name(self, number: int) -> str:
-    return f"{self.paths[number]} in {self._root}"
+    return f"{self._full[number]} in {self._dataset.root}"
 
-  def _classes(self, labels: str) -> list[Any] | None:
-    """The class of every path, a name or a number."""
-    folders = [posixpath.basename(posixpath.dirname(path)) for path in self.paths]
-    if labels == "auto":
-      if LABELS_FILE in self._files.paths:
-        labels = LABELS_FILE
-      else:
-        labels = "folders" if "" not in folders and len(set(folders)) > 1 else "none"
-    if labels == "none":
-      return None
-    if labels == "folders":
-      if "" in folders:
-        raise UserError(f"{self.name(folders.index(''))} is in no class folder: use other labels than 'folders'.")
-      return folders
-    if labels == "prefix":
-      return [posixpath.basename(path).partition("_")[0] for path in self.paths]
-    if labels.endswith(".csv"):
-      table = self._files.read(labels) if labels in self._files.paths else _read_file(labels)
-      return _from_table(labels, table, self.paths)
-    raise UserError(f"labels must be 'auto', 'folders', 'prefix', 'none' or a .csv file, not {labels!r}.")
+  def open(self, number: int) -> BinaryIO:
+    return self._dataset.container.open(self._full[number])
+
+  def digest(self) -> str:
+    """Of the names, sizes and times of all files."""
+    total = hashlib.sha256(str(self._dataset.root.resolve()).encode(errors="surrogateescape"))
+    for path in self._full:
+      total.update(f"{path}\0{self._dataset.container.stamp(path)}\0".encode(errors="surrogateescape"))
+    return total.hexdigest()
+
+  @functools.cached_property
+  def headers(self) -> list[viewing.Header | None]:
+    """The header of every file; None where it cannot be read."""
+    return headers.inspect(self)
 
 
-class _Folder:
-  """Files below root/split, or below root where there is no such folder; paths are relative and use /."""
-
-  def __init__(self, root: pathlib.Path, split: str):
-    self.has_split = (root / split).is_dir()
-    self._top = root / split if self.has_split else root
-    self.paths = {
-      pathlib.Path(folder, file).relative_to(self._top).as_posix()
-      for folder, _, files in os.walk(self._top, followlinks=True)
-      for file in files
-    }
-
-  def read(self, path: str) -> bytes:
-    return (self._top / path).read_bytes()
+def _ending(path: str) -> str:
+  return posixpath.splitext(path)[1].lower()
 
 
-class _Zip:
-  """The same for a zip."""
-
-  def __init__(self, root: pathlib.Path, split: str):
-    try:
-      self._zip = zipfile.ZipFile(root)
-    except zipfile.BadZipFile:
-      raise UserError(f"{root} is not a zip file, or only part of one: pack or copy it again.") from None
-    paths = [name for name in self._zip.namelist() if not name.endswith("/")]
-    self.has_split = any(path.startswith(f"{split}/") for path in paths)
-    self._top = f"{split}/" if self.has_split else ""
-    self.paths = {path.removeprefix(self._top) for path in paths if path.startswith(self._top)}
-    self._lock = threading.Lock()
-
-  def read(self, path: str) -> bytes:
-    with self._lock:
-      return self._zip.read(self._top + path)
+def _warnings(dataset: FileDataset, paths: list[str]) -> list[str]:
+  found = []
+  kinds = collections.Counter(KIND_OF_ENDING[_ending(path)] for path in paths)
+  if len(kinds) > 1:
+    endings = collections.Counter(_ending(path) for path in paths)
+    mixed = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common())
+    found.append(f"files of several formats are read together: {mixed}")
+  if dataset.not_read:
+    left_out = ", ".join(f"{count:,} {ending}" for ending, count in dataset.not_read.items())
+    found.append(f"left out, because these formats are not read: {left_out}; convert them to .png")
+  if dataset.layout.outside and "train" in dataset.layout.folders:
+    first = dataset.layout.outside[0]
+    found.append(f"left out, because they are in no split: {len(dataset.layout.outside):,} images, such as {first}")
+  return found
 
 
-def _is_image(path: str) -> bool:
-  """By its suffix; what begins with a dot (and macOS's shadows of files in zips) is none."""
-  return posixpath.splitext(path)[1].lower() in SUFFIXES and not posixpath.basename(path).startswith(".")
-
-
-def _read_file(path: str) -> bytes:
-  try:
-    return pathlib.Path(path).read_bytes()
-  except OSError:
-    raise UserError(f"There is no table of labels {path!r}, in the data set or on its own.") from None
-
-
-def _from_table(title: str, table: bytes, paths: list[str]) -> list[str] | list[int]:
-  """The second column of a CSV table for the paths in its first; a row of headings matches no path."""
-  rows = csv.reader(io.StringIO(table.decode("utf-8-sig")))
-  classes = {row[0].strip(): row[1].strip() for row in rows if len(row) >= 2}
-  missing = [path for path in paths if path not in classes]
-  if missing:
-    raise UserError(f"{title} has no class for {len(missing)} of {len(paths)} images, e.g. {missing[0]}.")
-  found = [classes[path] for path in paths]
-  return [int(name) for name in found] if all(name.isdecimal() for name in found) else found
+def _no_images(root: pathlib.Path, paths: list[str], not_read: dict[str, int]) -> str:
+  names = {posixpath.basename(path) for path in paths}
+  for data_set, files in ORIGINALS.items():
+    if names & set(files):
+      return f"{root} holds the original files of {data_set}: run `ddpm-jax data prepare {data_set} {root}` first."
+  if any(path.endswith(".parquet") for path in paths):
+    return f"{root} holds Parquet files, but none with a column of images."
+  readable = ", ".join(sorted(KIND_OF_ENDING))
+  if not_read:
+    there = ", ".join(f"{count:,} {ending}" for ending, count in not_read.items())
+    return f"{root} holds no images that can be read ({readable}), only {there}: convert them."
+  return f"{root} holds no images ({readable}), in any folder below it."

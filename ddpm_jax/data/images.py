@@ -11,10 +11,11 @@ from PIL import Image
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.files.atomic import writing
+from ddpm_jax.sizes import ImageSize, pair
 
 
 def to_float(pixels):
-  """uint8 [..., H, W, C] as float32 in [-1, 1]: x / 127.5 - 1, as every implementation of the family has it.
+  """uint8 [..., H, W, C] as float32 in [-1, 1]: x / 127.5 - 1, as in every implementation of the family.
 
   Examples:
     >>> to_float(np.array([0, 51, 255], np.uint8)).tolist()
@@ -24,12 +25,12 @@ def to_float(pixels):
 
 
 def to_uint8(x, rounding: str = "truncate"):
-  """Images in [-1, 1] as uint8; what lies outside is clipped. The choice of rounding moves FID.
+  """Images in [-1, 1] as uint8; values outside are clipped. The choice of rounding changes FID.
 
   Args:
     x: float array of any shape.
-    rounding: "truncate": (x + 1) 127.5, cut off (Improved DDPM, ADM and their evaluator's npz); float32 being what it
-      is, some of to_float's own values come back one level lower;
+    rounding: "truncate": (x + 1) 127.5, cut off (Improved DDPM, ADM and their evaluator's npz); in float32 some values
+      of to_float come back one level lower.
       "round": to the nearest, half up (DDIM and Analytic-DPM, whose PNGs are torchvision's); inverts to_float.
 
   Examples:
@@ -44,23 +45,28 @@ def to_uint8(x, rounding: str = "truncate"):
   raise UserError(f"rounding must be 'truncate' or 'round', not {rounding!r}.")
 
 
-def area(x, size: int):
-  """[B, H, W, C] shrunk to [B, size, size, C] by the mean over blocks (torch's interpolate with mode "area")."""
+def area(x, size: ImageSize):
+  """[B, H, W, C] reduced to [B, h, w, C] by the mean over blocks (torch's interpolate with mode "area").
+
+  Args:
+    size: h = w = N, or (h, w); both divide H and W.
+  """
   batch, height, width, channels = x.shape
-  if height % size or width % size:
-    raise UserError(f"Images of {height}x{width} have no whole blocks at low_res_size {size}: choose a divisor.")
-  return x.reshape(batch, size, height // size, size, width // size, channels).mean((2, 4))
+  h, w = pair(size)
+  if height % h or width % w:
+    raise UserError(f"Images of {width}x{height} have no whole blocks at low_res_size {size}: choose a divisor.")
+  return x.reshape(batch, h, height // h, w, width // w, channels).mean((2, 4))
 
 
 def grid(images: np.ndarray, columns: int | None = None, *, gap: int = 1, scale: int = 1) -> np.ndarray:
   """One picture of many: uint8 [N, H, W, C] -> uint8 [rows (H + gap) - gap, columns (W + gap) - gap, C], all x scale.
 
-  Rows are filled from the left; places left over and the gaps between images are black.
+  Rows are filled from the left. Gaps and empty places are black.
 
   Args:
     columns: images in a row; None makes the picture about square.
     gap: pixels between images.
-    scale: each pixel becomes scale x scale pixels, to see small images.
+    scale: each pixel becomes scale x scale pixels, so that small images can be seen.
   """
   count, height, width, channels = images.shape
   if not count:
@@ -76,7 +82,10 @@ def grid(images: np.ndarray, columns: int | None = None, *, gap: int = 1, scale:
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-  """Writes uint8 [H, W, 1 or 3] as PNG, whole or not at all."""
+  """Writes uint8 [H, W, C] as PNG, whole or not at all.
+
+  One channel is grey, two are grey and alpha, three RGB, four RGBA. More are written as grey images side by side.
+  """
   with writing(path) as temporary:
     _picture(image).save(temporary, format="PNG")
 
@@ -89,7 +98,7 @@ def save_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray | N
 
 
 def save_gif(path: str | os.PathLike, frames: np.ndarray, *, seconds: float = 0.05, hold: float = 1.0) -> None:
-  """Writes uint8 [F, H, W, 1 or 3] as an endless animation: each frame for `seconds`, the last for `hold`."""
+  """Writes uint8 [F, H, W, C] as an endless animation: each frame for `seconds`, the last for `hold`."""
   pictures = [_picture(frame) for frame in frames]
   durations = [round(1000 * seconds)] * (len(pictures) - 1) + [round(1000 * hold)]
   with writing(path) as temporary:
@@ -97,4 +106,7 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, *, seconds: float = 0.
 
 
 def _picture(image: np.ndarray) -> Image.Image:
+  """uint8 [H, W, C] for a viewer."""
+  if image.shape[-1] > 4:
+    image = np.concatenate(np.moveaxis(image, -1, 0), axis=1)[..., None]
   return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

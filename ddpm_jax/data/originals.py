@@ -1,6 +1,5 @@
 """The files in which the published data sets are handed out, as records with the names that TFDS gives them."""
 
-import contextlib
 import dataclasses
 import gzip
 import io
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.data.image_files import FileRecords, NoSuchSplit
+from ddpm_jax.data.image_files import FileDataset
 from ddpm_jax.data.sources import NO_LABEL, Records
 from ddpm_jax.errors import UserError
 
@@ -30,12 +29,10 @@ class Part:
 
 
 def folder(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
-  """A folder or zip of images: its sub-folders train, val, validation, valid, test, or "train" for everything."""
+  """A folder or zip of images with all its splits, see `image_files.FileDataset`."""
   parts = {}
-  for split in ("train", "val", "validation", "valid", "test"):
-    with contextlib.suppress(NoSuchSplit):
-      records = FileRecords(path, split, labels)
-      parts[split] = Part(records, range(len(records)), records.paths, records.paths)
+  for split, records in FileDataset(path, labels).splits().items():
+    parts[split] = Part(records, range(len(records)), records.paths, records.paths)
   return parts
 
 
@@ -80,7 +77,7 @@ def celeba(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
     raise UserError(f"{path} holds no img_align_celeba(.zip) or no list_eval_partition.txt: give CelebA's folder.")
   lines = [line.replace(",", " ").split() for line in table.read_text().splitlines()]
   partition = {line[0]: line[1] for line in lines if len(line) == 2}
-  records = FileRecords(images, "all", "none")
+  records = FileDataset(images, "none").split("all")
   parts = {}
   for split, code in (("train", "0"), ("validation", "1"), ("test", "2")):
     names = [image.rpartition("/")[2] for image in records.paths]
@@ -108,6 +105,7 @@ class LmdbRecords:
 
   shape = (None, None, None)
   num_classes = None
+  class_names = None
 
   def __init__(self, path: pathlib.Path):
     try:
@@ -138,7 +136,9 @@ class _ArrayRecords:
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int):
     self._images, self._labels = images, labels
-    self.shape, self.num_classes = images.shape[1:], num_classes
+    self.shape = images.shape[1:]
+    self.num_classes = num_classes
+    self.class_names = None
 
   def __len__(self) -> int:
     return len(self._images)

@@ -5,9 +5,9 @@ positions k B .. (k + 1) B - 1, and process p of n the p-th slice of them. Posit
 
     Philox(key = [seed, e])  ->  N numbers to sort by (the order of the epoch), N draws (one for each position).
 
-A draw decides everything random about its image: flip, crop, dequantisation. So each batch is a pure function of
-(seed, step), whatever n is and wherever the run was interrupted. Only raw output of the bit generator is used: NumPy
-promises never to change it.
+A draw decides everything random about its image: flip, crop, dequantization. So each batch is a pure function of
+(seed, step), for every n and after every interruption. Only the raw output of the bit generator is used, which NumPy
+promises never to change.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import numpy as np
 from ddpm_jax.data import images as pixels
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
+from ddpm_jax.sizes import ImageSize, pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Batches:
   A batch is a dict of arrays for this process, b = batch_size / processes images:
     image: float32 [b, H, W, C] in [-1, 1]; uint8 when raw.
     label: int32 [b]; -1 in a set without labels.
-    low_res: float32 [b, h, h, C] in [-1, 1], the mean over blocks; with low_res_size only.
+    low_res: float32 [b, h, w, C] in [-1, 1], the mean over blocks; with low_res_size only.
     mask: bool [b], False for padding; in evaluation only.
   """
 
@@ -65,28 +66,28 @@ def train_batches(
   seed: int = 0,
   flip: bool = False,
   dequantize: bool = False,
-  low_res_size: int | None = None,
+  low_res_size: ImageSize | None = None,
   raw: bool = False,
   process: int = 0,
   processes: int = 1,
 ) -> Batches:
-  """Endless batches of a data set in an order that is shuffled anew each epoch; nothing is dropped or repeated.
+  """Endless batches of a data set, shuffled in each epoch; every image occurs once in an epoch.
 
   Args:
-    batch_size: images of all processes together.
-    seed: of order, flips and crops.
+    batch_size: global batch size, over all processes.
+    seed: for order, flips and crops.
     flip: mirror half of the images, left to right.
     dequantize: uniform noise within a pixel's level, x = (pixel + u) / 128 - 1 (DDIM's option).
-    low_res_size: adds "low_res", for networks that enlarge images.
-    raw: uint8 images, a quarter of the bytes to send to an accelerator; `images.to_float` is for there.
-    process: which slice of each batch to make ...
-    processes: ... of so many.
+    low_res_size: adds "low_res" of this size, N or (height, width), for networks that enlarge images.
+    raw: uint8 images, a quarter of the bytes to send to an accelerator, where `images.to_float` converts them.
+    process: which slice of each batch to make.
+    processes: how many slices a batch has.
   """
   if raw and dequantize:
     raise UserError("Raw batches are uint8 and cannot be dequantized: leave out one of the two options.")
   _check(source, batch_size, process, processes, low_res_size, raw)
   if not 0 <= seed < 2**64:
-    raise UserError(f"The seed of the data order is 0 .. 2**64 - 1, not {seed}.")
+    raise UserError(f"The seed of the data order must be from 0 to 2**64 - 1, not {seed}.")
   length = len(source)
 
   @functools.lru_cache(maxsize=2)
@@ -96,11 +97,13 @@ def train_batches(
 
   def read(positions: np.ndarray) -> dict:
     numbers, offsets = np.divmod(positions, length)
-    index, draws = np.empty(len(positions), np.int64), np.empty(len(positions), np.uint64)
+    index = np.empty(len(positions), np.int64)
+    draws = np.empty(len(positions), np.uint64)
     for number in np.unique(numbers):
       here = numbers == number
       order, bits = epoch(int(number))
-      index[here], draws[here] = order[offsets[here]], bits[offsets[here]]
+      index[here] = order[offsets[here]]
+      draws[here] = bits[offsets[here]]
     image, label = source.gather(index, draws)
     if flip:
       mirrored = np.flatnonzero(draws & 1)
@@ -118,7 +121,7 @@ def eval_batches(
   source: Source,
   batch_size: int,
   *,
-  low_res_size: int | None = None,
+  low_res_size: ImageSize | None = None,
   raw: bool = False,
   process: int = 0,
   processes: int = 1,
@@ -138,18 +141,18 @@ def eval_batches(
   return Batches(read, -(-length // batch_size), batch_size, process, processes)
 
 
-def _check(source: Source, batch_size: int, process: int, processes: int, low_res_size: int | None, raw: bool) -> None:
+def _check(source: Source, batch_size: int, process: int, processes: int, low_res_size: ImageSize | None, raw: bool) -> None:
   if batch_size < 1 or batch_size % processes:
     raise UserError(f"Batch size {batch_size} cannot be shared evenly by {processes} processes: make it a multiple.")
   if not 0 <= process < processes:
-    raise UserError(f"Process {process} is none of 0 .. {processes - 1}.")
+    raise UserError(f"Process {process} must be from 0 to {processes - 1}.")
   if low_res_size and raw:
     raise UserError("Raw batches hold no low_res: leave out raw or low_res_size.")
-  if low_res_size and source.info.image_size % low_res_size:
+  if low_res_size and any(large % small for large, small in zip(source.info.shape, pair(low_res_size), strict=False)):
     raise UserError(f"low_res_size {low_res_size} does not divide {source.info.image_size}: choose a divisor.")
 
 
-def _batch(image: np.ndarray, label: np.ndarray, low_res_size: int | None) -> dict:
+def _batch(image: np.ndarray, label: np.ndarray, low_res_size: ImageSize | None) -> dict:
   batch = {"image": image, "label": label}
   return batch | {"low_res": pixels.area(image, low_res_size)} if low_res_size else batch
 

@@ -26,10 +26,11 @@ import PIL
 
 from ddpm_jax import __version__
 from ddpm_jax.data import originals
-from ddpm_jax.data.datasets import check_options, data_root, load, wanted_shape
-from ddpm_jax.data.sources import CorruptImage, Decoder, Encoded, Info, Source
+from ddpm_jax.data.datasets import check_options, data_root, load, summarize, wanted_shape
+from ddpm_jax.data.sources import CorruptImage, Decoder, Encoded, Info, Records, Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.files.atomic import writing
+from ddpm_jax.sizes import ImageSize, pair
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +82,13 @@ def prepare(
   path: str | os.PathLike,
   *,
   data_dir: str | os.PathLike | None = None,
-  image_size: int | None = None,
+  image_size: ImageSize | None = None,
   channels: int | None = None,
   crop: str = "adm",
   labels: str = "auto",
   corrupt: str = "error",
+  background: str = "white",
+  value_range: tuple[float, float] | None = None,
   threads: int | None = None,
 ) -> pathlib.Path:
   """Writes a data set under `data_dir` once, so that `load(name)` finds it, and returns its folder.
@@ -93,36 +96,42 @@ def prepare(
   Args:
     name: a key of RECIPES, which then knows size and crop; or a new name of lower-case letters, digits and _,
       for a folder or zip of images of one's own.
-    path: the files as they were handed out, see `originals`.
+    path: the files as they were published, see `originals`.
     data_dir: default as in `load`.
-    image_size: as in `load`, as the next two; for new names only.
-    channels: 1 or 3.
+    image_size: as in `load`; for new names only, as are channels and crop.
+    channels: 1 to 4.
     crop: how images are fitted.
     labels: as in `load`.
     corrupt: as in `load`.
-    threads: shards in the making at once; default: one a core, at most 16.
+    background: as in `load`.
+    value_range: as in `load`.
+    threads: how many shards are written at once; default: one per core, at most 16.
 
   Raises:
-    UserError: for whatever is wrong with the files or the arguments. What was written stays, and is continued.
+    UserError: for anything that is wrong with the files or the arguments. Finished shards stay, and are kept next time.
   """
   path = pathlib.Path(path).expanduser()
   if not path.exists():
     raise UserError(f"There is no file or folder {path}: check the path.")
   if not name.isidentifier() or name != name.lower() or name == "digits":
-    raise UserError(f"{name!r} is no name for a data set: use lower-case letters, digits and _ (not 'digits').")
-  check_options(image_size, channels, crop, corrupt)
+    raise UserError(f"{name!r} is not a name for a data set: use lower-case letters, digits and _ (not 'digits').")
+  image_size = check_options(image_size, channels, crop, corrupt, background, value_range)
   if crop == "random":
     raise UserError("A data set cannot be prepared with crop 'random': use adm, lsun, ddim or celeba.")
   recipe = RECIPES.get(name)
   if recipe and (image_size, channels, crop) != (None, None, "adm"):
     raise UserError(f"{name} has an image size, channels and crop of its own: leave yours out, or take another name.")
   parts = (recipe.read if recipe else originals.folder)(path, labels)
-  num_classes = _agreed({split: part.records.num_classes for split, part in parts.items()})
+  first = parts.get("train") or next(iter(parts.values()))
   if recipe:
-    decoder = Decoder(recipe.image_size, recipe.channels, recipe.crop)
+    decoder = Decoder(recipe.image_size, recipe.channels, recipe.crop, background)
   else:
-    size, channels, _ = wanted_shape(name, parts["train"].records, image_size, channels)
-    decoder = Decoder(size, channels, crop)
+    size, channels, _ = wanted_shape(name, first.records, image_size, channels)
+    decoder = Decoder(size, channels, crop, background, value_range)
+  if decoder.channels > 4:
+    raise UserError(f"A prepared data set holds PNGs of 1 to 4 channels, not {decoder.channels}: train on the folder.")
+  for split, part in parts.items():
+    summarize(part.records, _info(name, split, part, decoder), decoder.crop or crop, background)
 
   root = data_root(data_dir)
   folder = root / name / (recipe.version if recipe else "1.0.0")
@@ -144,7 +153,7 @@ def prepare(
       stop.set()
       pool.shutdown(cancel_futures=True)
       raise
-  _finish(name, folder, manifest, shards, decoder, num_classes)
+  _finish(name, folder, manifest, shards, decoder, first.records)
   for split, expected in recipe.pixels.items() if recipe else ():
     images = load(name, split, data_dir=root).images  # type: ignore[attr-defined]  # small ones are Arrays
     if hashlib.sha256(images).hexdigest() == expected:
@@ -154,12 +163,9 @@ def prepare(
   return folder
 
 
-def _agreed(num_classes: dict[str, int | None]) -> int | None:
-  """The number of classes, which has to be the same in all splits, or labels would not mean the same."""
-  if len(set(num_classes.values())) > 1:
-    found = ", ".join(f"{split} {number or 'none'}" for split, number in num_classes.items())
-    raise UserError(f"The splits have different classes ({found}): give each image its class, or labels='none'.")
-  return num_classes["train"]
+def _info(name: str, split: str, part: originals.Part, decoder: Decoder) -> Info:
+  records = part.records
+  return Info(name, split, decoder.image_size, decoder.channels, records.num_classes, class_names=records.class_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,12 +189,14 @@ def _plan(name: str, split: str, part: originals.Part, decoder: Decoder) -> list
   if not len(order):
     raise UserError(f"There are no images for the split {split!r} of {name}: give the whole data set.")
   pieces = np.array_split(order, min(MAX_SHARDS, -(-len(order) // SHARD_IMAGES)))
-  info = Info(name, split, decoder.image_size, decoder.channels, part.records.num_classes)
+  info = _info(name, split, part, decoder)
+  labels = getattr(part.records, "labels", None)  # of files; of other kinds they are part of the record
   numbers = np.array(part.numbers)
   shards = []
   for index, piece in enumerate(pieces):
     ids = [part.ids[k] for k in piece]
-    plan = hashlib.sha256(json.dumps([dataclasses.astuple(decoder), ids]).encode()).hexdigest()
+    classes = labels and [labels[k] for k in numbers[piece]]
+    plan = hashlib.sha256(json.dumps([dataclasses.astuple(decoder), ids, classes]).encode()).hexdigest()
     source = Encoded(info, part.records, decoder, numbers[piece], threads=1)
     shards.append(_Shard(f"{name}-{split}.array_record-{index:05}-of-{len(pieces):05}", source, ids, plan))
   return shards
@@ -276,10 +284,8 @@ def _serialized(example: dict, name: str, labelled: bool) -> bytes:
   return proto.SerializeToString(deterministic=True)
 
 
-def _finish(
-  name: str, folder: pathlib.Path, manifest: _Manifest, shards: dict, decoder: Decoder, num_classes: int | None
-) -> None:
-  """Writes TFDS's description, which makes the data set visible, and removes what is left of other attempts."""
+def _finish(name: str, folder: pathlib.Path, manifest: _Manifest, shards: dict, decoder: Decoder, records: Records) -> None:
+  """Writes TFDS's description, which makes the data set visible, and removes what other attempts left."""
   import tensorflow_datasets as tfds
 
   files = {shard.file for split in shards.values() for shard in split}
@@ -288,10 +294,12 @@ def _finish(
   for file in folder.glob(f"*{name}-*.array_record*"):
     if file.name not in files:
       file.unlink()
-  shape = (decoder.image_size, decoder.image_size, decoder.channels)
+  shape = (*pair(decoder.image_size), decoder.channels)
   features = {"id": tfds.features.Text(), "image": tfds.features.Image(shape=shape, encoding_format="png")}
-  if num_classes is not None:
-    features["label"] = tfds.features.ClassLabel(num_classes=num_classes)
+  if records.class_names is not None:
+    features["label"] = tfds.features.ClassLabel(names=records.class_names)
+  elif records.num_classes is not None:
+    features["label"] = tfds.features.ClassLabel(num_classes=records.num_classes)
   template = tfds.core.ShardedFileTemplate(folder, dataset_name=name, filetype_suffix="array_record")
   splits = [
     tfds.core.SplitInfo(

@@ -35,6 +35,7 @@ class TfdsRecords:
     label = features.get("label")
     self.shape = features["image"].shape
     self.num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else None
+    self.class_names = None if self.num_classes is None else _names(label.names)
     self._records, self._parse = source.data_source, tf_example_pb2.Example.FromString
     self._title = f"{folder.parent.name} {split}"
 
@@ -44,15 +45,21 @@ class TfdsRecords:
   def __getitem__(self, number: int) -> tuple[bytes, int]:
     try:
       feature = self._parse(self._records[number]).features.feature
-    except (RuntimeError, OSError) as error:  # array_record checks its own sums
+      label = NO_LABEL if self.num_classes is None else feature["label"].int64_list.value[0]
+      return feature["image"].bytes_list.value[0], label
+    except Exception as error:  # of array_record, which checks its own sums, and of protobuf
+      reason = str(error)[:120]
       raise CorruptImage(
-        f"{self.name(number)} cannot be read ({error}): a shard is missing or damaged; copy it again."
+        f"{self.name(number)} cannot be read ({reason}): a shard is missing or damaged; copy it again."
       ) from error
-    label = NO_LABEL if self.num_classes is None else feature["label"].int64_list.value[0]
-    return feature["image"].bytes_list.value[0], label
 
   def name(self, number: int) -> str:
     return f"image {number} of {self._title}"
+
+
+def _names(names: list[str]) -> tuple[str, ...] | None:
+  """The names of classes; None for those that TFDS makes up, "0", "1", ..."""
+  return None if names == [str(number) for number in range(len(names))] else tuple(names)
 
 
 def find(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -12,6 +12,7 @@ from ddpm_jax.data.sources import NO_LABEL, Arrays, Encoded, Info, Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz
 from ddpm_jax.files.digest import digests
+from ddpm_jax.sizes import simplest, text
 
 DRAWN = 1024  # samples drawn at a time
 
@@ -39,8 +40,7 @@ class ImageSet:
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(H, W, C)."""
-    info = self.source.info
-    return info.image_size, info.image_size, info.channels
+    return self.source.info.shape
 
   def describe(self) -> dict[str, Any]:
     """What a result says about this side."""
@@ -74,7 +74,7 @@ def of_source(source: Source) -> ImageSet:
     total = hashlib.sha256(f"{decoder}".encode())
     for number in source.kept.tolist():
       total.update(source.records[number][0])
-    made = "pixels as stored" if decoder.crop is None else f"crop {decoder.crop!r} to {decoder.image_size}"
+    made = "pixels as stored" if decoder.crop is None else f"crop {decoder.crop!r} to {text(decoder.image_size)}"
     return ImageSet(name, source, total.hexdigest(), made)
   raise UserError(f"{name} is read by {type(source).__name__}, whose images have no hash; give a folder or an .npz.")
 
@@ -83,7 +83,7 @@ def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
   """The images `arr_0` (and labels `arr_1`) of a file of that name, in the layout of OpenAI's evaluator.
 
   Raises:
-    UserError: if they are not uint8 [N, H, W, 1 or 3].
+    UserError: if they are not uint8 [N, H, W, C].
   """
   if "arr_0" not in arrays:
     raise UserError(f"{name} holds {', '.join(arrays) or 'nothing'}, but no arr_0, which is where images are looked for.")
@@ -95,12 +95,13 @@ def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
       f"{name} has {len(images)} images, but labels (arr_1) of shape {labels.shape}, {labels.dtype}: give "
       "each image an integer, or leave them out."
     )
-  info = Info(name, "", images.shape[1], images.shape[3], int(labels.max()) + 1 if "arr_1" in arrays else None)
+  size = simplest(*images.shape[1:3])
+  info = Info(name, "", size, images.shape[3], int(labels.max()) + 1 if "arr_1" in arrays else None)
   return ImageSet(name, Arrays(info, images, labels), pixel_digest(images), "uint8 pixels of the file")
 
 
 def check_pixels(name: str, images: np.ndarray) -> None:
-  """Raises UserError unless `images` are square uint8 [N, H, W, 1 or 3], at least one, saying what they are."""
+  """Raises UserError unless `images` are uint8 [N, H, W, C], at least one, saying what they are."""
   if not images.size:
     raise UserError(f"{name} holds no images: its array of them has shape {images.shape}.")
   if np.issubdtype(images.dtype, np.floating):
@@ -114,10 +115,8 @@ def check_pixels(name: str, images: np.ndarray) -> None:
     )
   if images.dtype != np.uint8:
     raise UserError(f"The images of {name} are {images.dtype}; they have to be uint8 from 0 to 255.")
-  if images.ndim != 4 or images.shape[3] not in (1, 3):
-    raise UserError(f"The images of {name} have shape {images.shape}; [N, height, width, 1 or 3] is needed.")
-  if images.shape[1] != images.shape[2]:
-    raise UserError(f"The images of {name} are {images.shape[1]}x{images.shape[2]}; networks here take square ones.")
+  if images.ndim != 4:
+    raise UserError(f"The images of {name} have shape {images.shape}; [N, height, width, channels] is needed.")
 
 
 def pixel_digest(images: np.ndarray) -> str:
@@ -142,8 +141,9 @@ def drawn(
     image_shape: (H, W, C).
     sha256: of all that decides the images.
   """
-  height, _, channels = image_shape
-  return ImageSet(name, _Drawn(draw, count, Info(name, "", height, channels, None)), sha256, preprocessing)
+  height, width, channels = image_shape
+  info = Info(name, "", simplest(height, width), channels, None)
+  return ImageSet(name, _Drawn(draw, count, info), sha256, preprocessing)
 
 
 class _Drawn(Source):
@@ -151,7 +151,7 @@ class _Drawn(Source):
 
   def __init__(self, draw, count: int, info: Info):
     self._draw, self._count, self.info = draw, count, info
-    self._start, self._block = 0, np.zeros((0, info.image_size, info.image_size, info.channels), np.uint8)
+    self._start, self._block = 0, np.zeros((0, *info.shape), np.uint8)
 
   def __len__(self) -> int:
     return self._count

@@ -35,6 +35,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.jobs import train
 from ddpm_jax.jobs.shapes import conditions, labels
 from ddpm_jax.models.layers import REMAT
+from ddpm_jax.sizes import image_shape
 from ddpm_jax.training import checkpoints
 
 # ---------------------------------------------------------------- devices
@@ -174,7 +175,7 @@ def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact:
   keys = layout.shaped(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)), layout.over_batch(mesh))
 
   def draw(keys, denoiser, walk, cond):
-    x_T = PerImage(keys).initial((config.data.image_size,) * 2 + (config.data.channels,))
+    x_T = PerImage(keys).initial(image_shape(config.data))
     return sample(keys, denoiser, walk, x_T, cond)[0]
 
   cond = conditions(config, batch, mesh)

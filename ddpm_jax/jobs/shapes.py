@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax.devices import mesh as layout
+from ddpm_jax.sizes import ImageSize, pair
 
 
-def images(config: ConfigDict, batch: int, mesh: Mesh, dtype: Any = jnp.float32, size: int | None = None) -> Any:
+def images(config: ConfigDict, batch: int, mesh: Mesh, dtype: Any = jnp.float32, size: ImageSize | None = None) -> Any:
   """Images [B, H, W, C] of data.image_size, or of `size`."""
-  side = size or config.data.image_size
-  return jax.ShapeDtypeStruct((batch, side, side, config.data.channels), dtype, sharding=layout.over_batch(mesh))
+  sides = pair(size or config.data.image_size)
+  return jax.ShapeDtypeStruct((batch, *sides, config.data.channels), dtype, sharding=layout.over_batch(mesh))
 
 
 def labels(batch: int, mesh: Mesh) -> dict[str, Any]:

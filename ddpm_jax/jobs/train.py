@@ -72,9 +72,11 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
   source = dataset(config, config.data.train_split) if info is None else None
   info = info or source.info
   with config.data.ignore_type():
-    config.data.update(image_size=info.image_size, channels=info.channels, num_classes=info.num_classes)
+    config.data.update(
+      image_size=info.image_size, channels=info.channels, num_classes=info.num_classes, class_names=info.class_names
+    )
   module = build.model(config, info.channels, info.num_classes)
-  module.check_size(info.image_size, info.image_size)
+  module.check_size(*info.shape[:2])
   mesh = layout.make_mesh(**config.mesh, devices=devices)
   recipe = dict(config.optimizer)
   rate = optimizer.schedule(
@@ -195,7 +197,7 @@ def _preview(run: Run) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
       except NotFinite as error:  # training may still recover, and its checkpoint is worth more than a picture
         log.warning("No preview of %s: %s", name, error)
         continue
-      grids[name] = pixels.grid(images, scale=_zoom(config.data.image_size))
+      grids[name] = pixels.grid(images, scale=_zoom(min(run.source.info.shape[:2])))
     return grids
 
   return preview
@@ -210,6 +212,8 @@ def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
   before, now = (json.loads(json.dumps(each)) for each in (stored, config.to_dict()))
   for field in ("data_dir", "test_split", "corrupt"):
     before["data"][field] = now["data"][field] = None
+  if None in (before["data"]["class_names"], now["data"]["class_names"]):  # runs of before had none
+    before["data"]["class_names"] = now["data"]["class_names"] = None
   for each in (before, now):
     each["network"].pop("remat", None)  # what is recomputed changes no result
   for section in ("seed", "data", "schedule", "network", "prediction", "loss", "time_sampler", "ema"):
@@ -220,9 +224,9 @@ def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
       )
 
 
-def _zoom(image_size: int) -> int:
+def _zoom(side: int) -> int:
   """How often to repeat pixels, so that small images can be seen."""
-  return max(1, 64 // image_size)
+  return max(1, 64 // side)
 
 
 def parameter_count(params: Any) -> int:

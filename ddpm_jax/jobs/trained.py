@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, data, importable
+from ddpm_jax import build, data, importable, sizes
 from ddpm_jax import config as configs
 from ddpm_jax.convert import fetch, registry
 from ddpm_jax.data import images as pixels
@@ -71,8 +71,8 @@ def load(
 def dataset(config: ConfigDict, split: str) -> data.Source:
   """The images of `config.data`."""
   section = dict(config.data)
-  arguments = ("data_dir", "image_size", "channels", "crop", "labels", "corrupt")
-  return data.load(section["name"], split, **{name: section[name] for name in arguments})
+  arguments = ("data_dir", "image_size", "channels", "crop", "labels", "corrupt", "background", "value_range", "holdout")
+  return data.load(section["name"], split, class_names=section["class_names"], **{name: section[name] for name in arguments})
 
 
 def check_low_res(about: ConfigDict, shape: tuple[int, ...] | None) -> None:
@@ -82,9 +82,9 @@ def check_low_res(about: ConfigDict, shape: tuple[int, ...] | None) -> None:
     raise UserError("This network does not enlarge images: an --upsampler is a run with data.low_res_size.")
   if size is not None and shape is None:
     raise UserError("This network enlarges small images: sample the stage before it, and name this one --upsampler.")
-  if size is not None and shape != (size, size, about.channels):
+  if size is not None and shape != (*sizes.pair(size), about.channels):
     raise UserError(
-      f"This network enlarges images of {size}x{size} pixels and {about.channels} channels, not of shape {shape}."
+      f"This network enlarges images of {sizes.text(size)} pixels and {about.channels} channels, not of shape {shape}."
     )
 
 
@@ -104,7 +104,7 @@ class Trained:
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
-    return (self.config.data.image_size,) * 2 + (self.config.data.channels,)
+    return sizes.image_shape(self.config.data)
 
   @functools.cached_property
   def guide(self) -> Network | Classifier | None:
@@ -315,7 +315,9 @@ class Trained:
     keys = jax.jit(image_keys)(_put(checked_seeds(seeds)))
     if self.config.data.low_res_size is None:
       return keys
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, self.config.data.image_size)
+    height, width = sizes.pair(self.config.data.image_size)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, height)
+    return keys if height == width else jax.vmap(jax.random.fold_in, (0, None))(keys, width)
 
   def _cond(self, keys: jax.Array, labels: np.ndarray | None = None, low_res: np.ndarray | None = None) -> dict | None:
     """What the network is conditioned on, as it was in training."""

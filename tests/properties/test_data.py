@@ -149,7 +149,7 @@ def of(source):
 
 def test_folders_and_zips_give_the_same_images_in_and_out_of_memory(folder, pictures):
   source = data.load(str(folder))
-  assert source.info == Info(str(folder), "train", image_size=20, channels=3, num_classes=3, by_name=True)
+  assert source.info == Info(str(folder), "train", 20, 3, 3, by_name=True, class_names=("cat", "dog", "emu"))
   assert of(source) == {tuple(picture.ravel()[:6].tolist()): number // 4 for number, picture in enumerate(pictures)}
   for other in (
     data.load(str(folder), memory_limit=0, threads=1),
@@ -203,7 +203,7 @@ def test_splits_are_subfolders_and_parts(folder):
   for name in (str(folder), "digits"):
     with pytest.raises(UserError, match="no folder 'valid'|no split 'valid'"):
       data.load(name, "valid")
-    with pytest.raises(UserError, match="is no split"):
+    with pytest.raises(UserError, match="is not a split"):
       data.load(name, "train[:")
     with pytest.raises(UserError, match="holds no images"):
       data.load(name, "train[5:5]")
@@ -227,9 +227,6 @@ def test_images_are_resized_and_turned_grey_or_coloured_on_request(folder):
   assert data.load(str(folder)).info.channels == 1
   Image.new("RGBA", (20, 20)).save(folder / "cat/colour.png")
   assert data.load(str(folder)).info.channels == 3
-  Image.new("I;16", (20, 20)).save(folder / "cat/deep.png")
-  with pytest.raises(UserError, match="more than 8 bits"):
-    data.load(str(folder))
 
 
 def test_random_crops_are_for_training_and_depend_on_seed_and_position_only(folder):
@@ -281,9 +278,9 @@ def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
     (dict(name="./empty"), "empty holds no images"),
     (dict(name="no.zip"), "no.zip is not a zip file"),
     (dict(name="./set/notes.txt"), "is a file"),
-    (dict(name="./set", crop="fancy"), "no crop 'fancy': adm, random, lsun, ddim, celeba"),
+    (dict(name="./set", crop="fancy"), "no crop 'fancy': choose from adm, random, lsun, ddim, celeba"),
     (dict(name="./set", corrupt="ignore"), "'error' or 'skip'"),
-    (dict(name="./set", channels=2), "channels must be 1"),
+    (dict(name="./set", channels=0), "channels must be 1"),
     (dict(name="./set", image_size=0), "image_size must be"),
     (dict(name="./set", image_size=64, crop="celeba"), r"cat/b0_00.png in set: crop 'celeba' is for"),
   ]:
@@ -291,13 +288,13 @@ def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
       data.load(**arguments)
     assert "\n" not in str(error.value)
   Image.new("RGB", (30, 20)).save(folder / "cat/wide.png")
-  with pytest.raises(UserError, match=r"not all square and of one size \(20x20, 30x20\): give image_size"):
+  with pytest.raises(UserError, match=r"2 sizes \(12 of 20x20, 1 of 30x20; cat/wide.png is 30x20\): give image_size"):
     data.load("./set")
   assert len(data.load("./set", image_size=16)) == 13
   batches = data.train_batches
   for call, message in [
     (lambda: batches(numbered(9), 9, processes=2), "cannot be shared evenly"),
-    (lambda: batches(numbered(9), 8, process=2, processes=2), "Process 2 is none of 0 .. 1"),
+    (lambda: batches(numbered(9), 8, process=2, processes=2), "Process 2 must be from 0 to 1"),
     (lambda: batches(numbered(9), 0), "Batch size 0"),
     (lambda: batches(numbered(9), 8, seed=-1), "not -1"),
     (lambda: batches(numbered(9), 8, low_res_size=3), "does not divide"),
@@ -311,8 +308,8 @@ def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
 def test_an_image_of_another_size_among_many_is_named(folder):
   for number in range(200):
     shutil.copy(folder / "cat/b0_00.png", folder / f"cat/c{number:03}.png")
-  Image.new("RGB", (24, 24)).save(folder / "cat/c001.png")  # not among the 64 headers that are looked at
-  with pytest.raises(UserError, match=r"c001.png in .* 24x24 where 20x20 is expected: give image_size"):
+  Image.new("RGB", (24, 24)).save(folder / "cat/c001.png")
+  with pytest.raises(UserError, match=r"211 of 20x20, 1 of 24x24; cat/c001.png is 24x24\): give image_size"):
     data.load(str(folder))
 
 

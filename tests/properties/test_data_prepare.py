@@ -108,7 +108,11 @@ def test_the_manifest_counts_and_hashes_every_shard(folder, tmp_path, small_shar
     assert entry["sha256"] == hashlib.sha256((made / name).read_bytes()).hexdigest()
     assert entry["pixels"] == hashlib.sha256(source.images[part].tobytes()).hexdigest()
     assert entry["labels"] == {str(k): n for k, n in enumerate(np.bincount(source.labels[part])) if n}
-  assert start == 30 and manifest["decoder"] == {"image_size": 8, "channels": 3, "crop": "adm"}
+  assert start == 30 and {key: manifest["decoder"][key] for key in ("image_size", "channels", "crop")} == {
+    "image_size": 8,
+    "channels": 3,
+    "crop": "adm",
+  }
 
 
 def contents(made):
@@ -321,18 +325,18 @@ def test_corrupt_images_stop_the_work_or_are_left_out_and_counted(folder, tmp_pa
   assert len(data.load("own_set", data_dir=tmp_path)) == 29
   manifest = json.loads((made / "manifest.json").read_text())
   assert sum((entry["skipped"] for entry in manifest["shards"].values()), []) == ["b/04.png"]
-  assert "skipped: b/04.png" in caplog.text
+  assert "skipped: train/b/04.png" in caplog.text
 
 
 def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
   (tmp_path / "empty").mkdir()
   (tmp_path / "file").write_text("x")
   for arguments, message in [
-    (dict(name="own-set", path=folder), "is no name for a data set"),
-    (dict(name="digits", path=folder), "is no name for a data set"),
+    (dict(name="own-set", path=folder), "is not a name for a data set"),
+    (dict(name="digits", path=folder), "is not a name for a data set"),
     (dict(name="own", path=tmp_path / "nowhere"), "There is no file or folder"),
     (dict(name="own", path=tmp_path / "empty"), "holds no images"),
-    (dict(name="own", path=folder), "give image_size"),
+    (dict(name="own", path=folder, image_size=(8, 0)), "image_size must be N or"),
     (dict(name="own", path=folder, image_size=8, crop="random"), "cannot be prepared with crop 'random'"),
     (dict(name="own", path=folder, image_size=8, corrupt="ignore"), "'error' or 'skip'"),
     (dict(name="imagenet64_adm", path=folder, image_size=32), "of its own"),
@@ -346,7 +350,7 @@ def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message) as error:
       prepare.prepare(**{"data_dir": tmp_path / "sets", **arguments})
     assert "\n" not in str(error.value)
-  shutil.rmtree(folder / "val/c")
-  with pytest.raises(UserError, match=r"splits have different classes \(train 3, val 2\)"):
+  shutil.rmtree(folder / "train/c")
+  with pytest.raises(UserError, match=r"val/c/02.png is of the class 'c', which the training split of .* lacks"):
     prepare.prepare("own", folder, data_dir=tmp_path / "sets", image_size=8)
   assert not (tmp_path / "sets").exists()

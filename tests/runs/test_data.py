@@ -30,7 +30,7 @@ def photos(tmp_path):
 
 def test_a_folder_is_prepared_listed_and_shown(run, photos, tmp_path):
   code, out, err = run("prepare", "my_photos", "photos", "--image_size", "16")
-  assert code == 0 and "my_photos/1.0.0 holds 10 training images" in out
+  assert code == 0 and out.startswith("Wrote train 10 images to ") and "my_photos/1.0.0" in out
   assert run("list")[1].splitlines() == ["digits  train 1437, test 360", "my_photos  train 10"]
   code, out, err = run("show", "my_photos", "--split", "train[:9]", "--out", "out.png")
   assert "9 images of 16x16x3" in out and "2 classes" in out
@@ -42,7 +42,7 @@ def test_a_folder_is_prepared_listed_and_shown(run, photos, tmp_path):
   ("arguments", "message"),
   [
     (("show", "my_photo"), "There is no data set 'my_photo'"),
-    (("show", "./photos"), "give image_size"),
+    (("show", "./photos", "--crop", "fancy"), "There is no crop 'fancy'"),
     (("prepare", "my_photos", "nowhere"), "There is no file or folder nowhere"),
     (("prepare", "cifar10", "photos"), "give cifar-10-python.tar.gz"),
   ],
