@@ -14,6 +14,7 @@ import numpy as np
 
 from ddpm_jax.convert.names import DIALECTS, Dialect, Layer, Plan
 from ddpm_jax.errors import UserError
+from ddpm_jax.sizes import ImageSize, pair
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -49,11 +50,12 @@ class Architecture:
   image_size: int | None
   unknown: tuple[str, ...]
 
-  def at(self, image_size: int) -> dict[str, Any]:
-    """`network` for images of this size, with the resolutions that attend."""
+  def at(self, image_size: ImageSize) -> dict[str, Any]:
+    """`network` for images of this size, with the resolutions (heights) that attend."""
+    height, _ = pair(image_size)
     fields = dict(self.network)
     inner = dict(fields["backbone"]) if "backbone" in fields else fields
-    inner["attention_resolutions"] = tuple(image_size >> level for level in self.attending)
+    inner["attention_resolutions"] = tuple(height >> level for level in self.attending)
     return dict(fields, backbone=inner) if "backbone" in fields else inner
 
 

@@ -22,7 +22,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.convert import architecture, diffusers, names, registry, weight_files
 from ddpm_jax.convert.fingerprint import fingerprint
 from ddpm_jax.errors import UserError
-from ddpm_jax.sizes import pair
+from ddpm_jax.sizes import image_shape, pair
 from ddpm_jax.training import checkpoints
 
 RECORD = "conversion.json"
@@ -174,8 +174,7 @@ _NETWORKS_OF = {  # the networks that each dialect's codebases have, the usual o
 
 def parameter_shapes(module: Any, config: ConfigDict) -> Mapping[str, Any]:
   """The parameters of the network that `config` describes, without their values."""
-  size, channels = config.data.image_size, config.data.channels
-  x = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+  x = jax.ShapeDtypeStruct((1, *image_shape(config.data)), jnp.float32)
   cond = {"label": jax.ShapeDtypeStruct((1,), jnp.int32), "low_res": x}
   time = jax.ShapeDtypeStruct((1,), jnp.float32)
   return jax.eval_shape(module.init, jax.random.key(0), x, time, cond)["params"]

@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data import crops, headers, viewing
+from ddpm_jax.data.containers import open_container
 from ddpm_jax.data.digits import SPLITS, digits
-from ddpm_jax.data.image_files import FileDataset, FileRecords
+from ddpm_jax.data.image_files import FileDataset, is_image
+from ddpm_jax.data.parquet import ParquetDataset
 from ddpm_jax.data.sources import Arrays, Decoder, Encoded, Info, Records, Renumbered, Source
 from ddpm_jax.data.tfds_files import TfdsRecords, available, counts, find
 from ddpm_jax.errors import UserError
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LOOKED_AT = 64  # headers of a prepared set that does not declare one size; each image is checked when it is read
 MOST_CHANNELS = 4096
+FILES = (".zip", ".parquet")  # files that are data sets
 
 
 def load(
@@ -48,8 +51,8 @@ def load(
 
   Args:
     name: "digits" (embedded) or another of SOURCES; a TFDS data set prepared as array_record under `data_dir`, such as
-      "mnist", "celeb_a_hq/256" or "mnist:3.0.1"; or the path of a folder or .zip of images, which begins with "/", "./",
-      "../" or "~" or ends in ".zip".
+      "mnist", "celeb_a_hq/256" or "mnist:3.0.1"; or the path of a folder or .zip of images, or of Hugging Face's Parquet
+      files, which begins with "/", "./", "../" or "~" or ends in ".zip" or ".parquet".
     split: "train", "test", ..., or a part of one: "train[:90%]", "test[1000:2000]". For folders see
       `image_files.FileRecords`. A part of a folder is a random sample, as in TFDS, because the first files are often of
       one class.
@@ -80,7 +83,7 @@ def load(
   path = _path(name)
   if path is not None:
     base, part = _parse(split)
-    records = FileDataset(path, labels, holdout).split(base)
+    records = open_files(path, labels, holdout).split(base)
     order = np.random.default_rng(0).permutation(len(records))
     kept = np.sort(order[_absolute(part, len(records))])
   else:
@@ -100,6 +103,17 @@ def load(
     source = source.readable()
   in_memory = crop != "random" and len(source) * math.prod(info.shape) <= memory_limit
   return source.in_memory() if in_memory else source
+
+
+def open_files(path: pathlib.Path, labels: str = "auto", holdout: float = 0.0) -> FileDataset | ParquetDataset:
+  """A folder or zip of images, or a folder of Parquet files or one of them."""
+  if path.suffix.lower() == ".parquet":
+    return ParquetDataset(path.parent, [path], labels)
+  container = open_container(path)
+  tables = [path / name for name in container.paths if name.lower().endswith(".parquet")]
+  if path.is_dir() and tables and not any(map(is_image, container.paths)):
+    return ParquetDataset(path, tables, labels)
+  return FileDataset(path, labels, holdout, container)
 
 
 def check_options(
@@ -129,7 +143,7 @@ def check_options(
 
 def summarize(records: Records, info: Info, crop: str, background: str) -> tuple[str, ...]:
   """What a data set's files are and what is done with them, which is also logged; () for prepared sets."""
-  if not isinstance(records, FileRecords):
+  if not hasattr(records, "headers"):
     return ()
   lines = headers.summary(records.paths, records.headers, info.image_size, info.channels, crop, background)
   log.info("%s %s: %s", info.name, info.split, "; ".join([*lines, *records.notes]))
@@ -175,12 +189,12 @@ SOURCES: dict[str, Callable[[str, ImageSize | None, int | None, str], Source]] =
 
 def _path(name: str) -> pathlib.Path | None:
   """The folder or zip that a name stands for; None for the name of a data set."""
-  if not (name.startswith(("./", "../", "~")) or name.lower().endswith(".zip") or os.path.isabs(name)):
+  if not (name.startswith(("./", "../", "~")) or name.lower().endswith(FILES) or os.path.isabs(name)):
     return None
   path = pathlib.Path(name).expanduser()
   if not path.exists():
     raise UserError(f"There is no folder or zip {path}: check the path.")
-  if path.is_file() and path.suffix.lower() != ".zip":
+  if path.is_file() and path.suffix.lower() not in FILES:
     raise UserError(f"{path} is a file: give the folder that holds it, or a .zip of images.")
   return path
 
@@ -204,7 +218,7 @@ def wanted_shape(
   name: str, records: Records, image_size: ImageSize | None, channels: int | None
 ) -> tuple[ImageSize, int, bool]:
   """The wanted image size and channels, and whether all images are known to have that size already."""
-  if isinstance(records, FileRecords):
+  if hasattr(records, "headers"):
     return headers.shape_of(name, records.paths, records.headers, image_size, channels)
   height, width, declared = records.shape
   channels = channels or (declared and (1 if declared < 3 else 3))  # 2 and 4 have transparency

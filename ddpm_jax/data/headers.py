@@ -131,7 +131,8 @@ def summary(
 ) -> list[str]:
   """What there is and what is done with it, a line for each fact."""
   known = [header for header in headers if header is not None]
-  endings = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
+  kinds = [header.kind if header else "unreadable" for header in headers]
+  endings = collections.Counter(os.path.splitext(path)[1].lower() or kind for path, kind in zip(paths, kinds, strict=True))
   lines = [f"{len(paths):,} images: {_counted(endings)}"]
   sizes = collections.Counter((header.width * header.height, header.height, header.width) for header in known)
   if list(sizes) and {size[1:] for size in sizes} != {pair(image_size)}:

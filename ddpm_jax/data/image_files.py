@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from ddpm_jax.data import headers, viewing
 from ddpm_jax.data.classes import decide
-from ddpm_jax.data.containers import open_container, read
+from ddpm_jax.data.containers import Container, open_container, read
 from ddpm_jax.data.sources import NO_LABEL, CorruptImage
 from ddpm_jax.data.splits import Layout, NoSuchSplit, held_out
 from ddpm_jax.errors import UserError
@@ -28,16 +28,17 @@ class FileDataset:
     root: a folder or a .zip file.
     labels: see FileRecords.
     holdout: the share of images that is held out as "test" where there is no such folder.
+    container: its files, if they are known; None: they are listed.
 
   Raises:
     UserError: if there are no images, or splits or classes contradict each other.
   """
 
-  def __init__(self, root: pathlib.Path, labels: str = "auto", holdout: float = 0.0):
+  def __init__(self, root: pathlib.Path, labels: str = "auto", holdout: float = 0.0, container: Container | None = None):
     self.root = root
     self.holdout = holdout
-    self.container = open_container(root)
-    images = [path for path in self.container.paths if _ending(path) in KIND_OF_ENDING]
+    self.container = container or open_container(root)
+    images = [path for path in self.container.paths if is_image(path)]
     others = collections.Counter(_ending(path) for path in self.container.paths if _ending(path) not in KIND_OF_ENDING)
     self.not_read = {ending: count for ending, count in others.items() if ending in viewing.NOT_READ}
     if not images:
@@ -133,6 +134,16 @@ class FileRecords:
     return headers.inspect(self)
 
 
+def is_image(path: str) -> bool:
+  """Whether a file is read as an image or an array, by its ending.
+
+  Examples:
+    >>> is_image("cat/0.JPG"), is_image("cat/0.npy"), is_image("cat/notes.txt")
+    (True, True, False)
+  """
+  return _ending(path) in KIND_OF_ENDING
+
+
 def _ending(path: str) -> str:
   return posixpath.splitext(path)[1].lower()
 
@@ -158,8 +169,6 @@ def _no_images(root: pathlib.Path, paths: list[str], not_read: dict[str, int]) -
   for data_set, files in ORIGINALS.items():
     if names & set(files):
       return f"{root} holds the original files of {data_set}: run `ddpm-jax data prepare {data_set} {root}` first."
-  if any(path.endswith(".parquet") for path in paths):
-    return f"{root} holds Parquet files, but none with a column of images."
   readable = ", ".join(sorted(KIND_OF_ENDING))
   if not_read:
     there = ", ".join(f"{count:,} {ending}" for ending, count in not_read.items())

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.data.datasets import open_files
 from ddpm_jax.data.image_files import FileDataset
 from ddpm_jax.data.sources import NO_LABEL, Records
 from ddpm_jax.errors import UserError
@@ -29,9 +30,9 @@ class Part:
 
 
 def folder(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
-  """A folder or zip of images with all its splits, see `image_files.FileDataset`."""
+  """A folder or zip of images, or Parquet files, with all splits."""
   parts = {}
-  for split, records in FileDataset(path, labels).splits().items():
+  for split, records in open_files(path, labels).splits().items():
     parts[split] = Part(records, range(len(records)), records.paths, records.paths)
   return parts
 

@@ -29,8 +29,9 @@ ARRAYS = ".npy"
 NOT_READ = {
   ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".eps", ".tga", ".ico", ".exr", ".hdr", ".dcm", ".nii", ".raw",
   ".dng", ".cr2", ".nef", ".arw", ".pcx", ".dds", ".npz", ".mat", ".h5", ".mp4", ".mov", ".avi", ".webm", ".pdf",
+  ".parquet",
 }  # fmt: skip
-"""Endings of images, arrays and videos that are not read, and whose omission is reported."""
+"""Endings of images, arrays, tables and videos that are not read beside images, and whose omission is reported."""
 
 MAGIC = b"\x93NUMPY"
 TURNS = {
