@@ -141,6 +141,11 @@ class Inception:
     """Raises UserError unless the images are grey or RGB."""
     if len(image_shape) != 3 or image_shape[-1] not in (1, 3):
       raise UserError(f"Inception needs images [H, W, 1 or 3], not {'x'.join(map(str, image_shape))}.")
+    if image_shape[0] != image_shape[1]:
+      raise UserError(
+        f"Inception sees images of 299x299 pixels and would distort {image_shape[1]}x{image_shape[0]}: crop both sides of the "
+        "comparison to squares."
+      )
 
   def describe(self) -> dict[str, Any]:
     """What a result says about its features."""
