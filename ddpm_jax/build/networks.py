@@ -16,8 +16,8 @@ from ddpm_jax.config import nearest
 from ddpm_jax.diffusion import guidance, prediction, second_heads
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.errors import UserError
-from ddpm_jax.sizes import ImageSize, pair
 from ddpm_jax.models.patches import Patches
+from ddpm_jax.sizes import ImageSize, pair
 
 
 def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Module:

@@ -143,8 +143,8 @@ class Inception:
       raise UserError(f"Inception needs images [H, W, 1 or 3], not {'x'.join(map(str, image_shape))}.")
     if image_shape[0] != image_shape[1]:
       raise UserError(
-        f"Inception sees images of 299x299 pixels and would distort {image_shape[1]}x{image_shape[0]}: crop both sides of the "
-        "comparison to squares."
+        f"Inception sees 299x299 pixels and would distort images of {image_shape[1]}x{image_shape[0]}: crop both sides of "
+        "the comparison to squares."
       )
 
   def describe(self) -> dict[str, Any]:
