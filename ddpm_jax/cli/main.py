@@ -22,6 +22,7 @@ COMMANDS = {
   "report": "one self-contained HTML page about a run",
   "moments": "measure what Analytic-DPM needs to know of a network, and the costs of its steps",
   "study": "the tables of Analytic-DPM and its extension: methods by numbers of steps",
+  "figures": "figures of the papers that need no network: noise schedules",
   "convert": "published weights of the six codebases and of diffusers to checkpoints, and back",
   "plan": "memory, time and cost of a run on devices that one need not have",
   "data": "list, show and prepare data sets",
@@ -29,7 +30,7 @@ COMMANDS = {
   "configs": "list the configs, with one line each",
 }
 
-WITHOUT_CONFIG = ("report", "data", "samplers", "configs")
+WITHOUT_CONFIG = ("report", "data", "figures", "samplers", "configs")
 
 DESCRIPTION = """The DDPM family in JAX: trains, samples, guides and evaluates.
 
