@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import adams, noise, schedule
+from ddpm_jax.diffusion import adams, dpm_solver, noise, schedule
+from ddpm_jax.diffusion.dpm_solver_v3 import Statistics, dpm_solver_v3
 from ddpm_jax.diffusion.prediction import Prediction
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.diffusion.solvers import Solver
@@ -54,3 +55,57 @@ def test_multistep_in_eps(golden, name, K):
       theirs = numbers[f"multistep/{name}/order{order}/{K}"]
       np.testing.assert_allclose(last_state(table, numbers["multistep/x_T"]), theirs, rtol=0, atol=TOLERANCE[name])
   assert orders or (name, K) == ("deis_tab/vp_linear", "K8_to0")
+
+
+# ---------------------------------------------------------------- DPM-Solver-v3
+
+OPTIONS = {  # as the groups are named
+  "pred": dict(corrector=False),
+  "corr": dict(),
+  "pred_pseudo": dict(corrector=False, pseudo=True, lower_order_final=False),
+  "corr_pseudo": dict(pseudo=True, pseudo_corrector=True, lower_order_final=False),
+}
+
+
+def of_level(x, level, cond, alpha_bar, time):
+  """`coupled` at levels between the integer ones: level n has alpha_bar[n] and the network's time[n]."""
+  alpha_bar = alpha_bar[level.n]
+  eps = coupled(x, time[level.n])
+  return Prediction((x - jnp.sqrt(1 - alpha_bar) * eps) / jnp.sqrt(alpha_bar), eps)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("K", ["K5", "K8", "K12"])
+@pytest.mark.parametrize("name", [*OPTIONS, "degenerated"])
+def test_dpm_solver_v3(golden, name, K, order):
+  """Level i of a schedule that holds the authors' levels alone, from the noisiest, K + 1, to 1."""
+  numbers = golden("methods_solvers")
+  group = f"v3/{name}/order{order}/{K}"
+  if group not in numbers.arrays.files:
+    pytest.skip("the authors' run does not exist")
+  alpha, time = (numbers[f"v3/levels/{K}/{what}"] for what in ("alpha", "t_model"))
+  levels = schedule.Schedule(np.append(1.0, alpha[::-1] ** 2))
+  found = Statistics(numbers["v3/integrals/lambda_grid"], *(numbers[f"v3/{letter}"] for letter in "lsb"))
+  if name == "degenerated":
+    found = Statistics(found.log_snr, np.ones_like(found.l), 0 * found.s, 0 * found.b)
+  with jax.enable_x64(True):
+    options = OPTIONS.get(name, dict(corrector=False))
+    table = dpm_solver_v3(levels, np.arange(len(alpha), 0, -1), order, found, dtype=np.float64, **options)
+    network = jax.tree_util.Partial(of_level, alpha_bar=levels.alpha_bar, time=np.append([0, 0], time[::-1]))
+    x = sample(noise.image_keys(np.arange(2)), network, Solver(table), jnp.asarray(numbers["v3/x_T"]))[0]
+  # both in float64; the levels are rounded to where the authors' time is float64 but their log-SNR grid is not exact
+  np.testing.assert_allclose(np.asarray(x), numbers[group], rtol=0, atol=1e-9 * np.abs(numbers[group]).max())
+
+
+@pytest.mark.parametrize("order, rows", [(1, slice(0, 7)), (3, slice(2, 7))])
+def test_without_statistics_it_is_dpm_solver(order, rows):
+  """2M's formula approximates an integral that is exact here; orders 1 and 3 agree, where the rows have that order."""
+  grid = np.array([1000, 700, 450, 300, 200, 110, 50, 20, 0])
+  fine = Statistics(np.linspace(-6, 6, 20_001), np.ones(20_001), np.zeros(20_001), np.zeros(20_001))
+  options = dict(lower_order_final=False, dtype=np.float64)
+  v3 = dpm_solver_v3(S, grid, order, fine, corrector=False, **options)
+  plain = dpm_solver.multistep(S, grid, order, **options)
+  np.testing.assert_allclose(v3.next_a, plain.next_a, rtol=1e-12)
+  # f is -x0; the sums are over points 6e-4 apart
+  np.testing.assert_allclose(-v3.next_x0[rows], plain.next_x0[rows], atol=1e-6)
+  np.testing.assert_array_equal(v3.next_bias, 0)
