@@ -27,7 +27,9 @@ NULLABLE = {  # what a field holds that is None by default
   **dict.fromkeys(("data.class_names", "data.value_range"), tuple),
   **dict.fromkeys(("train.per_device_batch", "train.keep_every", "sampling.steps", "evaluation.steps"), int),
   **dict.fromkeys(("optimizer.clip_norm", "sampling.cap_pixels"), float),
-  **dict.fromkeys(("sampling.covariance", "sampling.moments", "sampling.costs", "evaluation.covariance"), str),
+  **dict.fromkeys(
+    ("sampling.covariance", "sampling.moments", "sampling.costs", "sampling.flow", "evaluation.covariance"), str
+  ),
   **{f"sampling.guidance.{field}": str for field in ("kind", "form", "model", "ema")},
   "sampling.guidance.interval": tuple,
   "sampling.guidance.step": int,
@@ -126,6 +128,8 @@ def default() -> ConfigDict:
         floor=0.33,  # of both: least variance, as a share of what the moments give for the level
       ),
       residual=False,  # take from it how far eps_hat is from eps, instead of how long it is
+      flow=None,  # file of ddpm-jax moments --flow: for the solver "dpm_v3" and the grid "gits"
+      skip=0.0,  # share of the reverse process to skip at its noisy end (IDDPM figure 4)
       costs=None,  # file of ddpm-jax moments --costs: for the grid "dp_vb"
       clip="x0",  # "x0", "dynamic" or "none"
       keep_eps=False,  # leave eps as predicted when x0 is clipped (Analytic-DPM's DDIM)

@@ -1,5 +1,6 @@
 """The process of a config: its noise levels, and which of them are visited."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +11,10 @@ from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import schedule as schedules
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion import trajectory
+from ddpm_jax.diffusion.flow import Flow
 from ddpm_jax.diffusion.sde import VpSde
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import measurements
+from ddpm_jax.files import flows, measurements
 from ddpm_jax.named import Entry
 
 
@@ -47,7 +49,9 @@ def grid(config: ConfigDict, which: str = "sampling") -> np.ndarray:
     return grids.full(levels.T)
   if name not in GRIDS and (name.startswith("ddim") or name[:1].isdigit()):
     return grids.sections(levels.T, name)
-  make = named.find(GRIDS, name, f"{which}.grid", remedy=' Or write sections such as "250" or "10,15,20".')
+  if name.startswith("["):
+    return grids.check(_listed(name), levels.T)
+  make = named.find(GRIDS, name, f"{which}.grid", remedy=' Or write sections such as "250", or levels such as [250,100,1].')
   if section.steps is None:
     raise UserError(f'The grid "{name}" needs a number of steps: set {which}.steps.')
   if name in BEST_GRIDS:
@@ -76,12 +80,33 @@ def _dp_vb(config: ConfigDict, levels: schedules.Schedule, K: int) -> np.ndarray
   return trajectory.dp_vb(measurements.load_costs(config.sampling.costs, levels), K)
 
 
-BEST_GRIDS = ("dp_seg", "dp_vb")  # by dynamic programming, from what the config's files measured
+def flow(config: ConfigDict, levels: schedules.Schedule, what: str) -> Flow:
+  """The trajectories of the file sampling.flow, which `what` needs."""
+  if config.sampling.flow is None:
+    raise UserError(f"{what} follows from trajectories: measure them with ddpm-jax moments --flow, set sampling.flow.")
+  return flows.load(config.sampling.flow, levels)
+
+
+def _gits(config: ConfigDict, levels: schedules.Schedule, K: int) -> np.ndarray:
+  return flow(config, levels, 'The grid "gits"').grid(K)
+
+
+def _listed(text: str) -> np.ndarray:
+  """The grid of a list such as "[250,100,50,1]", which continues to level 0."""
+  found = re.fullmatch(r"\[\s*(\d+(?:\s*,\s*\d+)*)\s*,?\s*\]", text)
+  if found is None:
+    raise UserError(f'"{text}" is not a list of levels. Write one such as [250,100,50,1].')
+  visited = [int(level) for level in found[1].split(",")]
+  return np.array(visited if visited[-1] == 0 else [*visited, 0])
+
+
+BEST_GRIDS = ("dp_seg", "dp_vb", "gits")  # by dynamic programming, from what the config's files measured
 
 # (schedule, number of steps K) -> int64 [K+1]; those of BEST_GRIDS take the config first.
 GRIDS: dict[str, Callable | Entry] = {
   "full": Entry(lambda levels, K: grids.full(levels.T), "every level"),
   "uniform": Entry(lambda levels, K: grids.uniform(levels.T, K), "even steps (Analytic-DPM)"),
+  "ddim_plus1": Entry(lambda levels, K: grids.ddim_plus1(levels.T, K), "the ddim levels + 1, ending at level 1 (CompVis)"),
   "ddim": Entry(lambda levels, K: grids.ddim_uniform(levels.T, K), "every (T // K)-th level (DDIM's code)"),
   "quadratic": Entry(lambda levels, K: grids.quadratic(levels.T, K), "squares of even steps (DDIM's code)"),
   "power2": Entry(lambda levels, K: grids.power(levels.T, K, 2), "finer towards noise (Extended-Analytic-DPM)"),
@@ -89,5 +114,6 @@ GRIDS: dict[str, Callable | Entry] = {
   "log_snr": Entry(grids.log_snr, "even steps of the log signal-to-noise ratio (DPM-Solver)"),
   "karras": Entry(grids.karras, "even steps of (sigma / alpha)^(1/7) (EDM)"),
   "dp_seg": Entry(_dp_seg, "the best levels by moments (Analytic-DPM's dynamic programming)"),
+  "gits": Entry(_gits, "the best levels by trajectories (GITS, Chen et al. 2024)"),
   "dp_vb": Entry(_dp_vb, "the best levels by costs (Watson et al. 2021)"),
 }

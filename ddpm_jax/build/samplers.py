@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from ddpm_jax import named
 from ddpm_jax.build.covariances import covariance_of
 from ddpm_jax.build.denoisers import form_of, guided, strength_of
-from ddpm_jax.build.process import grid, schedule
+from ddpm_jax.build.process import flow, grid, schedule
 from ddpm_jax.diffusion import adams, covariance, dpm_solver, guidance
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import steps as tables
+from ddpm_jax.diffusion.dpm_solver_v3 import dpm_solver_v3
 from ddpm_jax.diffusion.heun import heun
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.lanczos import Full
@@ -46,9 +47,14 @@ def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any
   """
   levels = schedule(config)
   section = config.sampling
-  visited = grids.below(grid(config), strength)
+  if not 0 <= section.skip < 1:
+    raise UserError(f"sampling.skip = {section.skip:g} is a share of the reverse process: at least 0 and below 1.")
+  visited = grids.below(grids.below(grid(config), 1 - section.skip), strength)
   if section.solver != "gaussian":
     make = named.find(SOLVERS, section.solver, "sampling.solver")
+    if section.solver in _NEED_FLOW:
+      found = flow(config, levels, f'The solver "{section.solver}"')
+      make = functools.partial(make, statistics=found.statistics(levels))
     if section.solver in _NEED_EPS and section.keep_eps and section.clip != "none":
       raise UserError(f'sampling.solver = "{section.solver}" needs an eps that agrees with x0: set sampling.keep_eps=False.')
     made = make(levels, visited)
@@ -107,8 +113,13 @@ SOLVERS: dict[str, Callable | Entry] = {
   "deis2_rho": Entry(functools.partial(adams.rho_ab, order=2), "DEIS (rhoAB) of order 2"),
   "deis3_rho": Entry(functools.partial(adams.rho_ab, order=3), "DEIS (rhoAB) of order 3"),
   "deis4_rho": Entry(functools.partial(adams.rho_ab, order=4), "DEIS (rhoAB) of order 4"),
+  "dpm_v3": Entry(
+    functools.partial(dpm_solver_v3, order=3), "DPM-Solver-v3 of order 3, with sampling.flow (Zheng et al. 2023)"
+  ),
+  "dpm_v3_2": Entry(functools.partial(dpm_solver_v3, order=2), "DPM-Solver-v3 of order 2, with sampling.flow"),
   "euler_maruyama": Entry(_euler, "Euler-Maruyama for the reverse SDE, on the levels of vp_sde (Song et al. 2021)"),
   "euler_ode": Entry(functools.partial(_euler, ode=True), "Euler for the probability flow, on the levels of vp_sde"),
 }
 
+_NEED_FLOW = ("dpm_v3", "dpm_v3_2")
 _NEED_EPS = ("euler_maruyama", "euler_ode")  # they use the prediction's eps beside its x0

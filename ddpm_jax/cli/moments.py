@@ -9,7 +9,10 @@ adds them to those measured. With --per_pixel it also measures the moments of ea
 optimal_diagonal. With --costs it also measures the contribution of every possible step to the bound. The costs give the best
 trajectory (grid dp_vb) for that covariance. The best trajectory for the analytic covariance (dp_seg) needs only the moments.
 
-Results are written to WORKDIR/evaluation: moments.npz, moments.png, costs_COVARIANCE.npz.
+With --flow it measures trajectories of the probability flow instead. They give the statistics of the solver dpm_v3 and the
+levels of the grid gits, for the clipping and guidance of the config.
+
+Results are written to WORKDIR/evaluation: flow.npz or moments.npz, moments.png, costs_COVARIANCE.npz.
 """
 
 import argparse
@@ -26,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--images", type=int, default=1000, help="training images, in whole batches (default %(default)s)")
   parser.add_argument("--levels", type=int, metavar="K", help="measure K even levels and interpolate (default: all)")
   parser.add_argument("--per_pixel", action="store_true", help="also measure each pixel, for covariance=optimal_diagonal")
+  parser.add_argument(
+    "--flow", action="store_true", help="measure trajectories instead, for the solver dpm_v3 and the grid gits (flow.npz)"
+  )
   parser.add_argument("--seed", type=int, default=0, help="selects the images and their noise (default %(default)s)")
   costs = dict(choices=("marginal", "posterior", "optimal"), metavar="COVARIANCE")
   parser.add_argument(
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax import build
   from ddpm_jax.errors import UserError
   from ddpm_jax.files import atomic, measurements
-  from ddpm_jax.jobs import analytic
+  from ddpm_jax.jobs import analytic, flow
 
   if args.export:
     if pathlib.Path(args.export).suffix not in EXPORTS:
@@ -54,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
   schedule = build.schedule(trained.config)
   out = pathlib.Path(args.workdir) / "evaluation"
   print(f"{args.workdir}, step {trained.step}, {trained.weights}")
+  if args.flow:
+    path = out / "flow.npz"
+    found = flow.measure(trained, path, args.images, per_pixel=args.per_pixel)
+    print(f"Wrote {path}: {found.count} trajectories. Next: --config.sampling.solver=dpm_v3 --config.sampling.flow={path}")
+    return 0
   moments = analytic.moments(
     trained, out / "moments.npz", args.images, K=args.levels, seed=args.seed, per_pixel=args.per_pixel
   )

@@ -4,8 +4,8 @@ With lambda = log(alpha / sigma), u = x / alpha and coefficients l(lambda), s(la
 
     du / dlambda = -l u - f,        f = (sigma eps - l x) / alpha = (1 - l) u - x0,        df / dlambda = s f + b + remainder
 
-Choosing l, s and b so that f and the remainder vary little makes long steps accurate (v3_statistics.py measures them). With
-L, S the integrals of l and s, B that of b e^-S, I that of e^(L+S), and C that of B e^(L+S), a step from lambda_t to lambda_s is
+Choosing l, s and b so that f and the remainder vary little makes long steps accurate (flow.py measures them). Let L, S
+be the integrals of l and s, B that of b e^-S, I that of e^(L+S), and C that of B e^(L+S). A step from t to s is
 
     u_s = e^(L_t - L_s) u_t - e^-L_s [ C_s - C_t - B_t (I_s - I_t) ] - e^(L_t - L_s) sum_k E_k g^(k)                     (1)
 
@@ -31,7 +31,7 @@ class Statistics:
   """l, s and b, float64 [N] or [N,H,W,C], at increasing values of log_snr [N]."""
 
   log_snr: np.ndarray
-  l: np.ndarray  # noqa: E741  the paper's letter
+  l: np.ndarray
   s: np.ndarray
   b: np.ndarray
 
@@ -123,7 +123,7 @@ class _Integrals:
 
   def __init__(self, fit: Statistics, alpha: np.ndarray, log_snr: np.ndarray):
     # [N,1,H,W,C]: weights of pixels broadcast against a batch
-    l, s, b = (a[:, None] if a.ndim > 1 else a for a in (fit.l, fit.s, fit.b))  # noqa: E741
+    l, s, b = (a[:, None] if a.ndim > 1 else a for a in (fit.l, fit.s, fit.b))
     self._fit = dataclasses.replace(fit, l=l, s=s, b=b)
     self._alpha = alpha
     self._log_snr = log_snr
@@ -150,7 +150,7 @@ class _Integrals:
     points: levels of the grid with a prediction, t first.
     """
     i, j = self._at[t], self._at[s]
-    L, S, B, I, C = self._L, self._S, self._B, self._I, self._C  # noqa: E741
+    L, S, B, I, C = self._L, self._S, self._B, self._I, self._C
     shrink = np.exp(L[i] - L[j])
     constant = -np.exp(-L[j]) * (C[j] - C[i] - B[i] * (I[j] - I[i]))
     of_g = np.zeros((len(points), *L.shape[1:]))

@@ -48,7 +48,7 @@ class Flow:
   def statistics(self, schedule: Schedule) -> Statistics:
     """l, s and b of (1) and (2)."""
     log_snr = schedule.log_snr[self.levels]
-    l = self.eps_squared  # noqa: E741
+    l = self.eps_squared
     step = _column(np.diff(log_snr), l)
     one = np.zeros((5, *l[1:].shape))
     one[0] = 1
@@ -59,7 +59,8 @@ class Flow:
     middle, slope = (before + after) / 2, (after - before) / step[None]
     variance = mean(middle, middle) - mean(one, middle) ** 2
     covariance = mean(middle, slope) - mean(one, middle) * mean(one, slope)
-    s = covariance / np.maximum(variance, np.finfo(np.float32).tiny)
+    # where f varies by less than a hundredth, the slope of a regression would be that of rounding errors
+    s = covariance / np.maximum(variance, 1e-4 * mean(middle, middle))
     b = mean(one, slope) - s * mean(one, middle)
     # s and b lie between the levels
     at_levels = lambda a: np.concatenate([a[:1], (a[1:] + a[:-1]) / 2, a[-1:]])
@@ -113,7 +114,9 @@ def _flow(levels: np.ndarray, u: np.ndarray, x0: np.ndarray, rho: np.ndarray, pe
   mean = lambda a: a.mean(1) if per_pixel else a.mean(tuple(range(1, a.ndim)))
   five = [np.ones_like(u[:-1]), x0[:-1], u[:-1], x0[1:], u[1:]]
   moments = np.stack([np.stack([mean(a * b) for a in five], 1) for b in five], 1)
-  error = np.array([((u - u[t] - _column(rho - rho[t], u) * eps[t]) ** 2).mean(tuple(range(1, u.ndim))) for t in range(len(u))])
+  error = np.array(
+    [((u - u[t] - _column(rho - rho[t], u) * eps[t]) ** 2).mean(tuple(range(1, u.ndim))) for t in range(len(u))]
+  )
   return Flow(levels, u.shape[1], mean(eps**2), moments, error)
 
 

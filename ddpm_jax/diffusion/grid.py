@@ -60,6 +60,15 @@ def ddim_uniform(T: int, K: int) -> np.ndarray:
   return _downwards(np.arange(1, T + 1, T // K))
 
 
+def ddim_plus1(T: int, K: int) -> np.ndarray:
+  """The levels of `ddim_uniform` plus 1, ending at level 1 instead of 0 (CompVis and much community code).
+
+  Their steps are 1, 1 + T // K, ... in DDPM's 0-based count, and the last one ends at alphas_cumprod[0], which is level 1.
+  """
+  check_steps(T, K)
+  return np.append(np.arange(2, T + 2, T // K)[::-1], 1)
+
+
 def quadratic(T: int, K: int) -> np.ndarray:
   """Squares of K equal steps from 0 to sqrt(0.8 T) (DDIM code, skip type `quad`), each level once.
 

@@ -172,3 +172,17 @@ def test_rows_leaving_a_level():
   row = table.leaving(jnp.asarray(n))
   np.testing.assert_array_equal(row.t.n, n)
   np.testing.assert_array_equal(row.c_eps, table.c_eps[[3, 0, 6, 3]])
+
+
+def test_the_community_ddim_grid_is_compvis_recipe():
+  """make_ddim_timesteps: range(0, T, T // K) + 1, 0-based; the previous alphas are alphas_cumprod[[0, *steps[:-1]]]."""
+  for T, K in ((1000, 50), (1000, 7), (250, 10)):
+    visited = np.arange(0, T, T // K) + 1
+    alphas = schedule.linear(T).alpha_bar[1:]
+    table = steps.gaussian(schedule.linear(T), grid.ddim_plus1(T, K), eta=0.5)
+    a, before = alphas[visited], alphas[np.append(0, visited[:-1])]
+    sigma = 0.5 * np.sqrt((1 - before) / (1 - a) * (1 - a / before))
+    np.testing.assert_array_equal(table.t.n, visited[::-1] + 1)
+    np.testing.assert_allclose(table.c_x0, np.sqrt(before)[::-1], rtol=1e-6)  # float32
+    np.testing.assert_allclose(table.c_eps, np.sqrt(1 - before - sigma**2)[::-1], rtol=1e-6)
+    np.testing.assert_allclose(np.sqrt(table.var), sigma[::-1], rtol=1e-6)

@@ -93,7 +93,7 @@ def test_dpm_solver_v3(golden, name, K, order):
     table = dpm_solver_v3(levels, np.arange(len(alpha), 0, -1), order, found, dtype=np.float64, **options)
     network = jax.tree_util.Partial(of_level, alpha_bar=levels.alpha_bar, time=np.append([0, 0], time[::-1]))
     x = sample(noise.image_keys(np.arange(2)), network, Solver(table), jnp.asarray(numbers["v3/x_T"]))[0]
-  # both in float64; the levels are rounded to where the authors' time is float64 but their log-SNR grid is not exact
+  # both in float64
   np.testing.assert_allclose(np.asarray(x), numbers[group], rtol=0, atol=1e-9 * np.abs(numbers[group]).max())
 
 

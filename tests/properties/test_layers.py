@@ -21,7 +21,7 @@ LAYERS = {
   4: "second_heads jacobian transforms covariance guidance mixture ode_likelihood lanczos",
   5: "kernel",
   6: "samplers likelihood",
-  7: "losses restoring interpolation editing step_costs",
+  7: "losses restoring interpolation editing step_costs flow",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
