@@ -8,12 +8,13 @@ import dataclasses
 import inspect
 import numbers
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ddpm_jax import importable
-from ddpm_jax.config import kind_name, nearest
+from ddpm_jax.config import nearest
 from ddpm_jax.errors import UserError
+from ddpm_jax.fields import kind_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def make(table: Mapping[str, Any], section: Any, what: str, **more: Any) -> Any:
     if field not in known:
       raise UserError(f"{what} {name!r} has no field {field!r}; {nearest(field, known) if known else 'it has none.'}")
     if not _fits(value, parameters[field].annotation):
-      kinds = " or ".join(kind_name(kind) for kind in _kinds(parameters[field].annotation))
+      kinds = " or ".join(_kind_name(kind) for kind in _kinds(parameters[field].annotation))
       raise UserError(f"{what}.{field} = {value!r} of {name!r} has to be {kinds}.")
   missing = [p for p in known if parameters[p].default is inspect.Parameter.empty and p not in fields]
   if missing:
@@ -74,14 +75,23 @@ def fields_of(call: Callable, without: Any = ()) -> list[str]:
   return [p for p in inspect.signature(call).parameters if p not in (*without, "parent", "name")]
 
 
-def _kinds(annotation: Any) -> tuple[type, ...]:
+def _kinds(annotation: Any) -> tuple[Any, ...]:
   return typing.get_args(annotation) if type(None) in typing.get_args(annotation) else (annotation,)
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-  """Whether `value` may stand where a number, text or truth value is wanted. Other annotations allow anything."""
+  """Whether `value` may stand where a number, text, truth value, or sequence of them is wanted. Others allow anything."""
   kinds = _kinds(annotation)
+  if typing.get_origin(annotation) is Sequence:
+    return isinstance(value, (tuple, list)) and all(_fits(each, typing.get_args(annotation)[0]) for each in value)
   if not {int, float, str, bool} & set(kinds):
     return True
   number = isinstance(value, numbers.Real if float in kinds else numbers.Integral) and not isinstance(value, bool)
   return type(value) in kinds or (number and bool({int, float} & set(kinds)))
+
+
+def _kind_name(kind: Any) -> str:
+  if typing.get_origin(kind) is Sequence:
+    of_what = "whole numbers" if typing.get_args(kind)[0] is int else "numbers"
+    return f"a tuple of {of_what}, such as (1, 2)"
+  return kind_name(kind)

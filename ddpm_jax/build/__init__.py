@@ -4,6 +4,7 @@ Only the modules of build/ read a config, one idea each; their functions are col
 checked before anything is traced. config.py says what the fields mean.
 """
 
+from ddpm_jax.build.checks import check, check_second_head, lacks_moments
 from ddpm_jax.build.covariances import COVARIANCES, OPTIMAL_HEADS, bound, bound_covariance, covariance_of, covariances
 from ddpm_jax.build.denoisers import check_guide, clipped, denoiser, guided
 from ddpm_jax.build.heads import HEAD_INITIALIZATIONS, is_of_head, on_backbone, put_on
@@ -40,8 +41,10 @@ __all__ = [
   "bound",
   "bound_covariance",
   "chain",
+  "check",
   "check_draws",
   "check_guide",
+  "check_second_head",
   "check_weights",
   "clipped",
   "conditions",
@@ -54,6 +57,7 @@ __all__ = [
   "initial_params",
   "is_classifier",
   "is_of_head",
+  "lacks_moments",
   "loss",
   "model",
   "moments",

@@ -122,7 +122,7 @@ def configure(config: ConfigDict, assignments: Sequence[str] = (), request: Requ
   configs.override(config, [*short, *assignments], asked=() if asked.sampler is None else ("sampling.solver",))
   if config.network.name != former:
     _drop_unknown(config.network, former, {path.removeprefix("network.") for path in given})
-  configs.check_sampling(config, [*short, *assignments])
+  configs.check_effect(config, [*short, *assignments])
   return config
 
 

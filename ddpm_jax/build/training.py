@@ -19,8 +19,10 @@ def loss(config: ConfigDict) -> Callable:
   if fields["name"] in ("vlb", "hybrid"):
     which = fields.pop("covariance", None)
     fields["kernel"] = ReverseKernel(covariance_of(config, which, eta=1.0))
-  if fields["name"] == "hybrid" and config.prediction.second is None:
-    raise UserError('loss.name = "hybrid" trains a variance: set prediction.second = "range", or use "simple".')
+  if fields["name"] == "hybrid":
+    if config.prediction.second is None:
+      raise UserError('loss.name = "hybrid" trains a variance: set prediction.second = "range", or use "simple".')
+    fields.setdefault("weight", config.schedule.get("T", 1000) / 1000)  # IDDPM's
   made = named.make(LOSSES, fields, "loss", steps=chain(config))
   if not config.train.low_res_noise:
     return made

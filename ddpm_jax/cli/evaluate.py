@@ -102,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+  print(f"Evaluating {args.workdir or args.samples}", flush=True)
   environment.prepare(args)
   import pathlib
 

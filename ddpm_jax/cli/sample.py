@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+  print(f"Loading {args.workdir}", flush=True)
   environment.prepare(args)
   import pathlib
 

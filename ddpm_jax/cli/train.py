@@ -10,39 +10,38 @@ and the averaged weights. SIGTERM or Ctrl-C saves and exits with code 42; the sa
 import argparse
 
 from ddpm_jax.cli import environment
+from ddpm_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, metavar="NAME[:VARIANT]", help="a config of configs/, or a .py file")
   parser.add_argument("--workdir", help="where everything goes; needed unless --dry_run")
-  parser.add_argument("--dry_run", action="store_true", help="print the config and the network's size, train nothing")
+  parser.add_argument("--dry_run", action="store_true", help="check everything, print the config, train nothing")
   environment.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+  if not args.dry_run and not args.workdir:
+    raise UserError("train needs --workdir, the directory in which to keep checkpoints and metrics.")
+  print(f"Checking {args.config}" if args.dry_run else f"Training {args.config} in {args.workdir}", flush=True)
   environment.prepare(args, saves=True)
   import jax
 
   from ddpm_jax import build
   from ddpm_jax import config as configs
-  from ddpm_jax.errors import UserError
   from ddpm_jax.jobs import train
-  from ddpm_jax.sizes import text
   from ddpm_jax.training.loop import Preempted
 
   config = build.configure(configs.load(args.config), args.overrides)
   if args.dry_run:
     run = train.prepare(config)
-    params = jax.eval_shape(run.init).params
+    jax.eval_shape(run.step, *run.arguments())  # tracing finds what a network cannot do with these images
     print(run.config)
-    info = run.source.info
-    print(f"{len(run.source):,} images of {info.name} {info.split}: {text(info.image_size)}x{info.channels}")
+    print(train.describe(run))
     for line in run.source.summary:
       print(f"  {line}")
-    print(f"{train.parameter_count(params):,} parameters on {run.mesh.size} devices ({jax.default_backend()})")
+    print("The config can be trained.")
     return 0
-  if not args.workdir:
-    raise UserError("train needs --workdir, the directory in which to keep checkpoints and metrics.")
   try:
     train.train(config, args.workdir)
   except Preempted as stopped:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build, data
+from ddpm_jax import build, data, fields, importable, sizes
 from ddpm_jax import config as configs
 from ddpm_jax.data import images as pixels
 from ddpm_jax.devices import mesh as layout
@@ -25,6 +25,7 @@ from ddpm_jax.devices.memory import compile_lowered, least_remat
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import atomic
 from ddpm_jax.jobs import shapes
+from ddpm_jax.jobs.phases import Phase
 from ddpm_jax.jobs.trained import NotFinite, Trained, dataset, load
 from ddpm_jax.training import checkpoints, loop, optimizer, state, step, writers
 
@@ -60,16 +61,19 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
   """
   if config.train.total_steps < 1:
     raise UserError("train.total_steps is mandatory: say how many batches to train on, at least 1.")
-  for field in ("batch_size", "per_device_batch", "log_every", "checkpoint_every", "preview_images"):
-    if (value := config.train[field]) is not None and value < 1:
-      raise UserError(f"train.{field} = {value} has to be at least 1.")
+  fields.check(config)
+  importable.trust(config)
   if config.train.label_dropout and not config.train.class_conditional:
     raise UserError("train.label_dropout hides labels that the network does not get: set train.class_conditional=True.")
-  config, backbone = config.copy_and_resolve_references(), None
+  config = config.copy_and_resolve_references()
+  backbone = None
   if config.train.backbone is not None:
     backbone = load(config.train.backbone)
     config = build.on_backbone(config, backbone.config)
+  build.check(config)
   source = dataset(config, config.data.train_split) if info is None else None
+  if source is not None:
+    _check_test_split(config)
   info = info or source.info
   with config.data.ignore_type():
     config.data.update(
@@ -112,6 +116,17 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
   return Run(config, source, module, mesh, init, train_step)
 
 
+def _check_test_split(config: ConfigDict) -> None:
+  """Raises UserError for a test split that was asked for and does not exist; by default data need not have one."""
+  split = config.data.test_split
+  if split == fields.FIELDS["data.test_split"].default:
+    return
+  try:
+    dataset(config, split)
+  except UserError as error:
+    raise UserError(f"data.test_split = {split!r} cannot be opened: {error}") from None
+
+
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
   """Trains in `workdir` until config.train.total_steps; the same call continues a run that was interrupted.
 
@@ -123,9 +138,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"{workdir} is a file: choose another --workdir.")
   atomic.check(workdir / "metrics.jsonl")
-  run = _with_least_remat(prepare(config))
+  with Phase("Opening the data and building the network"):
+    run = prepare(config)
+  _same_run(workdir, run.config)
+  if run.config.network.get("remat") == "auto":
+    with Phase("Choosing network.remat by the memory of the devices"):
+      run = _with_least_remat(run)
   config = run.config
-  _same_run(workdir, config)
+  log.info("%s", describe(run))
   batches = data.train_batches(
     run.source,
     config.train.batch_size,
@@ -141,9 +161,17 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
   def feed(first: int) -> Iterator[dict]:
     return ({name: batch[name] for name in named} for batch in batches.iterate(first))
 
-  every, keep_every = config.train.checkpoint_every, config.train.keep_every
+  compiling = Phase("Compiling the training step")
+
+  def open_writer(after: int) -> writers.Many:
+    compiling.end()
+    return writers.open_all(str(workdir), config.train.total_steps, after)
+
+  every = config.train.checkpoint_every
+  keep_every = config.train.keep_every
   kept = checkpoints.Checkpoints(str(workdir / "checkpoints"), keep=config.train.keep, every=every, keep_every=keep_every)
   with contextlib.closing(kept):  # whatever ends the run, the checkpoint that is being written is completed
+    compiling.begin()
     return loop.fit(
       run.init,
       run.step,
@@ -153,12 +181,23 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
       checkpoints=kept,
       config=config.to_dict(),
       checkpoint_every=every,
-      open_writer=lambda after: writers.open_all(str(workdir), config.train.total_steps, after),
+      open_writer=open_writer,
       log_every=config.train.log_every,
       preview=None if build.is_classifier(config) else _preview(run),
       preview_every=config.train.preview_every,
       max_skipped=config.train.max_skipped,
     )
+
+
+def describe(run: Run) -> str:
+  """What a run trains on and where, in a line."""
+  info = run.source.info
+  parameters = parameter_count(jax.eval_shape(run.init).params)
+  return (
+    f"{len(run.source):,} images of {info.name} {info.split}, {sizes.text(info.image_size)}x{info.channels}; "
+    f"{parameters:,} parameters; {run.mesh.size} devices ({jax.default_backend()}); "
+    f"{run.config.train.total_steps:,} steps of {run.config.train.batch_size} images"
+  )
 
 
 def with_remat(config: ConfigDict, remat: str) -> ConfigDict:
@@ -184,7 +223,8 @@ def _with_least_remat(run: Run) -> Run:
 
 def _preview(run: Run) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
   """Grids of samples by the raw and the averaged weights: seeing both tells a bad model from a slow average."""
-  config, count = run.config, run.config.train.preview_images
+  config = quick_sampling(run.config)
+  count = config.train.preview_images
   low_res = config.data.low_res_size and pixels.area(run.source.gather(run.source.some(count))[0], config.data.low_res_size)
 
   def preview(now: state.TrainState) -> dict[str, np.ndarray]:
@@ -201,6 +241,22 @@ def _preview(run: Run) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
     return grids
 
   return preview
+
+
+def quick_sampling(config: ConfigDict) -> ConfigDict:
+  """A copy that samples in at most train.preview_steps steps, by this network alone; otherwise as the config says.
+
+  A sampler of more steps, or one whose moments are still to be measured, gives way to DDIM.
+  """
+  config = config.copy_and_resolve_references()
+  most = config.train.preview_steps
+  if config.sampling.guidance.kind in ("classifier", "autoguidance"):  # which would load a second network
+    with config.ignore_type():
+      config.sampling.guidance.update(kind=None, form=None, model=None)
+  if build.lacks_moments(config) or len(build.sampler(config).steps.left) > most:
+    steps = min(most, build.schedule(config).T)
+    return build.configure(config, [], build.Request(sampler="ddim", steps=steps))
+  return config
 
 
 def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -240,20 +240,9 @@ class Trained:
     config = build.configure(self.config.copy_and_resolve_references(), overrides, build.Request(**how))
     return dataclasses.replace(self, config=config)
 
-  @property
-  def lacks_moments(self) -> bool:
-    """Whether the config's covariance or grid needs moments of the network, and names no file of them."""
-    sampling = self.config.sampling
-    if sampling.moments is not None:
-      return False
-    if sampling.grid == "dp_seg" or sampling.covariance == "jacobian":
-      return True
-    optimal = sampling.solver == "gaussian" and sampling.covariance in ("optimal", "optimal_average")
-    return optimal and self.config.prediction.second not in build.OPTIMAL_HEADS
-
   def with_moments(self) -> "Trained":
     """The same network with the moments that its sampler needs, which are measured now if its directory holds none."""
-    if not self.lacks_moments or self.workdir is None:
+    if self.workdir is None or not build.lacks_moments(self.config):
       return self
     from ddpm_jax.jobs import analytic  # which imports this module
 

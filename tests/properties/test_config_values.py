@@ -102,15 +102,6 @@ def test_fields_that_are_none_take_their_own_kind_and_none_again():
   guidance = changed.sampling.guidance
   assert guidance.ema == "0.9999" and guidance.kind is None and isinstance(changed.sampling.cap_pixels, float)
   assert override(changed, ["sampling.guidance.ema=None"]).sampling.guidance.ema is None
-  assert set(config.NULLABLE) == set(_none_in(default().to_dict()))
-
-
-def _none_in(fields, prefix=""):
-  for name, value in fields.items():
-    if isinstance(value, dict):
-      yield from _none_in(value, f"{prefix}{name}.")
-    elif value is None:
-      yield f"{prefix}{name}"
 
 
 def test_a_checkpoint_does_not_get_arguments_of_a_schedule_that_is_not_its_own():

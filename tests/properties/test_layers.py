@@ -58,6 +58,7 @@ FLOORS = (
   "errors",
   "sizes",
   "importable",
+  "fields",
   "config",
   "named",
   "diffusion",
