@@ -128,7 +128,9 @@ FIELDS: dict[str, Field] = {
   "data.low_res_size": Field(
     None, "super-resolution: the network is also given the image reduced to this size", (int, tuple), least=1, most=LARGEST
   ),
-  "data.corrupt": Field("error", "what to do with images that cannot be decoded: skip leaves them out", choices=("error", "skip")),
+  "data.corrupt": Field(
+    "error", "what to do with images that cannot be decoded: skip leaves them out", choices=("error", "skip")
+  ),
   "data.flip": Field(False, "mirror half of the training images"),
   # ---------------------------------------------------------------- process, network, loss
   "schedule.name": Field("linear", "the noise schedule"),
@@ -185,7 +187,9 @@ FIELDS: dict[str, Field] = {
     least=0,
     most=10**6,
   ),
-  "sampling.jacobian.products": Field(8, "products with the Jacobian per step, for the covariance full", least=1, most=10**6),
+  "sampling.jacobian.products": Field(
+    8, "products with the Jacobian per step, for the covariance full", least=1, most=10**6
+  ),
   "sampling.jacobian.floor": Field(
     0.33, "least variance, as a share of what the moments give for the level", least=0, most=1
   ),
