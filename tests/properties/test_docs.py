@@ -49,8 +49,17 @@ def test_every_module_is_in_the_reference():
   pages = (hooks["on_page_markdown"](page.read_text()) for page in hooks["REFERENCE"].glob("*.md"))
   named = re.findall(r"^::: ([\w.]+)$", "\n".join(pages), re.M)
   files = (path for path in (ROOT / "ddpm_jax").rglob("*.py") if path.stem[0] != "_" and path.parent.name != "cli")
-  assert {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files} | {"ddpm_jax.models"} == set(named)
+  assert {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files} | {
+    "ddpm_jax.models",
+    "ddpm_jax.build",
+  } == set(named)
   assert len(named) == len(set(named))
+
+
+def test_the_reference_says_where_a_module_is_tested():
+  hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+  page = hooks["on_page_markdown"]((hooks["REFERENCE"] / "steps.md").read_text())
+  assert re.search(r"^::: ddpm_jax\.diffusion\.grid\n\n\*Tested in .*`tests/exact/test_tables.py`", page, re.M)
 
 
 def test_docstrings_have_no_links_by_accident():
@@ -67,7 +76,7 @@ def test_the_table_of_published_weights_is_that_of_the_registry():
   assert published["PAGE"].read_text() == published["page"](), "run python docs/published.py"
 
 
-IN_TABLE = re.compile(r"`((?:…|ddpm-jax) [^`]*)`")
+IN_TABLE = re.compile(r"`(ddpm-jax [^`]*)`")
 BLOCK = re.compile(r"^```bash\n(?P<fenced>.*?)^```|(?P<indented>(?:^ {4}.*\n)+)", re.M | re.S)
 
 
@@ -78,10 +87,20 @@ def commands(path: pathlib.Path) -> list[str]:
     text = "".join(found[0] for found in BLOCK.finditer(text))
   else:
     text = text.split('"""')[1].replace("\\\\", "\\")
-  if path == ROOT / "README.md":  # its table
-    text += "\n".join(command.replace("…", "ddpm-jax sample --workdir W") for command in IN_TABLE.findall(path.read_text()))
+  if path.parent == ROOT and path.name.startswith("README"):  # its table
+    text += "\n".join(IN_TABLE.findall(path.read_text()))
   lines = (line.strip() for line in re.sub(r"\\\n\s*", " ", text).splitlines())
   return [re.sub(r"\s{3,}[^-\s].*", "", line) for line in lines if line.startswith("ddpm-jax ")]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readme_is_short_and_so_are_its_commands(name):
+  text = (ROOT / name).read_text()
+  assert len(text.splitlines()) < 90
+  short = IN_TABLE.findall(text)
+  assert len(short) >= 30
+  assert [command for command in short if len(command) > 80] == []
+  assert short == IN_TABLE.findall((ROOT / "README.md").read_text())
 
 
 def test_every_command_that_is_written_down_parses(monkeypatch):
@@ -104,9 +123,9 @@ def test_every_command_that_is_written_down_parses(monkeypatch):
     config.override(config.load(args.config) if getattr(args, "config", None) else changed, args.overrides)
 
 
-def test_the_functions_in_the_readme_run():
-  first, functions = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-  compile(first, "README.md", "exec")  # of the quickstart's run
+def test_the_functions_on_the_python_page_run():
+  page = (ROOT / "docs" / "python.md").read_text()
+  functions = next(code for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "GaussianSampler" in code)
   found: dict = {}
   exec(functions, found)
   assert found["x"].shape == (64, 32, 32, 3) and found["beliefs"].shape == (50, 64, 32, 32, 3)
@@ -114,12 +133,14 @@ def test_the_functions_in_the_readme_run():
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
 def test_an_example_is_short_and_runs(path, tmp_path, monkeypatch, capsys):
-  assert len(path.read_text().splitlines()) <= 30
+  whole = path.stem == "ddpm_in_one_file"
+  assert len(path.read_text().splitlines()) <= (100 if whole else 30)
+  monkeypatch.setattr(sys, "argv", [str(path), *(["--steps", "2"] if whole else [])])
   monkeypatch.chdir(tmp_path)
   promotion = jax.config.jax_numpy_rank_promotion
   jax.config.update("jax_numpy_rank_promotion", "allow")  # as for whoever copies it
   try:
-    runpy.run_path(str(path))
+    runpy.run_path(str(path), run_name="__main__")
   finally:
     jax.config.update("jax_numpy_rank_promotion", promotion)
     SOURCES.pop("discs", None)  # which other tests do not know
