@@ -4,12 +4,15 @@
   image_to_image  taken part of the way to noise, and drawn again from there
   inpaint         the middle, or a half, is drawn anew around what is known (RePaint)
   interpolate     between the latents of seeds 0 and 1, 2 and 3, ... (DDIM figure 6)
+  restore         from a linear measurement with noise: mask, blur, downsample, grey, or a function of your own
 
   ddpm-jax edit reconstruct    --workdir runs/mnist --images 0-255 --steps 10,20,50,100,200,500
   ddpm-jax edit reconstruct    --workdir runs/mnist --sampler dpm++2m
   ddpm-jax edit image_to_image --workdir runs/mnist --images 0-15 --strength 0.4
   ddpm-jax edit inpaint        --workdir runs/mnist --images 0-15 --hide center --jump 10 --resamples 10
   ddpm-jax edit interpolate    --workdir runs/mnist --seeds 0-7 --sampler ddim
+  ddpm-jax edit restore        --workdir runs/mnist --images 0-7 --operator downsample --factor 4 --steps 50
+  ddpm-jax edit restore        --workdir runs/mnist --images 0-7 --operator mask --hide left --covariance marginal
 
 --images are places in the data set's test split, from 0. Steps are those of the config's sampling section, as for sample.
 Each task has flags of its own: ddpm-jax edit inpaint --help.
@@ -56,6 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   interpolate = task("interpolate", network, "between the latents of pairs of seeds")
   interpolate.add_argument("--seeds", default="0-7", help="the ends: the first two, the next two, ... (default %(default)s)")
   interpolate.add_argument("--frames", type=int, metavar="N", default=9, help="images from end to end (default 9)")
+  restore = task("restore", noisy, "from a linear measurement with noise; prints PSNR and SSIM")
+  restore.add_argument("--operator", default="mask", help="mask, blur, downsample, grey, or my_pkg.ops:fn (default mask)")
+  restore.add_argument("--hide", choices=HIDDEN, default="center", help="what a mask hides (default %(default)s)")
+  restore.add_argument("--blur", type=float, metavar="STD", default=1.0, help="of the blur, in pixels (default 1)")
+  restore.add_argument("--factor", type=int, metavar="N", default=2, help="of downsampling (default 2)")
+  restore.add_argument("--noise", type=float, metavar="STD", default=0.05, help="pixels are from -1 to 1 (default 0.05)")
+  restore.add_argument(
+    "--covariance",
+    default="full",
+    help="of x_0: posterior (DPS), marginal (PiGDM), optimal, optimal_diagonal, jacobian (TMPD), full (MMPS; default)",
+  )
+  restore.add_argument("--iterations", type=int, metavar="N", default=5, help="of conjugate gradients (default 5)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"There are {len(numbers)} images but {len(seeds)} seeds: give one for each, or leave --seeds out.")
       if args.task == "image_to_image":
         rows = [real, edit.image_to_image(trained, source, numbers, seeds, args.strength)]
+      elif args.task == "restore":
+        rows = _restore(args, trained, source, numbers, seeds, out)
       else:
         known = shown(args.hide, real.shape[1])
         drawn = edit.inpaint(trained, source, numbers, seeds, known, jump=args.jump, resamples=args.resamples)
@@ -120,6 +137,20 @@ def run(args: argparse.Namespace) -> int:
   pixels.save_png(out / f"{args.task}.png", pixels.grid(np.concatenate(rows), columns=len(rows[0]), scale=scale))
   print(f"Wrote {args.task}.png to {out}")
   return 0
+
+
+def _restore(args: argparse.Namespace, trained: Any, source: Any, numbers: list[int], seeds: list[int], out: Any) -> list:
+  """Rows of a picture: originals, measurements, restored images. Prints and writes their quality."""
+  from ddpm_jax.jobs import measure, restoring
+
+  known = shown(args.hide, trained.image_shape[0])
+  operator = restoring.operator(args.operator, trained.image_shape, known=known, std=args.blur, factor=args.factor)
+  how = dict(noise=args.noise, covariance=args.covariance, iterations=args.iterations)
+  found = restoring.restore(trained, source, numbers, seeds, operator, **how)
+  print(f"PSNR {found.psnr.mean():.2f} dB, SSIM {found.ssim.mean():.3f}, means over {len(numbers)} images")
+  result = {"images": len(numbers), "operator": args.operator, **how, "weights": trained.weights}
+  measure.write_json(out / "restore.json", result | {"psnr": found.psnr.tolist(), "ssim": found.ssim.tolist()})
+  return [row for row in (found.real, found.pictures, found.images) if row is not None]
 
 
 def shown(hidden: str, size: int):
