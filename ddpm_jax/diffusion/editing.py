@@ -22,12 +22,12 @@ from ddpm_jax.errors import UserError
 def encode(
   denoiser: Any, schedule: Schedule, grid: np.ndarray, x_0: jax.Array, cond: Any = None, *, order: int = 1
 ) -> jax.Array:
-  """The latent x_T of images x_0 [B,H,W,C]: the flow, upwards along a grid T ... 0 (DDIM section 4.3).
+  """The latents x_T of images x_0 [B,H,W,C]: the flow upwards along a grid T ... 0 (DDIM section 4.3).
 
-  The images pass for states at the grid's lowest level above 0, where the denoiser can be asked.
+  The images stand for states at the lowest level of the grid above 0, since a denoiser is not defined at level 0.
 
   Args:
-    order: 1 is DDIM; 2 and 3 are DPM-Solver++ multistep, which come back closer.
+    order: 1 is DDIM. 2 and 3 are DPM-Solver++ multistep, whose reconstructions are closer.
   """
   return sample(None, denoiser, Solver(multistep(schedule, grid[-2::-1], order)), x_0, cond)[0]
 
@@ -35,7 +35,7 @@ def encode(
 def decode(
   denoiser: Any, schedule: Schedule, grid: np.ndarray, x_T: jax.Array, cond: Any = None, *, order: int = 1
 ) -> jax.Array:
-  """The images of latents x_T: back down the grid."""
+  """The images of latents x_T: the flow down the grid."""
   return sample(None, denoiser, Solver(multistep(schedule, grid, order)), x_T, cond)[0]
 
 
@@ -48,11 +48,11 @@ def reconstruction_error(x_0: jax.Array, again: jax.Array) -> jax.Array:
 
 
 def image_to_image(keys: jax.Array, denoiser: Any, sampler: Any, x_0: jax.Array, cond: Any = None) -> jax.Array:
-  """Images like x_0 [B,H,W,C]: diffused to the sampler's first level, and sampled from there (SDEdit, Meng et al. 2021).
+  """Variations of x_0 [B,H,W,C], diffused to the sampler's first level and sampled from there (SDEdit, Meng et al. 2021).
 
   Args:
     keys: [B], one per image.
-    sampler: begins at the level of the edit; see grid.below.
+    sampler: starts at the level of the edit; see grid.below.
   """
   level = jax.tree.map(lambda column: column[0], sampler.steps.t)
   return sample(keys, denoiser, sampler, level.diffuse(x_0, normal(keys, x_0.shape[1:])), cond)[0]
@@ -63,20 +63,20 @@ def image_to_image(keys: jax.Array, denoiser: Any, sampler: Any, x_0: jax.Array,
 
 @struct.dataclass
 class Draw:
-  """What tells `noise` which stream to draw from, where levels are left more than once."""
+  """The noise stream of a draw. Levels cannot name the stream, since RePaint leaves them several times."""
 
   stream: jax.Array
 
 
 @struct.dataclass
 class InpaintSteps:
-  """Rows of RePaint (Lugmayr et al. 2022, algorithm 1); every leaf is [K].
+  """Rows of RePaint (Lugmayr et al. 2022, algorithm 1). Every leaf is [K].
 
-  A row steps down from t to s, puts the known pixels in, diffused to s, and then perhaps jumps back up to a level u:
+  A row steps down from t to s, inserts the known pixels diffused to s, and may jump back up to a level u:
 
       x_u = up_x x_s + up_std z,      up_x = alpha_u / alpha_s,      up_std^2 = 1 - alpha_u^2 / alpha_s^2
 
-  which is all the paper's single steps up at once. Without a jump u = s, so up_x = 1 and up_std = 0.
+  This combines the paper's single steps up. Without a jump u = s, so up_x = 1 and up_std = 0.
   """
 
   down: GaussianSteps
@@ -95,12 +95,12 @@ def repaint(schedule: Schedule, grid: np.ndarray, *, jump: int = 10, resamples: 
   """The rows of RePaint along a grid T ... 0.
 
   Args:
-    jump: how many steps of the grid a jump goes up.
-    resamples: how often each stretch of so many steps is walked: 1 is plain replacement, the paper uses 10.
+    jump: number of steps of the grid that a jump goes up.
+    resamples: number of passes over each stretch of `jump` steps. 1 is plain replacement. The paper uses 10.
     eta: of the steps down.
 
   Returns:
-    K rows, and another `jump` for every time a stretch is walked again.
+    K rows, plus `jump` rows for every repeated pass.
 
   Raises:
     UserError: if a jump does not fit the grid, or resamples < 1.
@@ -123,12 +123,13 @@ def repaint(schedule: Schedule, grid: np.ndarray, *, jump: int = 10, resamples: 
 
 
 def path(K: int, jump: int, resamples: int) -> list[tuple[int, int, int]]:
-  """(from, down to, then up to) of every row, in steps that are left of K.
+  """(from, down to, then up to) of every row, counted in steps left of K.
 
-  From 1, 1 + jump, 1 + 2 jump, ... the path goes up again `resamples` - 1 times.
+  At 1, 1 + jump, 1 + 2 jump, ... steps left, the path goes up again `resamples` - 1 times.
   """
   returns = dict.fromkeys(range(1, K - jump + 1, jump), resamples - 1)
-  rows, left = [], K
+  rows = []
+  left = K
   while left > 0:
     down = left - 1
     again = returns.get(down, 0) > 0
@@ -141,7 +142,7 @@ def path(K: int, jump: int, resamples: int) -> list[tuple[int, int, int]]:
 
 @struct.dataclass
 class Inpaint:
-  """Samples images whose pixels in `known` are those of x_0."""
+  """Samples images that agree with x_0 in the `known` pixels."""
 
   steps: InpaintSteps
   x_0: jax.Array  # [B,H,W,C]
@@ -152,7 +153,7 @@ class Inpaint:
     return x_T
 
   def step(self, noise, x_t, row, denoise, cond):
-    z = noise(row.draw_down, x_t)  # for both kinds of pixels: none is of both
+    z = noise(row.draw_down, x_t)  # shared by known and unknown pixels, which are disjoint
     drawn, pred = GaussianSampler(self.steps.down, self.kernel).step(lambda *_: z, x_t, row.down, denoise, cond)
     x_s = jnp.where(self.known, row.down.s.diffuse(self.x_0, z), drawn)
     return row.up_x * x_s + row.up_std * noise(row.draw_up, x_t), pred

@@ -1,4 +1,4 @@
-"""Between two images: DDPM's latent interpolation and DDIM's slerp."""
+"""Interpolation between two images: DDPM's in a noisy state, and DDIM's slerp of latents."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ from ddpm_jax.diffusion.schedule import like
 def latent_interpolation(
   keys: jax.Array, denoiser: Any, sampler: Any, x_0: jax.Array, y_0: jax.Array, weight: jax.Array, cond: Any = None
 ) -> jax.Array:
-  """DDPM section 4.4 (figure 8): diffuse both images to the sampler's first level, mix linearly, and come back.
+  """DDPM section 4.4 (figure 8): diffuses both images to the sampler's first level, mixes them linearly, and samples.
 
-      x_t ~ q(x_t | x_0),  y_t ~ q(y_t | y_0) with noise of their own,     (1 - weight) x_t + weight y_t
+      x_t ~ q(x_t | x_0),  y_t ~ q(y_t | y_0) with independent noise,     (1 - weight) x_t + weight y_t
 
   Args:
     keys: [B], one per pair.
-    sampler: begins at the level at which to mix (500 of 1000 in the paper).
-    x_0: [B,H,W,C], where the way begins.
-    y_0: [B,H,W,C], where it ends.
-    weight: [B], how far along it.
+    sampler: starts at the level of the mixture (500 of 1000 in the paper).
+    x_0: [B,H,W,C], the first images.
+    y_0: [B,H,W,C], the last images.
+    weight: [B], 0 at the first image and 1 at the last.
 
   Returns:
     The images between them, [B,H,W,C].
@@ -39,7 +39,7 @@ def slerp(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
 
       sin((1 - w) theta) / sin(theta) x + sin(w theta) / sin(theta) y,      cos(theta) = <x, y> / |x| |y|
 
-  Keeps the length that Gaussian latents have; linear mixing would shrink it. Nearly parallel latents are mixed linearly.
+  It preserves the norm of Gaussian latents, which linear mixing shrinks. Nearly parallel latents are mixed linearly.
   """
   axes = tuple(range(1, x.ndim))
   cos = jnp.sum(x * y, axes) / jnp.sqrt(jnp.sum(x**2, axes) * jnp.sum(y**2, axes))

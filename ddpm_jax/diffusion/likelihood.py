@@ -1,8 +1,8 @@
-"""Variational bounds: the same rows and kernels as in sampling, evaluated instead of drawn from.
+"""Variational bounds: the rows and kernels of sampling, evaluated instead of drawn from.
 
     -log p(x_0) <= KL(q(x_T | x_0) || N(0, I)) + sum over steps of  KL(q(x_s | x_t, x_0) || p(x_s | x_t))     (DDPM eq. 5)
 
-where the step into level 0 counts -log p(x_0 | x_t) of the 8-bit pixels instead. All terms are in bits per dimension.
+The step into level 0 contributes -log p(x_0 | x_t) of the 8-bit pixels instead. All terms are in bits per dimension.
 """
 
 import functools
@@ -26,7 +26,7 @@ from ddpm_jax.errors import UserError
 def vlb_term(
   kernel: Any, x_0: jax.Array, x_t: jax.Array, row: GaussianSteps, pred: Prediction, cond: Any = None
 ) -> jax.Array:
-  """One step's term of the bound at x_t [B,H,W,C], in bits/dim [B]; `row` has leaves [] or [B]."""
+  """The term of one step of the bound at x_t [B,H,W,C], in bits/dim [B]. `row` has leaves [] or [B]."""
   p = kernel(x_t, row, pred, cond)
   wide = like(row, x_0)
   q = Gaussian(
@@ -49,10 +49,10 @@ def bits(nats: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class BitsPerDim:
-  """A bound and its parts, in sampling order: column k belongs to row k of the table, column 0 to the step from T."""
+  """A bound and its parts in sampling order. Column k belongs to row k of the table, so column 0 is the step from T."""
 
   prior: jax.Array  # [B]
-  terms: jax.Array  # [B,K]; the last one is the decoder's, -log p(x_0 | x_1)
+  terms: jax.Array  # [B,K]; the last column is the decoder's term, -log p(x_0 | x_1)
   x0_mse: jax.Array  # [B,K] mean (x0 - x_0)^2, images on [-1, 1]
   eps_mse: jax.Array  # [B,K] mean (eps - true noise)^2
 
@@ -81,7 +81,7 @@ def bits_per_dim(
     progress: as in samplers.sample.
 
   Raises:
-    UserError: if a transition has no variance: DDIM with eta = 0 has no bound.
+    UserError: if a transition has no variance, as in DDIM with eta = 0.
   """
   var = np.asarray(steps.var)[np.asarray(steps.s.n) > 0]
   if not (var > 0).all():
@@ -110,13 +110,13 @@ def _bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, *, noise, progress):
 
 @struct.dataclass
 class RateDistortion:
-  """What a receiver has paid and sees after each step (DDPM section 4.3, figure 5), averaged over images."""
+  """The rate and distortion of a receiver after each step (DDPM section 4.3, figure 5), averaged over images."""
 
-  rate: jax.Array  # [K] bits/dim paid for x_t: the prior and all terms before
+  rate: jax.Array  # [K] bits/dim spent on x_t: the prior and all earlier terms
   rmse: jax.Array  # [K] root mean square error of x0 given x_t, on the scale 0..255
 
 
 def rate_distortion(bound: BitsPerDim) -> RateDistortion:
-  """The curve of a bound: row k holds the state before step k."""
-  paid = jnp.cumsum(bound.terms, axis=1) - bound.terms
-  return RateDistortion((bound.prior[:, None] + paid).mean(0), 127.5 * jnp.sqrt(bound.x0_mse.mean(0)))
+  """The rate-distortion curve of a bound. Row k is the state before step k."""
+  spent = jnp.cumsum(bound.terms, axis=1) - bound.terms
+  return RateDistortion((bound.prior[:, None] + spent).mean(0), 127.5 * jnp.sqrt(bound.x0_mse.mean(0)))

@@ -1,10 +1,10 @@
-"""The exact likelihood of the ODE of a diffusion model (score_sde section 4.3), by an adaptive Runge-Kutta method.
+"""The likelihood of the ODE of a diffusion model (score_sde section 4.3), by an adaptive Runge-Kutta method.
 
 Along dx/dt = f(x, t) of sde.py (3), from an image at t ~ 0 to a latent at t = 1,
 
     log p(x_0) = log N(x_1; 0, I) + integral of  div f  dt,        div f = E e^T (df/dx) e,   e = +-1 at random       (1)
 
-Every image has a step size of its own, so its number does not depend on its batch.
+Every image has its own step size, so its value does not depend on its batch.
 """
 
 import functools
@@ -19,7 +19,7 @@ from flax import struct
 from ddpm_jax.diffusion.sde import VpSde
 from ddpm_jax.errors import UserError
 
-# Dormand & Prince's method of order 5(4). Row i: the stage at t + C[i] h from the slopes before it.
+# Dormand & Prince's method of order 5(4). Row i computes the stage at t + C[i] h from the earlier slopes.
 _C = np.array([0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1])
 _A = np.array(
   [
@@ -37,7 +37,7 @@ _ERROR = np.array([-71 / 57600, 0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 /
 
 @struct.dataclass
 class OdeBits:
-  """What `ode_bits_per_dim` found, per image."""
+  """The result of `ode_bits_per_dim`, per image."""
 
   bits: jax.Array  # [B] bits/dim
   latent: jax.Array  # [B,H,W,C] x at t = 1
@@ -55,30 +55,31 @@ def ode_bits_per_dim(
   tolerance: float = 1e-5,
   max_steps: int = 1000,
 ) -> OdeBits:
-  """Bits/dim of 8-bit images under the ODE; with its uniform dequantization a bound, on average over draws.
+  """Bits/dim of 8-bit images under the ODE. With uniform dequantization it is a bound, on average over draws.
 
   Args:
     keys: [B], one per image, for the dequantization and the random signs of (1).
-    denoiser: unclipped, told 999 t: Network(..., time=TimeScale(999 / sde.T, shift=0)).
-    x_0: [B,H,W,C] of 256 grey levels on [-1, 1]; each becomes (level + u - 128) / 128 with u uniform on [0, 1).
-    first: where time begins.
-    tolerance: relative and absolute, of each step.
+    denoiser: unclipped, with 999 t as its time input: Network(..., time=TimeScale(999 / sde.T, shift=0)).
+    x_0: [B,H,W,C] of 256 grey levels on [-1, 1]. Each becomes (level + u - 128) / 128 with u uniform on [0, 1).
+    first: the start time.
+    tolerance: relative and absolute tolerance of each step.
 
   Raises:
-    UserError: if an image needs more than max_steps, or the network returns something not finite.
+    UserError: if an image needs more than max_steps, or if the network returns values that are not finite.
   """
   result = _ode_bits(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps)
   if not np.isfinite(result.bits).all():
     raise UserError(
-      f"The ODE of image {int(np.argmin(np.isfinite(result.bits)))} could not be followed in {max_steps} steps; raise "
-      "max_steps or the tolerance, and check that the network is told 999 t and not clipped."
+      f"The ODE of image {int(np.argmin(np.isfinite(result.bits)))} was not solved in {max_steps} steps; raise max_steps "
+      "or the tolerance, and check that the network is unclipped and gets 999 t as its time input."
     )
   return result
 
 
 @functools.partial(jax.jit, static_argnames=("sde", "max_steps"))
 def _ode_bits(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps):
-  shape, dim = x_0.shape[1:], x_0[0].size
+  shape = x_0.shape[1:]
+  dim = x_0[0].size
 
   def draw(key):
     dequantize, signs = jax.random.split(key)
@@ -97,7 +98,8 @@ def _ode_bits(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps):
 
   begin = jnp.concatenate([x.reshape(len(x), dim), jnp.zeros((len(x), 1))], 1)
   end, steps, done = integrate(slope, begin, first, 1.0, tolerance, max_steps)
-  latent, divergence = end[:, :dim], end[:, dim]
+  latent = end[:, :dim]
+  divergence = end[:, dim]
   log_prob = -0.5 * (latent**2 + np.log(2 * np.pi).astype(np.float32)).sum(1) + divergence
   bits = -log_prob / (dim * np.log(2).astype(np.float32)) + 7  # 7: grey levels are 1/128 apart
   return OdeBits(jnp.where(done, bits, jnp.nan), latent.reshape(x.shape), steps)
@@ -106,13 +108,13 @@ def _ode_bits(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps):
 def integrate(
   slope: Callable, y: jax.Array, first: float, last: float, tolerance: float, max_steps: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Solves dy/dt = slope(t [B], y [B,N]) from `first` to `last` > first; each row chooses its own steps.
+  """Solves dy/dt = slope(t [B], y [B,N]) from `first` to `last` > first. Each row chooses its own steps.
 
   A step is accepted when the root mean square of error / (tolerance (1 + |y|)) is below 1, and the next one is
   0.9 error^(-1/5) times as long, between 1/5 and 10 (only shorter after a rejection).
 
   Returns:
-    (y at `last`, accepted steps int32 [B], whether it got there bool [B]).
+    (y at `last`, accepted steps int32 [B], whether the row reached `last` bool [B]).
   """
 
   def unfinished(state):

@@ -1,11 +1,11 @@
-"""What every possible step s < t would add to the bound, measured over a data set; trajectory.dp_vb finds the best path.
+"""The contribution of every possible step t -> s to the bound, measured over a data set. trajectory.dp_vb uses the table.
 
-One evaluation of the network at level t serves all s below it, since the step's divergence
+One evaluation of the network at level t serves all lower levels s, since the divergence of a step
 
     s > 0:  KL(q(x_s | x_t, x_0) || p(x_s | x_t)),  means apart by sqrt(c_cov) (x_0 - x0)         (eta = 1, x0 clipped)
     s = 0:  -log p(x_0 | x_t),  variance sigma_t^2, or at t = 1 the posterior's from level 2 to 1
 
-depends on s through coefficients only (`get_nelbo_terms` of Analytic-DPM's code; Watson et al. 2021).
+depends on s only through its coefficients (`get_nelbo_terms` of Analytic-DPM's code; Watson et al. 2021).
 """
 
 import functools
@@ -25,7 +25,7 @@ from ddpm_jax.diffusion.noise import PerImage
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.steps import GaussianSteps, gaussian, transitions
 
-_LOWER = 32  # levels s at once: memory is that of so many batches, where every pixel has a variance of its own
+_LOWER = 32  # levels s per step of a loop: the memory of this many batches, if each pixel has its own variance
 
 
 def estimate(
@@ -43,15 +43,17 @@ def estimate(
     denoiser: with x0 clipped.
     covariance: a static function, as for ReverseKernel, without rules for the last steps.
     batches: (x_0 [B,H,W,C], cond).
-    chunk: most levels t of one call of the compiled program.
+    chunk: largest number of levels t in one call of the compiled program.
 
   Yields:
-    The number of images so far and the float64 [T+1, T+1] averages in bits/dim, the step from t to s at [s, t]; inf
+    The number of images so far, and the float64 [T+1, T+1] averages in bits/dim, the step from t to s at [s, t]; inf
     unless s < t.
   """
   T = schedule.T
-  steps, last = gaussian(schedule, grids.full(T)), log_posterior_21(schedule)
-  total, count = np.zeros((T + 1, T + 1)), 0
+  steps = gaussian(schedule, grids.full(T))
+  last = log_posterior_21(schedule)
+  total = np.zeros((T + 1, T + 1))
+  count = 0
   for x_0, cond in batches:
     keys = numbered_keys(seed, count, len(x_0))
     for rows in chunks(steps, chunk):
@@ -63,7 +65,7 @@ def estimate(
 
 
 def to_lower(schedule: Schedule, t: np.ndarray) -> GaussianSteps:
-  """Rows [L, T-1] from levels t [L] to levels 1 ... T-1; where that is no step down, some row that is."""
+  """Rows [L, T-1] from levels t [L] to levels 1 ... T-1. Where that is not a step down, the row of some step that is."""
   s = np.minimum(np.arange(1, schedule.T), np.maximum(t - 1, 1)[:, None])
   return transitions(schedule, np.maximum(t[:, None], 2) + 0 * s, s)
 
@@ -80,7 +82,7 @@ def terms(
   last_log_var: float | jax.Array,
   noise: Any = None,
 ) -> jax.Array:
-  """Terms of the bound for the steps that leave each level of `steps` [L], averaged over images.
+  """The terms of the bound for the steps that leave each level of `steps` [L], averaged over images.
 
   Args:
     lower: rows [L,S] from the same levels to others.
