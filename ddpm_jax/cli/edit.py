@@ -1,10 +1,10 @@
-"""Edits images with what was trained in --workdir, and writes pictures to WORKDIR/edits.
+"""Edits images with the network in --workdir, and writes pictures to WORKDIR/edits.
 
-  reconstruct     to latents and back with few and many steps (DDIM table 2): a table of errors, and a picture
-  image_to_image  taken part of the way to noise, and drawn again from there
-  inpaint         the middle, or a half, is drawn anew around what is known (RePaint)
-  interpolate     between the latents of seeds 0 and 1, 2 and 3, ... (DDIM figure 6)
-  restore         from a linear measurement with noise: mask, blur, downsample, grey, or a function of your own
+  reconstruct     encodes images to latents and decodes them with few and many steps (DDIM table 2)
+  image_to_image  diffuses images part of the way to noise, and samples from there
+  inpaint         samples the middle or a half of images, given the rest (RePaint)
+  interpolate     interpolates between the latents of seeds 0 and 1, 2 and 3, ... (DDIM figure 6)
+  restore         restores images from linear measurements with noise: mask, blur, downsample, grey, or your own function
 
   ddpm-jax edit reconstruct    --workdir runs/mnist --images 0-255 --steps 10,20,50,100,200,500
   ddpm-jax edit reconstruct    --workdir runs/mnist --sampler dpm++2m
@@ -14,8 +14,8 @@
   ddpm-jax edit restore        --workdir runs/mnist --images 0-7 --operator downsample --factor 4 --steps 50
   ddpm-jax edit restore        --workdir runs/mnist --images 0-7 --operator mask --hide left --covariance marginal
 
---images are places in the data set's test split, from 0. Steps are those of the config's sampling section, as for sample.
-Each task has flags of its own: ddpm-jax edit inpaint --help.
+--images are indices into the test split, from 0. The steps are those of the config's sampling section, as for sample.
+Each task has its own flags: ddpm-jax edit inpaint --help.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import ddpm_jax
 from ddpm_jax.cli import short
 
 HIDDEN = ("center", "left", "top")
-SHOWN = 16  # images of a picture's row; all frames of an interpolation
+SHOWN = 16  # largest number of images in a row of the picture; an interpolation shows all frames
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,31 +46,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     short.add_arguments(made, steps=name != "reconstruct")  # whose --steps are several numbers
     return made
 
-  reconstruct = task("reconstruct", real, "to latents and back: errors by numbers of steps, and a picture")
+  reconstruct = task("reconstruct", real, "encode to latents and decode: errors by number of steps, and a picture")
   reconstruct.add_argument("--steps", default="10,20,50,100", help="numbers of steps (default %(default)s)")
-  image_to_image = task("image_to_image", noisy, "taken part of the way to noise, and drawn again from there")
+  image_to_image = task("image_to_image", noisy, "diffuse part of the way to noise, and sample from there")
   image_to_image.add_argument(
-    "--strength", type=float, default=0.5, help="that part: above 0, which changes nothing, to 1, all noise (default 0.5)"
+    "--strength", type=float, default=0.5, help="that part, above 0 and at most 1, which is pure noise (default 0.5)"
   )
-  inpaint = task("inpaint", noisy, "a part is drawn anew around what is known")
+  inpaint = task("inpaint", noisy, "sample a part of images, given the rest")
   inpaint.add_argument("--hide", choices=HIDDEN, default="center", help="which part (default %(default)s)")
-  inpaint.add_argument("--jump", type=int, metavar="N", default=10, help="steps of a jump back to more noise (default 10)")
-  inpaint.add_argument("--resamples", type=int, metavar="N", default=10, help="draws of each; 1: no jumps (default 10)")
-  interpolate = task("interpolate", network, "between the latents of pairs of seeds")
+  inpaint.add_argument(
+    "--jump", type=int, metavar="N", default=10, help="steps that a jump goes back to more noise (default 10)"
+  )
+  inpaint.add_argument(
+    "--resamples", type=int, metavar="N", default=10, help="passes over each stretch; 1 makes no jumps (default 10)"
+  )
+  interpolate = task("interpolate", network, "interpolate between the latents of pairs of seeds")
   interpolate.add_argument("--seeds", default="0-7", help="the ends: the first two, the next two, ... (default %(default)s)")
   interpolate.add_argument("--frames", type=int, metavar="N", default=9, help="images from end to end (default 9)")
-  restore = task("restore", noisy, "from a linear measurement with noise; prints PSNR and SSIM")
-  restore.add_argument("--operator", default="mask", help="mask, blur, downsample, grey, or my_pkg.ops:fn (default mask)")
+  restore = task("restore", noisy, "restore from linear measurements with noise; prints PSNR and SSIM")
+  restore.add_argument(
+    "--operator", default="mask", help="mask, blur, downsample, grey, or my_pkg.ops:fn (default %(default)s)"
+  )
   restore.add_argument("--hide", choices=HIDDEN, default="center", help="what a mask hides (default %(default)s)")
-  restore.add_argument("--blur", type=float, metavar="STD", default=1.0, help="of the blur, in pixels (default 1)")
-  restore.add_argument("--factor", type=int, metavar="N", default=2, help="of downsampling (default 2)")
-  restore.add_argument("--noise", type=float, metavar="STD", default=0.05, help="pixels are from -1 to 1 (default 0.05)")
+  restore.add_argument(
+    "--blur", type=float, metavar="STD", default=1.0, help="standard deviation of the blur in pixels (default %(default)s)"
+  )
+  restore.add_argument("--factor", type=int, metavar="N", default=2, help="factor of downsampling (default %(default)s)")
+  restore.add_argument(
+    "--noise", type=float, metavar="STD", default=0.05, help="of the measurements; pixels are from -1 to 1 (default 0.05)"
+  )
   restore.add_argument(
     "--covariance",
     default="full",
     help="of x_0: posterior (DPS), marginal (PiGDM), optimal, optimal_diagonal, jacobian (TMPD), full (MMPS; default)",
   )
-  restore.add_argument("--iterations", type=int, metavar="N", default=5, help="of conjugate gradients (default 5)")
+  restore.add_argument(
+    "--iterations", type=int, metavar="N", default=5, help="steps of conjugate gradients (default %(default)s)"
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
   if args.task == "interpolate":
     seeds = integers(args.seeds, "--seeds")
     if len(seeds) % 2:
-      raise UserError(f"--seeds {args.seeds} are {len(seeds)}: name an even number, the two ends of each interpolation.")
+      raise UserError(f"--seeds {args.seeds} names {len(seeds)} seeds: use an even number, two for each interpolation.")
     classes = trained.config.data.num_classes or 1
     pairs = zip(seeds[::2], seeds[1::2], strict=True)
     rows = [edit.interpolate(trained, *ends, args.frames, label=k % classes) for k, ends in enumerate(pairs)]
@@ -106,22 +118,24 @@ def run(args: argparse.Namespace) -> int:
     numbers = integers(args.images, "--images")
     source = trained.dataset(trained.config.data.test_split)
     if max(numbers) >= len(source):
-      raise UserError(f"There is no test image {max(numbers)}: there are {len(source)}, counted from 0.")
+      raise UserError(f"There is no test image {max(numbers)}: --images must be between 0 and {len(source) - 1}.")
     real = source.gather(np.asarray(numbers))[0]
     if args.task == "reconstruct":
-      rows, errors, many = [real], {}, integers(args.steps, "--steps")
+      rows = [real]
+      errors = {}
+      many = integers(args.steps, "--steps")
       for steps in many:
         grid.check_steps(build.schedule(trained.config).T, steps)
       for steps in many:
         again, error = edit.reconstruct(trained, source, numbers, steps)
         rows.append(again)
         errors[steps] = float(error.mean())
-        print(f"{steps:5d} steps: mean square error {errors[steps]:.6f} per pixel, which is from 0 to 1")
+        print(f"{steps:5d} steps: mean square error {errors[steps]:.6f} per pixel, on the scale 0 to 1")
       measure.write_json(out / "reconstruct.json", {"images": len(numbers), "weights": trained.weights, "error": errors})
     else:
       seeds = integers(args.seeds, "--seeds") if args.seeds else numbers
       if len(seeds) != len(numbers):
-        raise UserError(f"There are {len(numbers)} images but {len(seeds)} seeds: give one for each, or leave --seeds out.")
+        raise UserError(f"There are {len(numbers)} images but {len(seeds)} seeds: give one per image, or leave --seeds out.")
       if args.task == "image_to_image":
         rows = [real, edit.image_to_image(trained, source, numbers, seeds, args.strength)]
       elif args.task == "restore":
@@ -154,11 +168,12 @@ def _restore(args: argparse.Namespace, trained: Any, source: Any, numbers: list[
 
 
 def shown(hidden: str, size: int):
-  """bool [size,size], which pixels are known."""
+  """The known pixels, bool [size,size]."""
   import numpy as np
 
   known = np.ones((size, size), bool)
-  quarter, half = size // 4, size // 2
+  quarter = size // 4
+  half = size // 2
   area: dict[str, Any] = {"center": np.s_[quarter:-quarter, quarter:-quarter], "left": np.s_[:, :half], "top": np.s_[:half]}
   known[area[hidden]] = False
   return known

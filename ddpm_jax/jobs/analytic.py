@@ -100,10 +100,10 @@ def own_moments(trained: Trained) -> pathlib.Path:
 
 
 def costs(trained: Trained, path: str | os.PathLike, covariance: str, images: int = 1000, *, seed: int = 0) -> np.ndarray:
-  """What every possible step would add to the bound with this covariance, over training images; kept in `path`.
+  """The contribution of every possible step to the bound with this covariance, over training images, stored in `path`.
 
   Raises:
-    UserError: for another covariance than posterior, marginal, optimal, or one that the network cannot tell.
+    UserError: for a covariance other than posterior, marginal and optimal, or one that the network does not provide.
   """
   known = ("posterior", "marginal", "optimal")
   if covariance not in known:

@@ -1,4 +1,4 @@
-"""Editing with what was trained, in pixels from 0 to 255; the mathematics is in diffusion/editing.py.
+"""Editing images with a trained network, in pixels from 0 to 255. The mathematics is in diffusion/editing.py.
 
 run = ddpm_jax.load("runs/mnist")
 images, error = edit.reconstruct(run, run.dataset("test"), range(16), steps=50)
@@ -18,24 +18,25 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.jobs.progress import STEPS
 from ddpm_jax.jobs.trained import Trained, checked_seeds
 
-ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solvers that also go upwards
+ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solvers that can also go upwards
 
 
 def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
-  """What comes back from the latents of these images, along the grid of config.sampling (even, if full) with so many steps.
+  """The reconstructions of these images from their latents, along the grid of config.sampling with `steps` steps.
 
-  Nothing is clipped, as in DDIM section 5.4: what is clipped cannot be undone.
+  A full grid is replaced by even steps. Nothing is clipped, as in DDIM section 5.4, because clipping is not invertible.
 
   Returns:
     (uint8 [B,H,W,C], mean square error of each image, of pixels from 0 to 1: DDIM table 2).
 
   Raises:
-    UserError: for a solver that cannot go upwards.
+    UserError: for a solver that cannot go from images to latents.
   """
   grid = trained.config.sampling.grid
   flow = dict(clip="none", eta=0.0, steps=steps, grid="uniform" if grid == "full" else grid)
   trained = trained.changed(sampling=flow)
-  config, solver = trained.config, trained.config.sampling.solver
+  config = trained.config
+  solver = config.sampling.solver
   if solver not in ORDERS:
     raise UserError(f"sampling.solver {solver!r} cannot go from images to latents; use one of {', '.join(ORDERS)}.")
   x_0, cond = trained.images(source, np.asarray(indices))
@@ -48,7 +49,7 @@ def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], s
 def image_to_image(
   trained: Trained, source: data.Source, indices: Sequence[int], seeds: Sequence[int], strength: float
 ) -> np.ndarray:
-  """Images [B,H,W,C] like these; strength, above 0 and at most 1, is how far they are taken towards noise."""
+  """Variations [B,H,W,C] of these images. `strength`, above 0 and at most 1, is the part of the way to noise."""
   x_0, cond = trained.images(source, np.asarray(indices))
   keys = image_keys(checked_seeds(seeds))
   denoiser, sampler = build.sampling(trained.config, trained.network, trained.guide, strength)
@@ -65,10 +66,10 @@ def inpaint(
   jump: int = 10,
   resamples: int = 10,
 ) -> np.ndarray:
-  """These images [B,H,W,C] with the pixels that are not `known`, bool [H,W], drawn anew (RePaint).
+  """These images [B,H,W,C] with new samples for the pixels that are not `known`, bool [H,W] (RePaint).
 
   Raises:
-    UserError: for another solver than "gaussian", which draws noise in every step.
+    UserError: for a solver other than "gaussian", since RePaint needs noise in every step.
   """
   config = trained.config
   if config.sampling.solver != "gaussian":
@@ -81,14 +82,14 @@ def inpaint(
   sampler = editing.Inpaint(steps, x_0, jnp.asarray(known)[None, :, :, None], usual.kernel)
   x_T = PerImage(keys).initial(trained.image_shape)
   drawn = trained.to_pixels(sample(keys, denoiser, sampler, x_T, cond, progress=STEPS)[0], seeds)
-  stored = source.gather(np.asarray(indices))[0]  # 8 bits; on their way through floats they would be truncated again
+  stored = source.gather(np.asarray(indices))[0]  # 8 bits; a conversion from floats would truncate them again
   return np.where(known[:, :, None], stored, drawn)
 
 
 def between(trained: Trained, source: data.Source, pairs: np.ndarray, frames: int = 11, strength: float = 0.5) -> np.ndarray:
   """Images [P,frames,H,W,C] from the first to the second of each pair of `source`, [P,2] (DDPM section 4.4, figure 8).
 
-  Both are taken that part of the way up to noise, mixed there, and drawn again with the same noise in all frames of a pair.
+  Both are diffused to that part of the way to noise, mixed, and sampled with the same noise in all frames of a pair.
   """
   places = np.arange(len(pairs)).repeat(frames)
   x_0, cond = trained.images(source, pairs[places, 0])
@@ -102,18 +103,18 @@ def between(trained: Trained, source: data.Source, pairs: np.ndarray, frames: in
 def interpolate(trained: Trained, first: int, last: int, frames: int, label: int = 0) -> np.ndarray:
   """Images [frames,H,W,C] of latents on the great circle between those of two seeds (DDIM section 5.3).
 
-  Say sampling.eta=0 or a solver: where steps draw noise, all frames draw that of the first seed.
+  Use sampling.eta=0 or a solver without noise. Otherwise all frames use the noise of the first seed.
 
   Args:
-    label: the class of all frames, where the network or its guide wants one.
+    label: the class of all frames, if the network or its guide needs one.
 
   Raises:
-    UserError: for fewer than two frames, a class or seed that does not exist, or a network that enlarges images.
+    UserError: for fewer than two frames, an unknown class or seed, or a super-resolution network.
   """
   if trained.config.data.low_res_size:
-    raise UserError("This network enlarges small images, and seeds tell of none: interpolate with the stage before it.")
+    raise UserError("This network enlarges small images, which seeds do not provide: interpolate with the previous stage.")
   if frames < 2:
-    raise UserError(f"{frames} frames show no way from one image to another: take at least 2.")
+    raise UserError(f"{frames} frames cannot show both ends: use at least 2.")
   labels = trained.labels(range(frames))
   if labels is not None:
     labels = trained.labels(range(frames), [label] * frames)

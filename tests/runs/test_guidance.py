@@ -156,8 +156,8 @@ def test_edits(runs, capsys):
     ("image_to_image", ["--strength", "2"], "strength = 2.0 must be above 0"),
     ("image_to_image", ["--seeds", "1"], "16 images but 1 seeds"),
     ("inpaint", ["--resamples", "0"], "resamples = 0 at least 1"),
-    ("interpolate", ["--seeds", "0-2"], "name an even number"),
-    ("interpolate", ["--frames", "1"], "1 frames show no way"),
+    ("interpolate", ["--seeds", "0-2"], "use an even number"),
+    ("interpolate", ["--frames", "1"], "1 frames cannot show both ends"),
     ("inpaint", ["--strength", "1"], "unknown argument --strength"),
     ("interpolate", ["--images", "1"], "unknown argument --images"),
   ],
@@ -174,7 +174,7 @@ def test_edits_that_cannot_be_are_refused_at_once(runs, capsys, task, flags, mat
 
 def test_an_upsampler_has_no_images_of_its_own_to_interpolate(runs, capsys):
   assert main.run(["edit", "interpolate", "--workdir", f"{runs}/sr"]) == 2
-  assert "This network enlarges small images, and seeds tell of none" in capsys.readouterr().err
+  assert "This network enlarges small images, which seeds do not provide" in capsys.readouterr().err
 
 
 def test_frames_between_two_seeds_have_one_class(runs):
