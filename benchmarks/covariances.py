@@ -2,7 +2,7 @@
 
     ddpm-jax train   --config digits --workdir runs/digits
     ddpm-jax moments --workdir runs/digits --images 1024 --per_pixel
-    ddpm-jax train   --config ocm --config.train.backbone=runs/digits --config.train.total_steps=400 --workdir runs/digits_ocm
+    ddpm-jax train   --config ocm --config.train.backbone=runs/digits --workdir runs/digits_ocm
     python benchmarks/covariances.py --workdir runs/digits --head OCM=runs/digits_ocm --out benchmarks/covariances.json
 
 Each --head NAME=RUN adds a row. All rows use the same test images and the same noise. The file has means and standard errors
