@@ -152,6 +152,9 @@ FIELDS: dict[str, Field] = {
   "optimizer.weight_decay": Field(0.0, "AdamW's weight decay"),
   "optimizer.clip_norm": Field(None, "largest global norm of the gradient; losses are means over pixels", float),
   "ema.rates": Field((0.9999,), "decay rates of the averages; sampling uses the slowest"),
+  "ema.widths": Field(
+    (), "two relative widths of averages, as (0.05, 0.1): with train.keep_every, --ema 0.07 reconstructs any width", above=0
+  ),
   "ema.warmup": Field(True, "start the averages faster than their rates"),
   "train.total_steps": Field(0, "number of batches; every run has to choose it", least=0, most=10**10),
   "train.batch_size": Field(128, "global batch size", least=1, most=10**7),

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import named
 from ddpm_jax.build.covariances import covariance_of
 from ddpm_jax.build.process import chain, schedule
-from ddpm_jax.diffusion import losses, time_sampling
+from ddpm_jax.diffusion import loss_weights, losses, time_sampling
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.errors import UserError
 
@@ -23,7 +24,14 @@ def loss(config: ConfigDict) -> Callable:
     if config.prediction.second is None:
       raise UserError('loss.name = "hybrid" trains a variance: set prediction.second = "range", or use "simple".')
     fields.setdefault("weight", config.schedule.get("T", 1000) / 1000)  # IDDPM's
-  made = named.make(LOSSES, fields, "loss", steps=chain(config))
+  if fields["name"] in loss_weights.WEIGHTS:
+    made = named.make(loss_weights.WEIGHTS, fields, "loss", schedule=schedule(config), mean=config.prediction.mean)
+    return _noisy_low_res(config, losses.Simple(chain(config), weight=made.astype(np.float32)))
+  made = named.make(LOSSES | loss_weights.WEIGHTS, fields, "loss", steps=chain(config))
+  return _noisy_low_res(config, made)
+
+
+def _noisy_low_res(config: ConfigDict, made: Callable) -> Callable:
   if not config.train.low_res_noise:
     return made
   if config.data.low_res_size is None:

@@ -41,16 +41,19 @@ class Simple(_Loss):
   Attributes:
     reduce: "mean" over the image (Ho, OpenAI) or "sum" (DDIM, Analytic-DPM). The minimum is the same, but gradient
       clipping acts differently.
+    weight: [T+1] factors by level (loss_weights.py). None: 1.
   """
 
   steps: GaussianSteps
   reduce: str = struct.field(pytree_node=False, default="mean")
+  weight: jax.Array | None = None
 
   def given(self, eps, network, x_0, n, cond=None):
     level = self.steps.leaving(n).t
     out, _ = network.parameterization.split(network.output(level.diffuse(x_0, eps), level, cond))
     mse = _reduce(self.reduce, (network.parameterization.target(x_0, eps, level) - out) ** 2)
-    return mse, {"mse": mse}
+    loss = mse if self.weight is None else jnp.asarray(self.weight)[n] * mse
+    return loss, {"mse": mse}
 
 
 @struct.dataclass

@@ -2,7 +2,7 @@
 
     init() -> state;    sample(state, key, B) -> (n int32 [B] in 1..T, weight [B]);    update(state, n, loss [B]) -> state
 
-The weight multiplies the loss, so that every time sampler estimates the same mean over levels.
+The weight multiplies the loss, so that every time sampler but Uncertainty estimates the same mean over levels.
 """
 
 import dataclasses
@@ -97,9 +97,55 @@ class LossSecondMoment:
     return LossHistory(losses, state.count.at[index].add(1))
 
 
+@struct.dataclass
+class LossMeans:
+  """Running means of the loss."""
+
+  losses: jax.Array  # float32 [buckets]
+  weight: jax.Array  # float32 [buckets], of all that were seen, at most 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncertainty:
+  """Uniform levels, each loss divided by its mean at that level (EDM2, Karras et al. 2024, section 2.3).
+
+  EDM2 learns u(n) in loss / e^u + u with a small network. Its minimum is e^u = E[loss | n], so running means over `buckets`
+  of neighboring levels take the network's place. All levels then contribute to the gradient alike, and the reported loss
+  is close to 1.
+  """
+
+  T: int
+  buckets: int = 32
+  rate: float = 0.99  # of the running means, per batch
+
+  def init(self) -> LossMeans:
+    return LossMeans(jnp.zeros(self.buckets), jnp.zeros(self.buckets))
+
+  def means(self, state: LossMeans) -> jax.Array:
+    """The mean loss of each bucket, 1 where none was seen, [buckets]."""
+    found = state.losses / jnp.maximum(state.weight, jnp.finfo(jnp.float32).tiny)
+    return jnp.where(state.weight > 0, found, 1.0)
+
+  def _bucket(self, n):
+    return (n - 1) * self.buckets // self.T
+
+  def sample(self, state, key, batch_size):
+    n = jax.random.randint(key, (batch_size,), 1, self.T + 1)
+    return n, 1 / self.means(state)[self._bucket(n)]
+
+  def update(self, state, n, loss):
+    bucket = self._bucket(n)
+    count = jnp.zeros(self.buckets).at[bucket].add(1.0)
+    total = jnp.zeros(self.buckets).at[bucket].add(jax.lax.stop_gradient(loss))
+    gap = jnp.where(count > 0, 1 - self.rate, 0.0)
+    mean = total / jnp.maximum(count, 1)
+    return LossMeans(state.losses + gap * (mean - state.losses), state.weight + gap * (1 - state.weight))
+
+
 TIME_SAMPLERS = {
   "uniform": Uniform,
   "antithetic": Antithetic,
   "stratified": Stratified,
   "loss_second_moment": LossSecondMoment,
+  "uncertainty": Uncertainty,
 }

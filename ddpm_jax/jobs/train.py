@@ -99,7 +99,8 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
     if backbone:
       params = build.put_on(backbone.network.params, params)
     rates = tuple(config.ema.rates)
-    return state.create(run_key, params, adam, ema_rates=rates, time_sampler=times.init(), learns=learns)
+    averages = dict(ema_rates=rates, ema_widths=tuple(config.ema.widths))
+    return state.create(run_key, params, adam, **averages, time_sampler=times.init(), learns=learns)
 
   train_step = step.make_train_step(
     build.loss(config),

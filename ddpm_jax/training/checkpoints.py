@@ -27,6 +27,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError
 from ddpm_jax.files.digest import digests
 from ddpm_jax.training import manifest as manifests
+from ddpm_jax.training import power_ema
 from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest, Mismatch
 
 log = logging.getLogger(__name__)
@@ -199,7 +200,8 @@ def load_weights(
   """One set of weights and its config, verified.
 
   Args:
-    ema: which average: a rate such as "0.9999", or "raw" for the parameters themselves. None: the slowest average.
+    ema: which average: a rate such as "0.9999", or "raw" for the parameters themselves. None: the slowest average. In a run
+      with ema.widths, any other number is a relative width, reconstructed from all checkpoints (power_ema.py).
     step: which checkpoint; None: the latest sound one.
     sharding: where the weights go; None: the first device.
 
@@ -219,6 +221,9 @@ def load_weights(
   def load(step: int) -> Weights:
     manifest = _manifest(path, step)
     which = ema or max(_rates(manifest), key=float, default="raw")
+    if which not in ("raw", *_rates(manifest)) and _widths(manifest) and _is_number(which):
+      params = _of_width(path, step, float(which), sharding)
+      return Weights(params, manifest.config, step, f"EMA of relative width {which}")
     prefix, source = ("params/", "raw parameters") if which == "raw" else (f"ema/{which}/", f"EMA {which}")
     wanted = {name: leaf for name, leaf in manifest.leaves.items() if name.startswith(prefix)}
     if not wanted:
@@ -353,7 +358,41 @@ def _item(name: str) -> str:
 
 
 def _rates(manifest: Manifest) -> list[str]:
-  return sorted({name.split("/")[1] for name in manifest.leaves if name.startswith("ema/")}, key=float)
+  names = {name.split("/")[1] for name in manifest.leaves if name.startswith("ema/")}
+  return sorted((name for name in names if not name.startswith(power_ema.PREFIX)), key=float)
+
+
+def _widths(manifest: Manifest) -> list[str]:
+  """The relative widths of the power-function averages in a checkpoint."""
+  names = {name.split("/")[1] for name in manifest.leaves if name.startswith("ema/")}
+  return sorted((name.removeprefix(power_ema.PREFIX) for name in names if name.startswith(power_ema.PREFIX)), key=float)
+
+
+def _of_width(path: epath.Path, step: int, width: float, sharding: jax.sharding.Sharding) -> Any:
+  """The average of that relative width at `step`, from the power-function averages of all checkpoints until then."""
+  stored = []
+  for at in steps_in(path):
+    if 0 < at <= step:
+      manifest = _manifest(path, at)
+      stored += [(at, name, manifest) for name in _widths(manifest)]
+  times = np.array([at for at, *_ in stored])
+  widths = np.array([float(name) for _, name, _ in stored])
+  total: dict[str, jax.Array] = {}
+  for (at, name, manifest), share in zip(stored, power_ema.coefficients(times, widths, step, width), strict=True):
+    prefix = f"ema/{power_ema.PREFIX}{name}/"
+    wanted = {leaf: x for leaf, x in manifest.leaves.items() if leaf.startswith(prefix)}
+    for leaf, x in _read(path, at, wanted, dict.fromkeys(wanted, sharding)).items():
+      short = leaf.removeprefix(prefix)
+      total[short] = share * x + total.get(short, 0.0)
+  return manifests.nest(total)
+
+
+def _is_number(text: str) -> bool:
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
 
 
 def _first_line(error: Exception) -> str:

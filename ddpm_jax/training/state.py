@@ -20,7 +20,7 @@ class TrainState:
   step: jax.Array  # i32 [], batches seen
   params: Any
   opt_state: Any  # of the trainable parameters
-  ema: dict[str, Any]  # str(rate) -> averaged parameters
+  ema: dict[str, Any]  # str(rate) or "power_WIDTH" -> averaged parameters
   time_sampler: Any  # state of the time sampler
   key: jax.Array  # the run's root key, never changed; step i draws from fold_in(key, i)
   skipped: jax.Array  # i32 [], updates skipped because the loss or the gradient was not finite
@@ -38,6 +38,7 @@ def create(
   optimizer: optax.GradientTransformation,
   *,
   ema_rates: tuple[float, ...] = (0.9999,),
+  ema_widths: tuple[float, ...] = (),
   time_sampler: Any = None,
   learns: trainable.Predicate | None = None,
 ) -> TrainState:
@@ -47,7 +48,7 @@ def create(
     step=jnp.int32(0),
     params=params,
     opt_state=optimizer.init(learning),
-    ema=ema.init(params, ema_rates),
+    ema=ema.init(params, ema_rates, ema_widths),
     time_sampler=time_sampler,
     key=key,
     skipped=jnp.int32(0),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.time_sampling import TIME_SAMPLERS, Antithetic, LossSecondMoment, Stratified
+from ddpm_jax.diffusion.time_sampling import TIME_SAMPLERS, Antithetic, LossSecondMoment, Stratified, Uncertainty
 
 T, B = 8, 20_000
 KEY = jax.random.key(3)
@@ -26,7 +26,7 @@ def draw(name):
   return jax.jit(sampler.sample, static_argnums=2)(warm(sampler), KEY, B)
 
 
-@pytest.mark.parametrize("name", TIME_SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in TIME_SAMPLERS if name != "uncertainty"])
 def test_every_time_sampler_estimates_the_mean_over_levels(name):
   n, weight = draw(name)
   assert n.shape == weight.shape == (B,) and n.dtype == jnp.int32
@@ -102,3 +102,19 @@ def test_loss_second_moment_draws_and_weighs_by_its_probabilities():
   n, weight = draw("loss_second_moment")
   np.testing.assert_allclose(np.bincount(n, minlength=T + 1)[1:] / B, p, atol=4 * np.sqrt(0.25 / B))
   np.testing.assert_allclose(weight, 1 / (T * p[n - 1]), rtol=1e-5)
+
+
+def test_uncertainty_divides_by_the_mean_loss_of_a_level():
+  sampler = Uncertainty(T=100, buckets=4, rate=0.9)
+  state = sampler.init()
+  n = jnp.arange(1, 101)
+  loss = jnp.repeat(jnp.array([8.0, 4.0, 2.0, 1.0]), 25)
+  np.testing.assert_array_equal(sampler.sample(state, jax.random.key(0), 8)[1], 1)  # before any loss is known
+  for _ in range(3):
+    state = sampler.update(state, n, loss)
+  np.testing.assert_allclose(sampler.means(state), [8, 4, 2, 1], rtol=1e-6)
+  drawn, weight = sampler.sample(state, jax.random.key(0), 64)
+  np.testing.assert_allclose(weight * loss[drawn - 1], 1, rtol=1e-6)
+  moved = sampler.update(state, jnp.array([100]), jnp.array([3.0]))
+  np.testing.assert_allclose(sampler.means(moved)[:3], [8, 4, 2], rtol=1e-6)
+  assert 1 < sampler.means(moved)[3] < 3

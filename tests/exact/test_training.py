@@ -9,7 +9,7 @@ import pytest
 from ddpm_jax.devices import mesh as layout
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import digest
-from ddpm_jax.training import ema, manifest, optimizer, state, step, trainable
+from ddpm_jax.training import checkpoints, ema, manifest, optimizer, power_ema, state, step, trainable
 
 # ---------------------------------------------------------------------------------------------------- averages
 
@@ -326,3 +326,19 @@ def test_a_state_survives_being_named():
   assert list(flat) == ["a/0", "a/1", "key", "rbg"] and flat["key"].dtype == jnp.uint32
   back = manifest.unflatten(flat, jax.eval_shape(lambda: tree))
   assert back["key"] == tree["key"] and back["rbg"] == tree["rbg"] and (back["a"][0] == 1).all()
+
+
+def test_an_average_of_any_width_from_two_stored_ones(tmp_path):
+  """Parameters that drift linearly: a power average of them is known, (gamma + 1) / (gamma + 2) of the way."""
+  averages = ema.init({"w": jnp.zeros(2)}, (), (0.05, 0.1))
+  stored = checkpoints.Checkpoints(str(tmp_path), keep=100)
+  for k in range(64):
+    averages = ema.update(averages, {"w": jnp.full(2, k + 1.0)}, jnp.int32(k))
+    if (k + 1) % 16 == 0:
+      stored.save({"ema": averages}, k + 1, {}, wait=True)
+  stored.close()
+  for width in (0.05, 0.07, 0.1):
+    found = checkpoints.load_weights(str(tmp_path), ema=str(width)).params["w"]
+    gamma = power_ema.exponent(width)
+    np.testing.assert_allclose(found, 64 * (gamma + 1) / (gamma + 2), atol=0.6)  # a sum, not an integral
+  assert checkpoints.load_weights(str(tmp_path), ema="0.07").source == "EMA of relative width 0.07"

@@ -17,7 +17,7 @@ LAYERS = {
   0: "gaussian schedule noise time_sampling",
   1: "grid solvers",
   2: "steps trajectory",
-  3: "prediction moments dpm_solver heun unipc adams sde dpm_solver_v3",
+  3: "prediction moments dpm_solver heun unipc adams loss_weights sde dpm_solver_v3",
   4: "second_heads jacobian transforms covariance guidance mixture ode_likelihood lanczos",
   5: "kernel",
   6: "samplers likelihood",
