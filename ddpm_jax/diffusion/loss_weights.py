@@ -1,8 +1,8 @@
 """Weights of the simple loss by level: min-SNR, P2, and plain powers of the signal-to-noise ratio.
 
-The weights multiply the squared error of what the network predicts. With snr = alpha^2 / sigma^2, the squared error of
-eps is snr times that of x_0, and that of v is snr + 1 times that of x_0. A weight w of x_0's error is therefore w / snr for eps and
-w / (snr + 1) for v.
+The weights multiply the squared error of what the network predicts. With snr = alpha^2 / sigma^2, the squared error of eps
+is snr times that of x_0, and that of v is snr + 1 times that of x_0. A weight w of x_0's error is therefore w / snr for eps
+and w / (snr + 1) for v.
 """
 
 from collections.abc import Callable
