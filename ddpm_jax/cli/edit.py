@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
       elif args.task == "restore":
         rows = _restore(args, trained, source, numbers, seeds, out)
       else:
-        known = shown(args.hide, real.shape[1])
+        known = shown(args.hide, *real.shape[1:3])
         drawn = edit.inpaint(trained, source, numbers, seeds, known, jump=args.jump, resamples=args.resamples)
         rows = [real, np.where(known[:, :, None], real, 128).astype(np.uint8), drawn]
 
@@ -157,7 +157,7 @@ def _restore(args: argparse.Namespace, trained: Any, source: Any, numbers: list[
   """Rows of a picture: originals, measurements, restored images. Prints and writes their quality."""
   from ddpm_jax.jobs import measure, restoring
 
-  known = shown(args.hide, trained.image_shape[0])
+  known = shown(args.hide, *trained.image_shape[:2])
   operator = restoring.operator(args.operator, trained.image_shape, known=known, std=args.blur, factor=args.factor)
   how = dict(noise=args.noise, covariance=args.covariance, iterations=args.iterations)
   found = restoring.restore(trained, source, numbers, seeds, operator, **how)
@@ -167,13 +167,15 @@ def _restore(args: argparse.Namespace, trained: Any, source: Any, numbers: list[
   return [row for row in (found.real, found.pictures, found.images) if row is not None]
 
 
-def shown(hidden: str, size: int):
-  """The known pixels, bool [size,size]."""
+def shown(hidden: str, height: int, width: int):
+  """The known pixels, bool [height,width]."""
   import numpy as np
 
-  known = np.ones((size, size), bool)
-  quarter = size // 4
-  half = size // 2
-  area: dict[str, Any] = {"center": np.s_[quarter:-quarter, quarter:-quarter], "left": np.s_[:, :half], "top": np.s_[:half]}
+  known = np.ones((height, width), bool)
+  area: dict[str, Any] = {
+    "center": np.s_[height // 4 : -(height // 4), width // 4 : -(width // 4)],
+    "left": np.s_[:, : width // 2],
+    "top": np.s_[: height // 2],
+  }
   known[area[hidden]] = False
   return known

@@ -71,20 +71,25 @@ class Function:
     return self.function(x)
 
 
-def blur(size: int, std: float) -> Separable:
-  """Gaussian blur of square images with this standard deviation in pixels. Weights beyond the border are left out."""
-  apart = np.arange(size)[:, None] - np.arange(size)
-  weights = np.exp(-0.5 * (apart / std) ** 2)
-  matrix = np.float32(weights / weights.sum(1, keepdims=True))
-  return Separable(matrix, matrix)
+def blur(height: int, width: int, std: float) -> Separable:
+  """Gaussian blur with this standard deviation in pixels. Weights beyond the border are left out."""
+
+  def matrix(size):
+    weights = np.exp(-0.5 * ((np.arange(size)[:, None] - np.arange(size)) / std) ** 2)
+    return np.float32(weights / weights.sum(1, keepdims=True))
+
+  return Separable(matrix(height), matrix(width))
 
 
-def downsample(size: int, factor: int) -> Separable:
-  """Means over blocks of factor x factor pixels of square images."""
-  if factor < 1 or size % factor:
-    raise UserError(f"Images of {size} pixels cannot be reduced by the factor {factor}; use a divisor of {size}.")
-  matrix = np.float32(np.kron(np.eye(size // factor), np.full((1, factor), 1 / factor)))
-  return Separable(matrix, matrix)
+def downsample(height: int, width: int, factor: int) -> Separable:
+  """Means over blocks of factor x factor pixels."""
+  if factor < 1 or height % factor or width % factor:
+    raise UserError(f"Images of {height}x{width} cannot be reduced by the factor {factor}; use a divisor of both sides.")
+
+  def matrix(size):
+    return np.float32(np.kron(np.eye(size // factor), np.full((1, factor), 1 / factor)))
+
+  return Separable(matrix(height), matrix(width))
 
 
 def check_linear(operator: Callable, shape: tuple[int, ...]) -> None:

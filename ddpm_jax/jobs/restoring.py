@@ -69,16 +69,16 @@ def operator(name: str, shape: tuple[int, int, int], *, known: Any = None, std: 
   Raises:
     UserError: for an unknown name, arguments that do not fit the images, or a function that is not linear.
   """
-  height, _, channels = shape
+  height, width, channels = shape
   match name:
     case "mask":
       return restoring.Mask(jnp.asarray(known, jnp.float32)[None, :, :, None])
     case "blur":
       if std <= 0:
         raise UserError(f"A blur of {std:g} pixels does nothing: use a positive number.")
-      return restoring.blur(height, std)
+      return restoring.blur(height, width, std)
     case "downsample":
-      return restoring.downsample(height, factor)
+      return restoring.downsample(height, width, factor)
     case "grey":
       if channels == 1:
         raise UserError('These images are grey already: choose another operator than "grey".')

@@ -27,8 +27,8 @@ def cumulative(x):
 
 OPERATORS = {
   "mask": restoring.Mask(np.float32(np.arange(16).reshape(1, *SHAPE) % 3 > 0)),
-  "blur": restoring.blur(4, 0.8),
-  "downsample": restoring.downsample(4, 2),
+  "blur": restoring.blur(4, 4, 0.8),
+  "downsample": restoring.downsample(4, 4, 2),
   "a function": restoring.Function(cumulative),
 }
 UNIT = np.eye(16, dtype=np.float32).reshape(16, *SHAPE)
@@ -124,8 +124,8 @@ def test_grey_and_built_in_operators_are_linear():
   restoring.check_linear(restoring.Grey(), (4, 4, 3))
   for operator in OPERATORS.values():
     restoring.check_linear(operator, SHAPE)
-  np.testing.assert_allclose(matrix(restoring.downsample(4, 2)).sum(1), 1, rtol=1e-6)
-  np.testing.assert_allclose(matrix(restoring.blur(4, 1.0)).sum(1), 1, rtol=1e-6)
+  np.testing.assert_allclose(matrix(restoring.downsample(4, 4, 2)).sum(1), 1, rtol=1e-6)
+  np.testing.assert_allclose(matrix(restoring.blur(4, 4, 1.0)).sum(1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_grey_and_built_in_operators_are_linear():
     (lambda: restoring.check_linear(lambda x: x + 1, SHAPE), "is not linear"),
     (lambda: restoring.check_linear(lambda x: x - x.mean(0, keepdims=True), SHAPE), "mixes the images"),
     (lambda: restoring.check_linear(lambda x: x @ jnp.ones((3, 3)), SHAPE), "The operator fails on images"),
-    (lambda: restoring.downsample(28, 3), "cannot be reduced by the factor 3"),
+    (lambda: restoring.downsample(28, 28, 3), "cannot be reduced by the factor 3"),
   ],
 )
 def test_refusals(act, sentence):
