@@ -25,10 +25,12 @@ ROWS = {  # name: (covariance, other fields of the sampling section)
   "Analytic, residual": ("optimal", dict(residual=True)),
   "per pixel, Gamma": ("optimal_diagonal", {}),
   "per pixel, residual": ("optimal_diagonal", dict(residual=True)),
+  "Jacobian, 4 probes, floor 1/3": ("jacobian", dict(residual=True, jacobian=dict(probes=4, floor=1 / 3))),
+}
+EXACT = {  # one product with the Jacobian per pixel
   "Jacobian, exact, no floor": ("jacobian", dict(residual=True, jacobian=dict(probes=0, floor=0.0))),
   "Jacobian, exact, floor 1/10": ("jacobian", dict(residual=True, jacobian=dict(probes=0, floor=0.1))),
   "Jacobian, exact, floor 1/3": ("jacobian", dict(residual=True, jacobian=dict(probes=0, floor=1 / 3))),
-  "Jacobian, 4 probes, floor 1/3": ("jacobian", dict(residual=True, jacobian=dict(probes=4, floor=1 / 3))),
 }
 
 
@@ -47,11 +49,13 @@ def main() -> None:
   parser.add_argument("--head", action="append", default=[], metavar="NAME=RUN", help="a second head on it")
   parser.add_argument("--steps", default="5,10,25,50", help="numbers of steps (default %(default)s)")
   parser.add_argument("--images", type=int, default=64, help="test images (default %(default)s)")
+  parser.add_argument("--exact", action="store_true", help="also the exact diagonal of the Jacobian")
   parser.add_argument("--out", required=True, type=pathlib.Path)
   args = parser.parse_args()
+  rows = ROWS | EXACT if args.exact else ROWS
   plain = ddpm_jax.load(args.workdir)
   moments = dict(moments=str(pathlib.Path(args.workdir) / "evaluation" / "moments.npz"))
-  runs = [(name, plain, covariance, moments | fields) for name, (covariance, fields) in ROWS.items()]
+  runs = [(name, plain, covariance, moments | fields) for name, (covariance, fields) in rows.items()]
   runs += [(name, ddpm_jax.load(path), "optimal", {}) for name, path in (text.split("=", 1) for text in args.head)]
   source = plain.dataset(plain.config.data.test_split)
   table = {}
