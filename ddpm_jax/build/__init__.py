@@ -21,7 +21,7 @@ from ddpm_jax.build.networks import (
   time_scale,
   training_network,
 )
-from ddpm_jax.build.presets import Preset, Request, configure, presets
+from ddpm_jax.build.presets import METHOD, Preset, Request, configure, presets
 from ddpm_jax.build.process import BEST_GRIDS, GRIDS, chain, grid, moments, schedule, sde
 from ddpm_jax.build.samplers import SOLVERS, sampler, sampling
 from ddpm_jax.build.training import LOSSES, loss, time_sampler
@@ -33,6 +33,7 @@ __all__ = [
   "GRIDS",
   "HEAD_INITIALIZATIONS",
   "LOSSES",
+  "METHOD",
   "OPTIMAL_HEADS",
   "SOLVERS",
   "Apply",

@@ -24,6 +24,7 @@ COMMANDS = {
   "study": "the tables of Analytic-DPM and its extension: methods by numbers of steps",
   "figures": "figures of the papers that need no network: noise schedules",
   "convert": "published weights of the six codebases and of diffusers to checkpoints, and back",
+  "export": "a sampler as one program that runs with JAX alone",
   "plan": "memory, time and cost of a run on devices that one need not have",
   "data": "list, show and prepare data sets",
   "samplers": "list the samplers, with one line each",

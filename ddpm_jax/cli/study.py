@@ -2,6 +2,7 @@
 
   ddpm-jax study --workdir runs/mnist --steps 10,25,50                             the tables of Analytic-DPM
   ddpm-jax study --workdir runs/mnist --npr runs/mnist_npr --sn runs/mnist_sn      with the heads of its extension
+  ddpm-jax study --workdir runs/mnist --methods ddim,dpm++2m,unipc --steps 5,10    fast solvers
   ddpm-jax study --workdir runs/mnist --methods DDIM --eta 0,0.2,0.5,1             table 1 of DDIM
   ddpm-jax study --workdir runs/mnist --methods DDPM-small --guidance 0,1,2,4,8 --guide runs/mnist_classifier
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--sn", metavar="DIR", help="a run of --config sn on it")
   parser.add_argument("--networks", metavar="NAME=DIR,...", help="further networks to compare, in the same tables")
   parser.add_argument("--steps", default="10,25,50,100,200,400,1000", help="numbers of steps K (default %(default)s)")
-  parser.add_argument("--methods", help="such as DDPM-small,Analytic-DDPM (default: all that the networks allow)")
+  parser.add_argument("--methods", help="such as DDPM-small,Analytic-DDPM, or samplers such as ddim (default: the papers')")
   parser.add_argument(
     "--add",
     action="append",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ddpm_jax import build
 from ddpm_jax.config import nearest
 from ddpm_jax.errors import UserError
 
@@ -65,6 +66,13 @@ def papers_methods(ddpm_cap: float = 2.0, ddim_cap: float = 1.0) -> list[Method]
     Method("NPR-DDIM", ddim, "residual"),
     Method("SN-DDIM", ddim, "second_moment"),
   ]
+
+
+def of_preset(name: str) -> Method:
+  """The method of a sampler that `ddpm-jax samplers` lists."""
+  preset = build.presets()[name]
+  grid = "uniform" if preset.grid == "sections" else preset.grid
+  return Method(name, build.METHOD | preset.sampling | {"grid": grid}, preset.second)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,13 +214,16 @@ def fits(method: Method, second: str | None) -> bool:
 
 
 def known(names: Sequence[str] | None, methods: Sequence[Method]) -> list[Method]:
-  """The methods of these names; None: all.
+  """The methods of these names, from `methods` and from the samplers that `ddpm-jax samplers` lists; None: `methods`.
 
   Raises:
     UserError: for an unknown name.
   """
+  if names is None:
+    return list(methods)
   by_name = {method.name: method for method in methods}
-  for name in names or ():
-    if name not in by_name:
-      raise UserError(f"Method {name!r} is unknown; {nearest(name, by_name)}")
-  return list(methods) if names is None else [by_name[name] for name in names]
+  presets = build.presets()
+  for name in names:
+    if name not in by_name and name not in presets:
+      raise UserError(f"Method {name!r} is unknown; {nearest(name, [*by_name, *presets])}")
+  return [by_name[name] if name in by_name else of_preset(name) for name in names]

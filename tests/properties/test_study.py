@@ -9,7 +9,7 @@ from PIL import Image
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import study_tables
 from ddpm_jax.jobs import results
-from ddpm_jax.jobs.methods import AXES, Method, cells, papers_methods
+from ddpm_jax.jobs.methods import AXES, Method, cells, known, papers_methods
 
 EVERY = {"plain": None, "npr": "residual", "sn": "second_moment", "learned": "range"}
 CELLS = cells(papers_methods(), [10, 25], trajectories=["even", "optimal"])
@@ -61,6 +61,18 @@ def test_axes_span_what_is_defined():
   with pytest.raises(UserError, match="Axis 'etta' is unknown; did you mean 'eta'"):
     cells(chosen, [10], axes={"etta": [0.0]})
   assert [axis.parse("1") for axis in AXES.values()] == [1.0, "1", 1.0, 1.0]
+
+
+def test_samplers_are_methods():
+  chosen = known(["DDPM-small", "dpm++2m", "ddim"], papers_methods())
+  assert [method.name for method in chosen] == ["DDPM-small", "dpm++2m", "ddim"]
+  assert chosen[1].sampling["solver"] == "dpm++2m"
+  assert chosen[1].sampling["grid"] == "log_snr"
+  (cell,) = cells(chosen[2:], [7])
+  assert cell.sampling["eta"] == 0
+  assert cell.sampling["steps"] == 7
+  with pytest.raises(UserError, match="Method 'dimm' is unknown; did you mean 'ddim'"):
+    known(["dimm"], papers_methods())
 
 
 def test_file_names_of_plain_studies_stay():
