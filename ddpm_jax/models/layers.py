@@ -140,7 +140,7 @@ class GroupNorm(nn.Module):
 
     def mean(x):
       x = x.reshape(-1, pixels, channels)
-      product = lambda x: jnp.full((len(x), 1, pixels), 1 / pixels, x.dtype) @ x
+      product = lambda x: jnp.full((x.shape[0], 1, pixels), 1 / pixels, x.dtype) @ x
       x = jax.lax.platform_dependent(x, cpu=product, default=lambda x: jnp.mean(x, 1, keepdims=True))
       grouped = _costly(jnp.mean(x.reshape(-1, *of_channels[1:-1], self.groups, channels // self.groups), -1))
       return jnp.repeat(grouped, channels // self.groups, -1)

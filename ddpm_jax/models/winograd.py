@@ -28,6 +28,8 @@ _PART = 2**16
 def worthwhile(x: jax.Array, kernel: jax.Array) -> bool:
   """Whether it pays on a CPU: wide layers and large images are faster than by XLA, and much work repays compilation."""
   batch, height, width, channels = x.shape
+  if not isinstance(batch, int):
+    return False  # a batch of unknown size, in a program that is exported
   wide, large = min(channels, kernel.shape[-1]) >= 64, min(height, width) >= 8
   return wide and large and batch * height * width >= 4096 and x.dtype == jnp.float32
 

@@ -76,7 +76,7 @@ def test_what_is_known_about_a_program_lies_beside_it(exported):
   ("arguments", "sentence"),
   [
     (["--platforms", "cpu,rocket"], "Platform 'rocket' is unknown"),
-    (["--steps", "0"], "0 steps"),
+    (["--steps", "0"], "--steps 0 is not a number of steps"),
   ],
 )
 def test_what_cannot_be_exported_is_refused(exported, capsys, arguments, sentence):
