@@ -20,7 +20,7 @@ import optax
 import tqdm
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz
+from ddpm_jax.files import limits, npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +146,15 @@ def restore(path: str | os.PathLike) -> FeatureNet:
   arrays, meta = npz.read(path)
   if "train_digest" not in meta:
     raise UserError(f"{path} does not hold a feature network.")
-  params = flax.traverse_util.unflatten_dict(arrays, sep="/")
-  recipe, image_shape = Recipe(**meta.pop("recipe")), tuple(meta.pop("image_shape"))
-  return FeatureNet(params, image_shape=image_shape, recipe=recipe, **meta)
+  with limits.damaged(path, "feature network", "remove it, and it is trained again"):
+    for name, array in arrays.items():
+      if not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are not finite")
+    params = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    recipe = Recipe(**meta.pop("recipe"))
+    net = FeatureNet(params, image_shape=tuple(meta.pop("image_shape")), recipe=recipe, **meta)
+    jax.eval_shape(net, jax.ShapeDtypeStruct((1, *net.image_shape), np.uint8))  # shapes that do not fit fail here
+    return net
 
 
 def train_classifier(

@@ -134,6 +134,9 @@ def load(path: str | os.PathLike | None = None, name: str = "ViT-B-32") -> Clip:
   for key in ("visual.conv1.weight", "visual.proj", "text_projection", "token_embedding.weight"):
     if key not in params:
       raise UserError(f"{path} does not hold a CLIP with a vision transformer: it has no {key!r}.")
+  for key, array in params.items():
+    if not np.isfinite(array).all():
+      raise UserError(f"{path} holds values that are not finite in {key}: fetch it again.")
   return Clip(params)
 
 

@@ -6,7 +6,6 @@ wrongly decoded text with ftfy; text that is sound passes that unchanged, and it
 """
 
 import functools
-import gzip
 import html
 import os
 import unicodedata
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ddpm_jax.files import download
+from ddpm_jax.files import archives, download, limits, tables
 
 CONTEXT = 77  # tokens of a text, with the start and the end
 SIZE = 49_408  # of the vocabulary
@@ -71,10 +70,16 @@ class Tokenizer:
 
 
 def load(path: str | os.PathLike | None = None) -> Tokenizer:
-  """The published tokenizer, from `path` or from the cache."""
-  with gzip.open(path or download.fetch(MERGES), "rt", encoding="utf-8") as file:
-    lines = file.read().split("\n")[1 : SIZE - 512 - 2 + 1]  # behind the title; OpenAI uses that many of 262,000
-  return Tokenizer([(first, second) for first, second in map(str.split, lines)])
+  """The published tokenizer, from `path` or from the cache.
+
+  Raises:
+    UserError: if the file is missing, damaged, or not a table of pairs.
+  """
+  path = path or download.fetch(MERGES)
+  text = tables.decode(archives.read_maybe_gzip(path), path)
+  with limits.damaged(path, "table of merges", "fetch the published one"):
+    lines = text.split("\n")[1 : SIZE - 512 - 2 + 1]  # after the title; OpenAI uses that many of 262,000
+    return Tokenizer([(first, second) for first, second in map(str.split, lines)])
 
 
 def split(text: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.features.inception import Inception
-from ddpm_jax.files import download, tf_graph, torch_modules
+from ddpm_jax.files import download, limits, tf_graph, torch_modules
 
 EPSILON = 1e-3  # of the batch normalisation in the files that do not say
 
@@ -49,7 +49,7 @@ def load(form: str = "tf", path: str | os.PathLike | None = None, *, dtype: str 
   if form not in FILES:
     raise UserError(f"Inception has the forms tf and torch, not {form!r}.")
   path = pathlib.Path(path) if path is not None else download.fetch(FILES[form])
-  if not path.is_file():
+  if not path.exists():
     raise UserError(f"There is no file {path}; Inception's weights are published as {FILES[form].url}.")
   layers, classes = _of_graph(path) if path.suffix == ".pb" else _of_torch(path)
   return Inception(layers, classes, form=form, dtype=dtype)
@@ -94,11 +94,20 @@ def _of_torch(path: pathlib.Path):
 
 
 def _all(path: pathlib.Path, layer: Callable[[str], dict], classes: Callable[[], np.ndarray]):
-  """All layers and the matrix of classes, or a sentence."""
-  try:
-    return {name: layer(name) for name in TORCHVISION}, np.ascontiguousarray(classes(), np.float32)
-  except KeyError as error:
-    raise UserError(f"{path} does not hold the Inception-v3 of 2015: it has no {error}.") from error
+  """All layers and the matrix of classes.
+
+  Raises:
+    UserError: if one is missing, has another number of dimensions, or holds values that are not finite.
+  """
+  with limits.damaged(path, "file of the Inception-v3 of 2015", "fetch the published one"):
+    try:
+      layers, matrix = {name: layer(name) for name in TORCHVISION}, np.ascontiguousarray(classes(), np.float32)
+    except KeyError as error:
+      raise UserError(f"{path} does not hold the Inception-v3 of 2015: it has no {error}.") from error
+    for name, parts in [*layers.items(), ("classes", {"matrix": matrix})]:
+      if not all(np.isfinite(part).all() for part in parts.values()):
+        raise ValueError(f"{name} has values that are not finite")
+    return layers, matrix
 
 
 def _layer(kernel, mean, var, beta, gamma=1.0, epsilon=EPSILON) -> dict[str, np.ndarray]:

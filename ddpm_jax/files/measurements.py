@@ -1,7 +1,7 @@
 """Files of what is measured once per checkpoint: moments, costs of steps, and `ms_eps` vectors of Analytic-DPM's authors.
 
-Ours hold the schedule that they belong to and all that is needed to go on measuring. The authors' is one NumPy vector of
-T + 1 numbers, entry n for level n and entry 0 unused, written by `torch.save`.
+Files of this package hold the schedule that they belong to and what is needed to continue measuring. The authors' file is
+one NumPy vector of T + 1 numbers, written by `torch.save`: entry n is for level n, and entry 0 is not used.
 """
 
 import os
@@ -17,8 +17,9 @@ from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.steps import transitions
 from ddpm_jax.diffusion.trajectory import check_gamma
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, torch_files
+from ddpm_jax.files import arrays, limits, npz, torch_files
 from ddpm_jax.files.atomic import writing
+from ddpm_jax.files.limits import shown
 
 TORCH = (".pth", ".pt", ".ckpt")
 
@@ -37,9 +38,29 @@ def load_moments(path: str | os.PathLike, schedule: Schedule) -> tuple[Moments, 
   Raises:
     UserError: if the file is missing, damaged or of another kind, or was measured with another schedule.
   """
-  arrays, meta = _read(path, schedule, "deviations", "moments")
-  found = Moments(arrays["levels"], int(meta["count"]), arrays["mean"], arrays["deviations"], arrays.get("pixels"))
-  return found, meta["source"]
+  found, meta = _read(path, schedule, "deviations", "moments")
+  with limits.damaged(path, "file of moments", "measure them again"):
+    moments = Moments(found["levels"], meta["count"], found["mean"], found["deviations"], found.get("pixels"))
+    _check_moments(moments, schedule.T)
+    return moments, meta["source"]
+
+
+def _check_moments(moments: Moments, T: int) -> None:
+  """Raises ValueError for moments that cannot have been measured."""
+  levels, count = moments.levels, moments.count
+  if levels.ndim != 1 or levels.dtype.kind not in "iu" or not levels.size or levels[0] < 0 or levels[-1] > T:
+    raise ValueError(f"its levels are not integers between 0 and {T}")
+  if (np.diff(levels.astype(np.int64)) <= 0).any():
+    raise ValueError("its levels do not increase")
+  if type(count) is not int or count < 1:
+    raise ValueError(f"its number of images is {count!r}")
+  for values in (moments.mean, moments.deviations):
+    if values.shape != (2, levels.size) or values.dtype.kind != "f":
+      raise ValueError(f"it has values of shape {values.shape} for {levels.size} levels")
+    if not (np.isfinite(values) & (values >= 0)).all():
+      raise ValueError("means of squares are finite and at least 0, and these are not")
+  if moments.pixels is not None and not (moments.pixels.dtype.kind == "f" and np.isfinite(moments.pixels).all()):
+    raise ValueError("its moments per pixel are not finite")
 
 
 def save_costs(path: str | os.PathLike, table: np.ndarray, schedule: Schedule, source: dict) -> None:
@@ -49,7 +70,12 @@ def save_costs(path: str | os.PathLike, table: np.ndarray, schedule: Schedule, s
 
 def load_costs(path: str | os.PathLike, schedule: Schedule) -> np.ndarray:
   """The table [T+1, T+1] that `save_costs` wrote. Raises UserError as `load_moments`."""
-  return _read(path, schedule, "costs", "costs of steps")[0]["costs"]
+  costs = _read(path, schedule, "costs", "costs of steps")[0]["costs"]
+  if costs.shape != (schedule.T + 1,) * 2 or costs.dtype.kind != "f" or np.isnan(costs).any():
+    raise UserError(
+      f"{shown(path)} does not hold a number for each of {schedule.T + 1} x {schedule.T + 1} steps; measure it."
+    )
+  return costs
 
 
 def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False) -> np.ndarray:
@@ -61,11 +87,10 @@ def gamma(path: str | os.PathLike, schedule: Schedule, *, residual: bool = False
   Raises:
     UserError: as `load_moments`; for a vector of another length, or one without residuals.
   """
-  suffix = pathlib.Path(path).suffix
-  if suffix == ".npz":
+  if pathlib.Path(path).suffix == ".npz":
     return load_moments(path, schedule)[0].gamma(schedule.T, residual=residual)
   if residual:
-    raise UserError(f"{path} holds only E|eps_hat|^2; measure the residual with ddpm-jax moments.")
+    raise UserError(f"{shown(path)} holds only E|eps_hat|^2; measure the residual with ddpm-jax moments.")
   return check_gamma(read_vector(path), schedule)
 
 
@@ -91,17 +116,11 @@ def read_vector(path: str | os.PathLike) -> np.ndarray:
   Raises:
     UserError: if the file is missing, or holds anything but one array of numbers.
   """
-  if not os.path.isfile(path):
-    raise UserError(f"There is no file {path}.")
-  if pathlib.Path(path).suffix in TORCH:
-    vector = torch_files.load(path)
-  else:
-    try:
-      vector = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-      raise UserError(f"{path} does not hold a vector of moments ({error}).") from error
+  vector = torch_files.load(path) if limits.path_of(path).suffix in TORCH else arrays.read_npy(path)
   if not isinstance(vector, np.ndarray) or vector.dtype.kind != "f":
-    raise UserError(f"{path} holds {type(vector).__name__}, not an array of numbers.")
+    raise UserError(f"{shown(path)} does not hold an array of real numbers, which a vector of moments is.")
+  if not np.isfinite(vector).all():
+    raise UserError(f"{shown(path)} holds values that are not finite; estimate the moments again.")
   return vector
 
 
@@ -120,22 +139,22 @@ def write_vector(path: str | os.PathLike, gamma: np.ndarray) -> None:
 
 
 def _read(path: str | os.PathLike, schedule: Schedule, array: str, what: str) -> tuple[dict[str, np.ndarray], dict]:
-  arrays, meta = npz.read(path)
-  if array not in arrays:
-    raise UserError(f"{path} does not hold {what}; measure them with ddpm-jax moments.")
-  alpha_bar = arrays["alpha_bar"]
-  if alpha_bar.shape != schedule.alpha_bar.shape:
+  found, meta = npz.read(path)
+  if array not in found or "alpha_bar" not in found:
+    raise UserError(f"{shown(path)} does not hold {what}; measure them with ddpm-jax moments.")
+  alpha_bar = found["alpha_bar"]
+  if alpha_bar.shape != schedule.alpha_bar.shape or alpha_bar.dtype.kind != "f":
     raise UserError(
-      f"The {what} in {path} are of a schedule with T = {len(alpha_bar) - 1} levels, not {schedule.T}; measure them "
+      f"The {what} in {shown(path)} are of a schedule with T = {alpha_bar.size - 1} levels, not {schedule.T}; measure them "
       "for this one with ddpm-jax moments."
     )
   if not np.allclose(alpha_bar, schedule.alpha_bar, rtol=1e-6, atol=1e-12):
     n = int(np.argmax(np.abs(alpha_bar - schedule.alpha_bar)))
     raise UserError(
-      f"The {what} in {path} are of another schedule: alpha_bar of level {n} is {alpha_bar[n]:.4g} there and "
+      f"The {what} in {shown(path)} are of another schedule: alpha_bar of level {n} is {alpha_bar[n]:.4g} there and "
       f"{schedule.alpha_bar[n]:.4g} here; measure them for this one with ddpm-jax moments."
     )
-  return arrays, meta
+  return found, meta
 
 
 def plot_moments(moments: Moments, schedule: Schedule, path: str | os.PathLike) -> None:

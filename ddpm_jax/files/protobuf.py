@@ -1,4 +1,4 @@
-"""The wire format of protocol buffers, of which TensorFlow's files are made, without the library."""
+"""The wire format of protocol buffers, which TensorFlow's files consist of, without the library."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +10,8 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, Any]]:
   """(field number, value) of an encoded message; values are ints for varints, bytes otherwise.
 
   Raises:
-    ValueError: if the bytes are no message.
-    IndexError: if they end within a number.
+    ValueError: if the bytes are not a message.
+    IndexError: if they end inside a number.
   """
   message = memoryview(message)
   position = 0
@@ -30,17 +30,19 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, Any]]:
       value = message[position : position + length]
       position += length
       if position > len(message):
-        raise ValueError("a field ends behind the end")
+        raise ValueError("a field ends after the end")
     yield tag >> 3, value
 
 
 def varint(message: bytes | memoryview, position: int) -> tuple[int, int]:
-  """(the number at `position`, the position behind it): seven bits a byte, lowest first; the last has no highest bit."""
-  value = shift = 0
+  """(the number at `position`, the position after it): seven bits per byte, lowest first; the last has no highest bit."""
+  value = 0
+  shift = 0
   while True:
     byte = message[position]
     value |= (byte & 0x7F) << shift
-    position, shift = position + 1, shift + 7
+    position += 1
+    shift += 7
     if byte < 0x80:
       return value, position
     if shift > 63:
@@ -49,7 +51,8 @@ def varint(message: bytes | memoryview, position: int) -> tuple[int, int]:
 
 def varints(message: bytes | memoryview) -> list[int]:
   """The numbers of a packed field."""
-  values, position = [], 0
+  values = []
+  position = 0
   while position < len(message):
     value, position = varint(message, position)
     values.append(value)

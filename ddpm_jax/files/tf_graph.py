@@ -1,20 +1,22 @@
 """Reads a frozen TensorFlow graph (GraphDef, .pb) without TensorFlow or protobuf.
 
-Only what a frozen network needs is understood: nodes with their operation, inputs and attributes, and constant
-tensors. Numbers below are the field numbers of tensorflow/core/framework/{graph,node_def,attr_value,tensor}.proto.
+It reads what a frozen network needs: nodes with their operation, inputs and attributes, and constant tensors. Numbers below
+are the field numbers of tensorflow/core/framework/{graph,node_def,attr_value,tensor}.proto.
 """
 
 import dataclasses
-import pathlib
+import math
 import struct
+from typing import Any
 
 import numpy as np
 
-from ddpm_jax.errors import UserError
-from ddpm_jax.files import protobuf
+from ddpm_jax.files import limits, protobuf
 
 DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 10: np.bool_, 19: np.float16}  # DataType
 LISTED = {5: "<f4", 6: "<f8"}  # float_val, double_val
+_FILE = 2**30  # bytes
+_REPEATED = 2**22  # elements of a constant that is one number, repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +49,39 @@ class Graph:
     self.nodes = nodes
 
   def constant(self, name: str) -> np.ndarray:
-    """The tensor at the end of `name`, an input's or a node's, through any Identity nodes."""
-    node = self.nodes[name.split(":")[0].lstrip("^")]
-    return node.tensor() if node.op == "Const" else self.constant(node.inputs[0])
+    """The tensor at the end of `name`, an input's or a node's, through any Identity nodes.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    for _ in range(len(self.nodes) + 1):
+      node = self.nodes.get(name.split(":")[0].lstrip("^"))
+      if node is None:
+        raise ValueError(f"there is no node {name}")
+      if node.op == "Const":
+        return node.tensor()
+      if not node.inputs:
+        raise ValueError(f"{name} is a {node.op} without inputs")
+      name = node.inputs[0]
+    raise ValueError(f"{name} is its own input")
 
 
-def read(path: str | pathlib.Path) -> Graph:
+def read(path: limits.PathLike) -> Graph:
   """The graph in a .pb file.
 
   Raises:
-    UserError: if it is not a GraphDef, or cut short.
+    UserError: if there is no such file, it is not a GraphDef, or it is cut short.
   """
-  try:
-    nodes = dict(_node(value) for field, value in protobuf.fields(pathlib.Path(path).read_bytes()) if field == 1)
-  except (ValueError, TypeError, IndexError, struct.error, UnicodeDecodeError) as error:
-    raise UserError(f"{path} is not a frozen TensorFlow graph, or only part of one ({error}); fetch it again.") from error
-  return Graph(nodes)
+  data = limits.read_bytes(path, _FILE)
+  with limits.damaged(path, "frozen TensorFlow graph", "it may be cut short; fetch it again"):
+    return Graph(dict(_node(value) for field, value in protobuf.fields(data) if field == 1))
 
 
 def _node(message: bytes) -> tuple[str, Node]:
-  name, op, inputs, attributes = "", "", [], {}
+  name = ""
+  op = ""
+  inputs = []
+  attributes = {}
   for field, value in protobuf.fields(message):
     if field == 1:
       name = bytes(value).decode()
@@ -82,7 +97,10 @@ def _node(message: bytes) -> tuple[str, Node]:
 
 def _tensor(message: bytes) -> np.ndarray:
   """A TensorProto: raw bytes, or a list of numbers of which the last one is repeated as often as needed."""
-  dtype, shape, content, numbers = None, [], b"", []
+  dtype = np.dtype(np.float32)
+  shape: list[int] = []
+  content = b""
+  numbers: list[Any] = []
   for field, value in protobuf.fields(message):
     if field == 1:
       dtype = np.dtype(DTYPES[value])
@@ -94,7 +112,9 @@ def _tensor(message: bytes) -> np.ndarray:
       numbers.extend(np.frombuffer(value, LISTED[field]))  # packed, or one by one
     elif field == 7:
       numbers.extend([value] if isinstance(value, int) else protobuf.varints(value))
-  size = int(np.prod(shape))
+  size = math.prod(shape)
   if len(content):
     return np.frombuffer(content, dtype).reshape(shape)
+  if not len(numbers) <= size <= max(_REPEATED, len(numbers)) or not numbers:
+    raise ValueError(f"a constant of shape {shape} has {len(numbers)} numbers")
   return np.append(numbers, [numbers[-1]] * (size - len(numbers))).astype(dtype).reshape(shape)

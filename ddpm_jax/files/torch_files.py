@@ -1,16 +1,16 @@
 """PyTorch's files, read and written without PyTorch. Tensors are NumPy arrays, mapped from disk where possible.
 
-Since version 1.6 a file is a zip archive, uncompressed: a pickle `data.pkl`, and one member per storage, with a CRC that
-is verified here. Before, it was a sequence of pickles, with the storages at the end.
+Since version 1.6 a file is an uncompressed zip archive: a pickle `data.pkl`, and one member per storage, with a CRC that
+is verified here. Older files are a sequence of pickles with the storages at the end.
 
-A pickle is a program. This one may call nothing but the handful of functions below, none of which does more than
-arrange numbers; a file that asks for anything else is refused, as by `torch.load(weights_only=True)`.
+A pickle is a program. The interpreter here (pickles.py) calls nothing but the functions below, each of which only arranges
+numbers. A file that names anything else is refused, as by `torch.load(weights_only=True)`.
 """
 
 import collections
 import io
+import math
 import pathlib
-import pickle
 import struct
 import zipfile
 import zlib
@@ -21,6 +21,9 @@ import ml_dtypes
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import archives, limits, pickles
+from ddpm_jax.files.limits import PathLike, shown
+from ddpm_jax.files.pickles import Bounded, Unpickler
 
 _STORAGES = {
   "DoubleStorage": np.float64,
@@ -35,50 +38,67 @@ _STORAGES = {
   "BoolStorage": np.bool_,
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_PICKLE = 2**26  # bytes of data.pkl
+_SHARED = 2**20  # elements of a tensor that may repeat those of a smaller storage
+
+Unknown = Callable[[str, str], Any]
 
 
-def load(path: str | pathlib.Path, unknown: Callable[[str, str], Any] | None = None) -> Any:
-  """What `torch.save` wrote to `path`, with NumPy arrays in the place of tensors.
+def load(path: PathLike, unknown: Unknown | None = None, inside: Callable[[Any], list] | None = None) -> Any:
+  """What `torch.save` wrote to `path`, with NumPy arrays in place of tensors.
 
   Args:
+    path: the file.
     unknown: (module, name) -> what stands for a class or function that is not allowed; None refuses the file. With it
       TorchScript and pickled modules can be read, too.
+    inside: the children of what `unknown` gives; None: they have none.
 
   Raises:
-    UserError: if the file wants to run code, or is damaged, cut short or of another kind.
+    UserError: if there is no such file, it names code, is damaged, contains itself, or is of another kind.
   """
-  path = pathlib.Path(path)
+  size = limits.check_regular(path).st_size
   try:
-    if zipfile.is_zipfile(path):
-      return _load_zip(path, unknown)
-    with path.open("rb") as file:
-      return _load_legacy(file, unknown)
-  except _Code as error:
-    raise UserError(f"{path} wants to run {error}; only files of plain tensors are read.") from None
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-  except Exception:  # damaged bytes are instructions to an unpickler, and fail in every way there is
-    raise UserError(f"{path} is damaged or cut short, or no PyTorch file; fetch it again.") from None
+    with limits.opened(path) as file:
+      zipped = zipfile.is_zipfile(file)
+      file.seek(0)
+      loaded = _load_zip(path, unknown) if zipped else _load_legacy(Bounded(file, size), unknown)
+    pickles.check_structure(loaded, lambda node: _children(node, inside))
+    return loaded
+  except UserError:
+    raise
+  except pickles.Forbidden as error:
+    raise UserError(f"{shown(path)} names {error}, which could run code: only files of plain tensors are read.") from None
+  except Exception as error:  # damaged bytes are instructions to an unpickler, and fail in every way
+    raise UserError(
+      f"{shown(path)} is damaged or cut short, or no PyTorch file ({limits.reason(error)}); fetch it again."
+    ) from None
 
 
-def _load_zip(path, unknown):
-  with zipfile.ZipFile(path) as archive:
-    members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+def _children(node: Any, inside: Callable[[Any], list] | None) -> list:
+  if isinstance(node, Mapping):
+    return list(node.values())
+  if isinstance(node, list | tuple):
+    return list(node)
+  return inside(node) if inside is not None else []
+
+
+def _load_zip(path: PathLike, unknown: Unknown | None) -> Any:
+  with archives.Zip(path) as archive:
+    members = {name.partition("/")[2]: name for name in archive.names}
     storages: dict[str, np.ndarray] = {}
 
-    def storage(dtype, key, count):
+    def storage(dtype: type, key: str, count: int) -> np.ndarray:
       if key not in storages:
-        storages[key] = _member(path, members[f"data/{key}"], dtype)
+        storages[key] = _member(limits.path_of(path), archive.info(members[f"data/{key}"]), dtype)
       return storages[key]
 
-    with archive.open(members["data.pkl"]) as file:
-      return _Unpickler(file, storage, unknown).load()
+    return _unpickle(Bounded.of(archive.read(members["data.pkl"], _PICKLE)), storage, unknown)
 
 
-def _member(path, info, dtype):
+def _member(path: pathlib.Path, info: zipfile.ZipInfo, dtype: type) -> np.ndarray:
   """The bytes of an uncompressed member, mapped and verified."""
-  if info.compress_type != zipfile.ZIP_STORED:
-    raise ValueError("compressed")
+  if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+    raise ValueError("a storage is compressed")
   with path.open("rb") as file:
     file.seek(info.header_offset + 26)
     name, extra = struct.unpack("<HH", file.read(4))
@@ -87,87 +107,76 @@ def _member(path, info, dtype):
   start = info.header_offset + 30 + name + extra
   array = np.memmap(path, dtype, "r", start, (info.file_size // np.dtype(dtype).itemsize,))
   if zlib.crc32(array.view(np.uint8)) != info.CRC:
-    raise ValueError("CRC")
+    raise ValueError("a storage does not have its CRC")
   return array
 
 
-def _load_legacy(file, unknown=None):
+def _load_legacy(file: Bounded, unknown: Unknown | None = None) -> Any:
   storages: dict[str, np.ndarray] = {}
 
-  def storage(dtype, key, count):
-    return storages.setdefault(key, np.empty(count, dtype))
+  def storage(dtype: type, key: str, count: int) -> np.ndarray:
+    if key not in storages:
+      claimed = sum(array.nbytes for array in storages.values()) + count * np.dtype(dtype).itemsize
+      if count < 0 or claimed > file.left:
+        raise ValueError("the storages are larger than the file")
+      storages[key] = np.empty(count, dtype)
+    return storages[key]
 
-  magic = _Unpickler(file, storage, unknown).load()
+  magic = _unpickle(file, storage, unknown)
   if unknown is not None and magic != _LEGACY_MAGIC:
     return magic  # a plain pickle of a module: its storages are files of this kind, inside
-  _, system, loaded, keys = (_Unpickler(file, storage, unknown).load() for _ in range(4))
-  if magic != _LEGACY_MAGIC or not system["little_endian"]:
-    raise ValueError("magic")
+  if magic != _LEGACY_MAGIC:
+    raise ValueError("it does not begin as one")
+  _, system, loaded, keys = (_unpickle(file, storage, unknown) for _ in range(4))
+  if not system["little_endian"]:
+    raise ValueError("it is of a big-endian machine")
   for key in keys:
     (count,) = struct.unpack("<q", file.read(8))
     if count != storages[key].size or file.readinto(storages[key].view(np.uint8)) != storages[key].nbytes:
-      raise ValueError("size")
+      raise ValueError("a storage is cut short")
   return loaded
 
 
 # ---------------------------------------------------------------- the only functions that a pickle may call
 
 
-class _Code(Exception):
-  """A name that a pickle asked for in vain."""
-
-
-class _Unpickler(pickle.Unpickler):
-  def __init__(self, file, storage, unknown):
-    super().__init__(file, encoding="utf-8")
-    self._storage, self._unknown = storage, unknown
-
-  def find_class(self, module, name):
-    if (module, name) in _ALLOWED:
-      return _ALLOWED[module, name]
-    if module == "torch" and name in _STORAGES:
-      return _STORAGES[name]
-    if self._unknown is not None:
-      return self._unknown(module, name)
-    raise _Code(f"{module}.{name}")
-
-  def persistent_load(self, pid):
+def _unpickle(file: Bounded, storage: Callable[[type, str, int], np.ndarray], unknown: Unknown | None) -> Any:
+  def persistent(pid: tuple) -> np.ndarray:
     _, dtype, key, _, count, *_ = pid
-    return self._storage(dtype, key, count)
+    if dtype not in _STORAGES.values() or not isinstance(key, str):
+      raise ValueError("a storage without type or name")
+    return storage(dtype, key, count)
+
+  return Unpickler(file, _ALLOWED, unknown=unknown, storage=persistent).load()
 
 
-def _rebuild_tensor(storage, offset, size, stride, *_):
+def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
   """A view into a storage, inside its bounds."""
   end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
   if min(offset, *size, *stride, 0) < 0 or (0 not in size and end > storage.size):
-    raise ValueError("bounds")
+    raise ValueError("a tensor ends outside its storage")
+  if math.prod(size) > max(storage.size, _SHARED):
+    raise ValueError("a tensor repeats its storage too often")
   steps = [step * storage.itemsize for step in stride]
   return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
 
-def _rebuild_array(_, __, dtype):
-  return np.ndarray.__new__(np.ndarray, (0,), dtype)
-
-
-_ALLOWED = {
+_ALLOWED: pickles.Names = {
+  **pickles.NUMPY,
+  **{("torch", name): dtype for name, dtype in _STORAGES.items()},
   ("collections", "OrderedDict"): collections.OrderedDict,
   ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
   ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-  ("torch.storage", "_load_from_bytes"): lambda content: _load_legacy(io.BytesIO(content)),
+  ("torch.storage", "_load_from_bytes"): lambda content: _load_legacy(Bounded.of(content)),
   ("torch", "Size"): tuple,
-  ("numpy.core.multiarray", "_reconstruct"): _rebuild_array,
-  ("numpy._core.multiarray", "_reconstruct"): _rebuild_array,
-  ("numpy", "ndarray"): np.ndarray,
-  ("numpy", "dtype"): np.dtype,
-  ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
 }
 
 
 # ---------------------------------------------------------------- writing
 
 
-def save(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]):
-  """A state dict of float32 tensors, for `torch.load(path, weights_only=True)`."""
+def save(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes a state dict of float32 tensors, for `torch.load(path, weights_only=True)`."""
   with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
     archive.writestr("model/data.pkl", _state_dict(tensors))
     archive.writestr("model/byteorder", "little")
@@ -176,7 +185,7 @@ def save(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]):
     archive.writestr("model/version", "3\n")
 
 
-def _state_dict(tensors):
+def _state_dict(tensors: Mapping[str, np.ndarray]) -> bytes:
   """The pickle (protocol 2) of OrderedDict((name, tensor i) …), in its own words."""
   empty_dict = b"ccollections\nOrderedDict\n)R"
   out = io.BytesIO()
@@ -191,9 +200,9 @@ def _state_dict(tensors):
   return out.getvalue()
 
 
-def _text(value):
+def _text(value: str) -> bytes:
   return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
-def _int(value):
+def _int(value: int) -> bytes:
   return b"J" + struct.pack("<i", value)

@@ -1,56 +1,60 @@
 """Tensors of whole PyTorch modules, without PyTorch and without running what the file names.
 
 TorchScript archives (.pt) and pickled modules (.pkl; NVIDIA's bring their own source along) are pickles of objects.
-Whatever class or function they ask for becomes a `Record`, which keeps what it is given and does nothing.
+Every class or function that they name becomes a `Record`, which keeps what it is given and does nothing.
 """
 
-import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ddpm_jax.files import torch_files
+from ddpm_jax.files import limits, torch_files
 
 
 class Record:
-  """What stands for an object of a class that is not imported: its state, and its items if it is a container."""
+  """A stand-in for an object of a class that is not imported: its state, and its items if it is a container."""
 
-  def __init__(self, *args):
-    self.state, self.items = None, {}
+  state: Any
+  items: dict[Any, Any]
 
-  def __new__(cls, *args):
+  def __new__(cls, *args: Any) -> "Record":
     record = super().__new__(cls)
-    Record.__init__(record)
+    record.state = None
+    record.items = {}
     return record
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     self.state = state
 
-  def __setitem__(self, key, value):
+  def __setitem__(self, key: Any, value: Any) -> None:
     self.items[key] = value
 
-  def append(self, value):
+  def append(self, value: Any) -> None:
     self.items[len(self.items)] = value
 
-  def extend(self, values):
+  def extend(self, values: Iterable[Any]) -> None:
     for value in values:
       self.append(value)
 
 
-def tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """All tensors of a file by their dotted names, as in the module's state dict; a file of tensors will do as well.
+def tensors(path: limits.PathLike) -> dict[str, np.ndarray]:
+  """All tensors of a file by their dotted names, as in the module's state dict. Files of tensors are read, too.
 
   Raises:
-    UserError: if it is no file of PyTorch, or damaged.
+    UserError: if it is not a file of PyTorch, or damaged.
   """
-  return dict(_tensors(torch_files.load(path, _unknown), ()))
+  return dict(_tensors(torch_files.load(path, _unknown, _children), ()))
 
 
-def _unknown(module: str, name: str):
+def _children(node: Any) -> list:
+  return [node.state, node.items] if isinstance(node, Record) else []
+
+
+def _unknown(module: str, name: str) -> Any:
   if name == "_reconstruct_persistent_obj":  # NVIDIA's torch_utils.persistence: {"module_src": ..., "state": ...}
     return lambda meta: meta["state"]
-  return type(name, (Record,), {})
+  return Record
 
 
 def _tensors(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:

@@ -67,6 +67,6 @@ def test_refusals(tmp_path):
   refused(read("v.npy", schedule.linear(50)), "shape (101,), but a schedule of T = 50 levels needs 51 values")
   refused(read("v.npy", residual=True), "holds only E|eps_hat|^2")
   refused(read("no.npy"), "There is no file")
-  refused(read("text.npy"), "does not hold a vector")
+  refused(read("text.npy"), "is not a readable array (it does not begin like a .npy file)")
   refused(read("evil.pth"), "evil.pth")
   refused(read("c.npz"), "does not hold moments")
