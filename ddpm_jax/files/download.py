@@ -75,7 +75,7 @@ def fetch(file: File, *, progress: bool = True, timeout: float = 30.0) -> pathli
   if not path.exists() and file.by_hand:
     raise UserError(f"{path.name} has to be fetched by hand: download {file.url} and put it at {shown(path)}.")
   if not path.exists():
-    with lock.alone(path.parent, "downloading", wait=True):
+    with lock.alone(path.parent, "downloading", wait=True, remedy="set DDPM_JAX_CACHE to another folder"):
       if not path.exists():  # no other process has downloaded it meanwhile
         _download(file, path, progress, timeout)
   check_regular(path)
@@ -153,8 +153,9 @@ def _append(file: File, partial: pathlib.Path, progress: bool, timeout: float) -
     UserError: if the file is larger than LARGEST or than the disk.
   """
   tag = _tag_of(partial)
-  start = _size(partial) if tag.is_file() else 0  # without a tag nothing tells whether the file is still the same
-  headers = {"Range": f"bytes={start}-", "If-Range": tag.read_text()} if start else {}
+  version = {"If-Range": tag.read_text()} if tag.is_file() else {}
+  start = _size(partial) if version or file.checksum else 0  # a part of another version would not be noticed
+  headers = {"Range": f"bytes={start}-"} | version if start else {}
   request = urllib.request.Request(file.url, headers={"Accept-Encoding": "identity"} | headers)
   try:
     response = urllib.request.urlopen(request, timeout=timeout)
@@ -172,7 +173,7 @@ def _append(file: File, partial: pathlib.Path, progress: bool, timeout: float) -
     room = shutil.disk_usage(partial.parent).free + (start if resumed else 0)
     if most > LARGEST or (total or 0) > room:
       raise UserError(
-        f"{shown(file.url)} has {most / 2**30:.3g} GiB; at most {LARGEST / 2**30:.3g} are kept and {room / 2**30:.3g} are free."
+        f"{shown(file.url)} has {most / 2**30:.3g} GiB; {LARGEST / 2**30:.3g} are allowed and {room / 2**30:.3g} are free."
       )
     if not resumed:
       _forget(partial)

@@ -30,13 +30,16 @@ _PATIENCE = 4  # attempts, for a holder that has not written its name yet
 
 
 @contextlib.contextmanager
-def alone(folder: str | os.PathLike, what: str, *, wait: bool = False) -> Iterator[None]:
+def alone(
+  folder: str | os.PathLike, what: str, *, wait: bool = False, remedy: str = "choose another folder"
+) -> Iterator[None]:
   """A block that one process at a time may be in, by `folder`, which is made. Of one run's processes the first one locks.
 
   Args:
     folder: what is protected.
     what: the work, for the message of others: "training".
     wait: wait for the holder, who is logged; otherwise refuse.
+    remedy: what to do if nothing can be written there.
 
   Raises:
     UserError: if another process holds the lock, or nothing can be written in `folder`. Leaves no trace then.
@@ -52,7 +55,7 @@ def alone(folder: str | os.PathLike, what: str, *, wait: bool = False) -> Iterat
   except BaseException as error:
     atomic.remove_empty(missing)
     if isinstance(error, OSError):
-      raise UserError(f"{shown(folder)} cannot be written ({reason(error)}): choose another folder.") from error
+      raise UserError(f"{shown(folder)} cannot be written ({reason(error)}): {remedy}.") from error
     raise
   try:
     yield

@@ -366,7 +366,7 @@ def test_graph_reader_gives_back_what_was_written(nodes, graph_file):
 def test_damaged_or_foreign_graphs_are_one_sentence(graph_file, tmp_path):
   for content, match in (
     (graph_file.read_bytes()[:-700], "not a readable frozen TensorFlow graph"),
-    (b"no graph", "not a frozen"),
+    (b"no graph", "not a readable frozen"),
     (encode([("a", "Const", [], {"value": np.ones(2, np.float32)})]), "does not hold the Inception"),
   ):
     (tmp_path / "bad.pb").write_bytes(content)

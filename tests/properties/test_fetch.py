@@ -1,14 +1,18 @@
 """Downloads from a server of this process: whole, checked, resumed, and one sentence when they fail."""
 
+import contextlib
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import download
+from ddpm_jax.files import atomic, download, lock
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -19,6 +23,7 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(self):
     super().__init__(("127.0.0.1", 0), Handler)
     self.breaks_after, self.ranges, self.knows_ranges = None, [], True
+    self.content, self.headers = CONTENT, {"ETag": '"1"'}
     self.gate = threading.Event()
     self.gate.set()
     threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -39,15 +44,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self.send_error(404)
     if wanted and self.server.knows_ranges:
       start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-      if start >= len(CONTENT):
+      if start >= len(self.server.content):
         return self.send_error(416)
       self.send_response(206)
+      self.send_header("Content-Range", f"bytes {start}-{len(self.server.content) - 1}/{len(self.server.content)}")
     else:
       self.send_response(200)
-    self.send_header("Content-Length", str(len(CONTENT) - start))
+    for name, value in ({"Content-Length": str(len(self.server.content) - start)} | self.server.headers).items():
+      if value:
+        self.send_header(name, value)
     self.end_headers()
     stop, self.server.breaks_after = self.server.breaks_after, None
-    self.wfile.write(CONTENT[start:stop])
+    self.wfile.write(self.server.content[start:stop])
     return None
 
   def log_message(self, *args):
@@ -70,7 +78,7 @@ def test_a_file_is_downloaded_once(server, tmp_path):
   for kind in ("sha256", "md5"):
     path = download.fetch(file(server, f"{kind}:{hashlib.new(kind, CONTENT).hexdigest()}"), progress=False)
   assert path == tmp_path / "ddpm_jax/weights.bin" and path.read_bytes() == CONTENT
-  assert server.ranges == [None] and {file.name for file in path.parent.iterdir()} == {".lock", "weights.bin"}
+  assert server.ranges == [None] and [file.name for file in path.parent.iterdir()] == ["weights.bin"]
 
 
 def test_of_two_who_want_a_file_one_downloads_it(server):
@@ -112,9 +120,10 @@ def test_what_was_left_by_a_longer_file_is_thrown_away(server):
 
 
 def test_a_wrong_checksum_is_refused(server):
-  with pytest.raises(UserError, match="but md5:0123 was published"):
+  with pytest.raises(UserError, match="and md5:0123 was published"):
     download.fetch(file(server, "md5:0123"), progress=False)
-  assert [path.name for path in download.cache_folder().iterdir()] == [".lock"]
+  assert not download.cache_folder().exists()
+  download.cache_folder().mkdir()
   (download.cache_folder() / "weights.bin").write_bytes(b"put there by hand")
   with pytest.raises(UserError, match="remove it and try again"):
     download.fetch(file(server), progress=False)
@@ -135,3 +144,101 @@ def test_an_absent_file_or_server_is_one_sentence(server):
   server.server_close()
   with pytest.raises(UserError, match="could not be downloaded .*or save that file as"):
     download.fetch(file(server), progress=False, timeout=1)
+
+
+def test_a_file_without_checksum_is_trusted_once(server):
+  path = download.fetch(file(server, None), progress=False)
+  assert download.fetch(file(server, None), progress=False).read_bytes() == CONTENT
+  path.write_bytes(CONTENT + b"changed")
+  with pytest.raises(UserError, match="has changed: its checksum was sha256:"):
+    download.fetch(file(server, None), progress=False)
+  path.unlink()
+  server.content = CONTENT[::-1]
+  with pytest.raises(UserError, match="has changed"):
+    download.fetch(file(server, None), progress=False)
+
+
+@pytest.mark.parametrize(
+  "content, headers, sentence",
+  [
+    (b"\xef\xbb\xbf  <!DOCTYPE html><p>quota exceeded", {}, "gives a web page instead"),
+    (CONTENT, {"Content-Length": "99999999999999"}, "GiB; 8 are allowed"),
+    (CONTENT, {"Content-Length": str(len(CONTENT) + 1)}, "arrived"),
+    (CONTENT, {"Content-Length": None}, "does not say how long"),
+  ],
+)
+def test_what_is_not_the_file_is_not_kept(server, content, headers, sentence):
+  server.content, server.headers = content, headers
+  with pytest.raises(UserError, match=sentence):
+    download.fetch(file(server, None), progress=False)
+  assert not (download.cache_folder() / "weights.bin").exists()
+
+
+def test_a_body_without_end_is_cut_off(server, monkeypatch):
+  monkeypatch.setattr(download, "LARGEST", 100_000)
+  server.headers = {"Content-Length": None}
+  with pytest.raises(UserError, match="more than the 100,000 bytes arrived"):
+    download.fetch(file(server), progress=False)
+
+
+def test_links_in_the_cache_are_not_followed(server, tmp_path):
+  folder = download.cache_folder()
+  folder.mkdir()
+  (tmp_path / "precious").write_text("precious")
+  for name in (".lock", "weights.bin.partial"):
+    (folder / name).symlink_to(tmp_path / "precious")
+    with contextlib.suppress(UserError):
+      download.fetch(file(server), progress=False)
+    (folder / name).unlink(missing_ok=True)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_one_process_at_a_time(tmp_path):
+  """The second is told who the first is, or waits; what a killed one leaves behind does not count."""
+  hold = """
+import sys, time
+from ddpm_jax.files import lock
+with lock.alone(sys.argv[1], "training"):
+  print(1, flush=True)
+  time.sleep(60)
+"""
+  holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE)
+  holder.stdout.readline()
+  with (
+    pytest.raises(UserError, match=rf"run is in use by process {holder.pid} on .* \(training\)"),
+    lock.alone(tmp_path / "run", "b"),
+  ):
+    pass
+  holder.kill()
+  holder.wait()
+  assert (tmp_path / "run/.lock").exists()
+  with lock.alone(tmp_path / "run", "training"):
+    assert str(os.getpid()) in (tmp_path / "run/.lock").read_text()
+  assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_files_are_written_where_a_name_means_or_not_at_all(tmp_path):
+  (tmp_path / "target").write_text("old")
+  (tmp_path / "link").symlink_to("target")
+  (tmp_path / "itself").symlink_to("itself")
+  os.mkfifo(tmp_path / "pipe")
+  with atomic.writing(tmp_path / "link") as temporary:
+    temporary.write_text("new")
+  assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+  before = sorted(path.name for path in tmp_path.iterdir())
+  for place in (
+    "/dev/null",
+    tmp_path / "pipe",
+    tmp_path / "itself",
+    tmp_path,
+    tmp_path / "target/inside",
+    tmp_path / ("x" * 300),
+  ):
+    with pytest.raises(UserError, match="is a|cannot be"), atomic.writing(place) as temporary:
+      temporary.write_text("new")
+    with pytest.raises(UserError, match="is a|cannot be"):
+      atomic.check(place)
+  with pytest.raises(RuntimeError), atomic.writing(tmp_path / "new/folder/file") as temporary:
+    raise RuntimeError
+  atomic.check(tmp_path / ("x" * 250))
+  assert sorted(path.name for path in tmp_path.iterdir()) == before
