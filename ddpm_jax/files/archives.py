@@ -79,8 +79,9 @@ def gunzip(data: bytes, name: object, most: int = MEMBER) -> bytes:
   """The content of a gzip file with one or more members.
 
   Raises:
-    UserError: if it is damaged or cut short, or has more than `most` bytes.
+    UserError: if it is damaged or cut short, or has more than `most` bytes or than compression can explain.
   """
+  compressed = len(data)
   out = bytearray()
   with damaged(name, "gzip file"):
     while data:
@@ -90,10 +91,7 @@ def gunzip(data: bytes, name: object, most: int = MEMBER) -> bytes:
           raise ValueError("cut short")
         out += stream.decompress(data, _BLOCK)
         data = stream.unconsumed_tail
-        if len(out) > most:
-          raise UserError(
-            f"{shown(name)} has more than {most:,} bytes when it is unpacked: check that it is the right file."
-          )
+        check_expansion(len(out), compressed, shown(name), most)
       data = stream.unused_data.lstrip(b"\0")  # padding between members
   return bytes(out)
 
