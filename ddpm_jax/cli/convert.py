@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
   environment.prepare()
   from ddpm_jax.convert import convert, registry
   from ddpm_jax.errors import UserError
+  from ddpm_jax.files import lock
   from ddpm_jax.jobs.train import parameter_count
 
   job = "--list" if args.list else "--export" if args.export else "a conversion"
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     family=args.family,
     attention_order=args.attention_order,
   )
-  convert.save(made, args.out, args.source)
+  with lock.alone(args.out, "converting"):
+    convert.save(made, args.out, args.source)
   averaged = f"averages of rate {made.rate}" if made.rate else "raw weights"
   print(f"{made.which}: {averaged}, {parameter_count(made.params):,} parameters, step {made.step}, names of {made.dialect}")
   for note in (*made.notes, *(f"Left out {name}, which is no parameter." for name in made.buffers)):

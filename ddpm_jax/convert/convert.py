@@ -24,6 +24,7 @@ from ddpm_jax.convert.fingerprint import fingerprint
 from ddpm_jax.errors import UserError
 from ddpm_jax.sizes import image_shape, pair
 from ddpm_jax.training import checkpoints
+from ddpm_jax.training.manifest import names as names_of
 
 RECORD = "conversion.json"
 _BUFFERS = ("sigmas", "logvar")  # constants that NCSN++ and DDIM store beside the parameters
@@ -106,9 +107,12 @@ def save(conversion: Conversion, out: str | pathlib.Path, source: str | pathlib.
   """Writes a checkpoint that sampling reads like any other, with a record of where it came from.
 
   Raises:
-    UserError: if `out` already holds checkpoints.
+    UserError: if `out` already holds checkpoints, or a weight is not finite.
   """
   out = pathlib.Path(out)
+  for name, leaf in zip(names_of(conversion.params), jax.tree.leaves(conversion.params), strict=True):
+    if not np.isfinite(leaf).all():
+      raise UserError(f"The weights {name} have values that are not finite: {source} is damaged or of a run that diverged.")
   if checkpoints.steps_in(out / "checkpoints"):
     raise UserError(f"{out} already holds checkpoints; choose another --out, or remove it.")
   state = {"ema": {conversion.rate: conversion.params}} if conversion.rate else {"params": conversion.params}

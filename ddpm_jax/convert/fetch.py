@@ -9,7 +9,7 @@ import pathlib
 
 from ddpm_jax.convert import convert, registry
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import download
+from ddpm_jax.files import download, lock
 from ddpm_jax.training import checkpoints
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,11 @@ def workdir(name: str) -> pathlib.Path:
   if published is None:
     raise UserError(f"{name!r} is a config, not a published model; see ddpm-jax convert --list.")
   directory = download.cache_folder() / published.name
-  if not checkpoints.steps_in(directory / "checkpoints"):
-    source = download.fetch(published.download)
-    log.info("Converting %s", source)
-    convert.save(convert.convert(source, like=published.name), directory, source)
+  if checkpoints.steps_in(directory / "checkpoints"):
+    return directory
+  source = download.fetch(published.download)
+  with lock.alone(directory, f"converting {name}", wait=True):
+    if not checkpoints.steps_in(directory / "checkpoints"):  # no other process has converted it meanwhile
+      log.info("Converting %s", source)
+      convert.save(convert.convert(source, like=published.name), directory, source)
   return directory

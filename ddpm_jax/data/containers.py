@@ -4,11 +4,9 @@ import io
 import os
 import pathlib
 import stat
-import threading
-import zipfile
 from typing import BinaryIO
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.files import archives
 
 
 def is_hidden(path: str) -> bool:
@@ -71,22 +69,17 @@ class Zip:
 
   def __init__(self, root: pathlib.Path):
     self.root = root
-    try:
-      self._zip = zipfile.ZipFile(root)
-      names = [name for name in self._zip.namelist() if not name.endswith("/")]
-    except Exception as error:  # zipfile raises many kinds for damaged directories
-      raise UserError(f"{root} is not a zip file, or only part of one ({str(error)[:80]}): pack or copy it again.") from None
-    self._lock = threading.Lock()
+    self._zip = archives.Zip(root)
+    names = self._zip.names
     visible = {name for name in names if not is_hidden(name)}
     self.paths = sorted(visible)
     self.hidden = len(names) - len(visible)
 
   def open(self, path: str) -> BinaryIO:
-    with self._lock:
-      return io.BytesIO(self._zip.read(path))
+    return io.BytesIO(self._zip.read(path))
 
   def stamp(self, path: str) -> str:
-    about = self._zip.getinfo(path)
+    about = self._zip.info(path)
     return f"{about.file_size} {about.CRC}"
 
 

@@ -1,13 +1,8 @@
 """The files in which the published data sets are handed out, as records with the names that TFDS gives them."""
 
 import dataclasses
-import gzip
 import io
 import pathlib
-import pickle
-import struct
-import tarfile
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +12,7 @@ from ddpm_jax.data.datasets import open_files
 from ddpm_jax.data.image_files import FileDataset
 from ddpm_jax.data.sources import NO_LABEL, Records
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import archives, idx, limits, pickles, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +36,18 @@ def folder(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
 def mnist(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
   """A folder with LeCun's four idx files, compressed or not."""
 
-  def read(name: str) -> np.ndarray:
+  def read(name: str, axes: int) -> np.ndarray:
     files = [path / (name + suffix) for suffix in ("", ".gz")] + [path / (name.replace("-idx", ".idx"))]
     file = next((file for file in files if file.exists()), None)
     if file is None:
       raise UserError(f"{path} holds no {name}(.gz): give the folder with the four idx files of MNIST.")
-    data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    return idx.read(file, axes)
 
   parts = {}
   for split, prefix in (("train", "train"), ("test", "t10k")):
-    images, classes = read(f"{prefix}-images-idx3-ubyte"), read(f"{prefix}-labels-idx1-ubyte")
+    images, classes = read(f"{prefix}-images-idx3-ubyte", 3), read(f"{prefix}-labels-idx1-ubyte", 1)
+    if len(images) != len(classes) or images.shape[1:] != (28, 28):
+      raise UserError(f"{path} has {images.shape} images and {len(classes)} labels for {split}: download MNIST again.")
     parts[split] = _arrays(split, images[..., None], classes)
   return parts
 
@@ -63,11 +59,23 @@ def cifar10(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
   files = _members(path, splits["train"] + splits["test"])
   parts = {}
   for split, names in splits.items():
-    batches = [_PlainUnpickler(io.BytesIO(files[name]), encoding="bytes").load() for name in names]
-    rows = np.concatenate([batch[b"data"] for batch in batches])
-    classes = np.concatenate([batch[b"labels"] for batch in batches])
+    batches = [_cifar_batch(files[name], f"{name} of {path}") for name in names]
+    rows, classes = (np.concatenate(each) for each in zip(*batches, strict=True))
     parts[split] = _arrays(split, rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), classes)
   return parts
+
+
+def _cifar_batch(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """(pixels uint8 [N, 3072], labels [N]) of one of CIFAR-10's pickles."""
+  with limits.damaged(name, "file of CIFAR-10", "download it again"):
+    try:
+      batch = pickles.Unpickler(pickles.Bounded.of(data), pickles.NUMPY, encoding="bytes").load()
+    except pickles.Forbidden as error:
+      raise UserError(f"{limits.shown(name)} names {error}, which could run code: download CIFAR-10 again.") from None
+    pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072) or labels.dtype.kind not in "iu":
+      raise ValueError(f"it has {pixels.dtype} {list(pixels.shape)} pixels and {len(labels)} labels")
+    return pixels, labels
 
 
 def celeba(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
@@ -76,7 +84,7 @@ def celeba(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
   table = next(iter(sorted(path.glob("list_eval_partition.*"))), None)
   if images is None or table is None:
     raise UserError(f"{path} holds no img_align_celeba(.zip) or no list_eval_partition.txt: give CelebA's folder.")
-  lines = [line.replace(",", " ").split() for line in table.read_text().splitlines()]
+  lines = [line.replace(",", " ").split() for line in tables.read_text(table).splitlines()]
   partition = {line[0]: line[1] for line in lines if len(line) == 2}
   records = FileDataset(images, "none").split("all")
   parts = {}
@@ -159,20 +167,9 @@ def encode_png(image: np.ndarray) -> bytes:
   return buffer.getvalue()
 
 
-class _PlainUnpickler(pickle.Unpickler):
-  """Reads dicts, lists, strings and NumPy arrays; refuses whatever else a pickle might want to call."""
-
-  ALLOWED = {("_codecs", "encode"), ("numpy", "dtype"), ("numpy", "ndarray")} | {
-    (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
-  }
-
-  def find_class(self, module: str, name: str):
-    if (module, name) not in self.ALLOWED:
-      raise UserError(f"This is no original CIFAR-10 file: it asks to run {module}.{name}. Download it again.")
-    return super().find_class(module, name)
-
-
 def _arrays(split: str, images: np.ndarray, classes: np.ndarray) -> Part:
+  if not len(classes) or not 0 <= classes.min() <= classes.max() < 10:
+    raise UserError(f"The labels of {split} are not all between 0 and 9: download the data set again.")
   count = range(len(images))
   ids = [f"{split}_{index:05}" for index in count]
   return Part(_ArrayRecords(images, classes, 10), count, ids, [str(index) for index in count])  # TFDS's keys
@@ -180,16 +177,12 @@ def _arrays(split: str, images: np.ndarray, classes: np.ndarray) -> Part:
 
 def _members(path: pathlib.Path, names: list[str]) -> dict[str, bytes]:
   """Files of cifar-10-batches-py, in a tar or a folder."""
-  found = {}
-  try:
-    if path.is_file():
-      with tarfile.open(path) as archive:  # one pass: a compressed tar is slow to search
-        for member in archive:
-          if (name := member.name.rpartition("/")[2]) in names:
-            found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]  # none is a folder
-    else:
-      inner = path / "cifar-10-batches-py"
-      found = {name: ((inner if inner.is_dir() else path) / name).read_bytes() for name in names}
-    return {name: found[name] for name in names}
-  except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error):
-    raise UserError(f"{path} does not hold {', '.join(names)}: give cifar-10-python.tar.gz or its folder.") from None
+  if path.is_file():
+    found = archives.tar_members(path, names)
+  else:
+    inner = path / "cifar-10-batches-py"
+    places = {name: (inner if inner.is_dir() else path) / name for name in names}
+    found = {name: limits.read_bytes(place, archives.MEMBER) for name, place in places.items() if place.exists()}
+  if missing := [name for name in names if name not in found]:
+    raise UserError(f"{path} does not hold {', '.join(missing)}: give cifar-10-python.tar.gz or its folder.")
+  return found

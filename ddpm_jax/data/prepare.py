@@ -29,6 +29,7 @@ from ddpm_jax.data import originals
 from ddpm_jax.data.datasets import check_options, data_root, load, summarize, wanted_shape
 from ddpm_jax.data.sources import CorruptImage, Decoder, Encoded, Info, Records, Source
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import lock, tables
 from ddpm_jax.files.atomic import writing
 from ddpm_jax.sizes import ImageSize, pair
 
@@ -135,32 +136,29 @@ def prepare(
 
   root = data_root(data_dir)
   folder = root / name / (recipe.version if recipe else "1.0.0")
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"{folder} cannot be made ({error}): choose another data_dir.") from None
-  manifest = _Manifest(folder, decoder, path.name)
-  shards = {split: _plan(name, split, part, decoder) for split, part in parts.items()}
-  started = time.monotonic()
-  with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
-    stop = threading.Event()
-    work = [pool.submit(_make, manifest, shard, corrupt, stop) for split in shards.values() for shard in split]
-    try:
-      for done, future in enumerate(concurrent.futures.as_completed(work), 1):
-        future.result()
-        log.info("%s: %d of %d shards, %.0f s", name, done, len(work), time.monotonic() - started)
-    except BaseException:
-      stop.set()
-      pool.shutdown(cancel_futures=True)
-      raise
-  _finish(name, folder, manifest, shards, decoder, first.records)
-  for split, expected in recipe.pixels.items() if recipe else ():
-    images = load(name, split, data_dir=root).images  # type: ignore[attr-defined]  # small ones are Arrays
-    if hashlib.sha256(images).hexdigest() == expected:
-      log.info("%s %s: pixel by pixel what was published", name, split)
-    else:
-      log.warning("%s %s: these pixels are not what was published; compare the check sum of your file", name, split)
-  return folder
+  with lock.alone(folder, f"preparing {name}", remedy="choose another data_dir"):
+    manifest = _Manifest(folder, decoder, path.name)
+    shards = {split: _plan(name, split, part, decoder) for split, part in parts.items()}
+    started = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
+      stop = threading.Event()
+      work = [pool.submit(_make, manifest, shard, corrupt, stop) for split in shards.values() for shard in split]
+      try:
+        for done, future in enumerate(concurrent.futures.as_completed(work), 1):
+          future.result()
+          log.info("%s: %d of %d shards, %.0f s", name, done, len(work), time.monotonic() - started)
+      except BaseException:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        raise
+    _finish(name, folder, manifest, shards, decoder, first.records)
+    for split, expected in recipe.pixels.items() if recipe else ():
+      images = load(name, split, data_dir=root).images  # type: ignore[attr-defined]  # small ones are Arrays
+      if hashlib.sha256(images).hexdigest() == expected:
+        log.info("%s %s: pixel by pixel what was published", name, split)
+      else:
+        log.warning("%s %s: these pixels are not what was published; compare the check sum of your file", name, split)
+    return folder
 
 
 def _info(name: str, split: str, part: originals.Part, decoder: Decoder) -> Info:
@@ -210,7 +208,7 @@ class _Manifest:
     self.file = folder / "manifest.json"
     if not self.file.exists() and (folder / "dataset_info.json").exists():
       raise UserError(f"{folder} holds a data set that was not made by this command: choose another data_dir.")
-    old = json.loads(self.file.read_text()) if self.file.exists() else {}
+    old = tables.read_json(self.file) if self.file.exists() else {}
     self.content = {
       "from": origin,
       "decoder": dataclasses.asdict(decoder),

@@ -1,10 +1,10 @@
 """TFDS data sets on disk (array_record), read without TensorFlow and without the network."""
 
-import json
 import pathlib
 
 from ddpm_jax.data.sources import NO_LABEL, CorruptImage
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import limits, tfds_metadata
 
 
 class TfdsRecords:
@@ -15,8 +15,10 @@ class TfdsRecords:
     from tensorflow_datasets.proto import tf_example_pb2
 
     # By directory: by name, TFDS would import the builder's module and try to download what it does not find.
-    builder = tfds.builder_from_directory(folder)
-    features = dict(builder.info.features)
+    tfds_metadata.check(folder)
+    with limits.damaged(folder, "data set of TFDS", "prepare it again"):
+      builder = tfds.builder_from_directory(folder)
+      features = dict(builder.info.features)
     if not isinstance(features.get("image"), tfds.features.Image):
       raise UserError(f"{folder} has no feature 'image' of encoded images; it has {', '.join(features)}.")
     try:
@@ -78,8 +80,7 @@ def available(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def counts(folder: pathlib.Path) -> dict[str, int]:
   """Images by split, as the description says."""
-  splits = json.loads((folder / "dataset_info.json").read_text()).get("splits", [])
-  return {split["name"]: sum(map(int, split["shardLengths"])) for split in splits}
+  return {split: sum(shards) for split, shards in tfds_metadata.shard_counts(folder).items()}
 
 
 def _versions(folder: pathlib.Path) -> dict[str, pathlib.Path]:

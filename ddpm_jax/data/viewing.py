@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import images
 
 ENDINGS = {
   "PNG": (".png", ".apng"),
@@ -70,7 +71,7 @@ def header(file: BinaryIO) -> Header:
     shape, _, dtype = _npy_header(file)
     height, width, channels = _npy_shape(shape)
     return Header("npy", height, width, channels, str(dtype), 8 * dtype.itemsize, False, False, False, False)
-  with Image.open(file, formats=tuple(ENDINGS)) as image:
+  with images.opened(file) as image:
     bits = 16 if _is_deep(image) else 8
     colors = 1 if _is_grey(image) else 3
     late_exif = image.format == "PNG" and "exif" not in image.info and _png_has(file, b"eXIf")
@@ -102,7 +103,7 @@ def pixels(
   """
   if data[:6] == MAGIC:
     return _array(data, channels, value_range)
-  with Image.open(io.BytesIO(data), formats=tuple(ENDINGS)) as image:
+  with images.opened(data) as image:
     shallow = _shallow(data, image, value_range)
     turn = _orientation(image)
   for step in TURNS.get(turn, ()):
@@ -230,7 +231,7 @@ def _deep_values(data: bytes, image: Image.Image) -> np.ndarray:
 
 def _decoded_as(data: bytes, mode: str, raw_mode: str) -> np.ndarray:
   """The image decoded as if its pixels were stored in `raw_mode`."""
-  with Image.open(io.BytesIO(data), formats=tuple(ENDINGS)) as image:
+  with images.opened(data) as image:
     tiles = []
     for codec, extents, offset, args in image.tile:
       tiles.append((codec, extents, offset, (raw_mode, *args[1:]) if isinstance(args, tuple) else raw_mode))

@@ -14,6 +14,7 @@ from ddpm_jax.files import npz
 from ddpm_jax.files.digest import digests
 from ddpm_jax.sizes import simplest, text
 
+MOST_CLASSES = 1_000_000
 DRAWN = 1024  # samples drawn at a time
 
 
@@ -95,6 +96,8 @@ def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
       f"{name} has {len(images)} images, but labels (arr_1) of shape {labels.shape}, {labels.dtype}: give "
       "each image an integer, or leave them out."
     )
+  if not -1 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
+    raise UserError(f"{name} has labels (arr_1) from {labels.min()} to {labels.max()}: classes are numbered from 0.")
   size = simplest(*images.shape[1:3])
   info = Info(name, "", size, images.shape[3], int(labels.max()) + 1 if "arr_1" in arrays else None)
   return ImageSet(name, Arrays(info, images, labels), pixel_digest(images), "uint8 pixels of the file")

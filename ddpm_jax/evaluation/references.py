@@ -87,13 +87,16 @@ def of_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> Referen
     )
   if npz.META in arrays:
     arrays, stored = npz.verified(path, arrays)
-    about = stored | {"name": f"{path} ({stored['name']})"}
+    count = stored.get("count")
+    if not (count is None or (type(count) is int and count > 1)) or not isinstance(stored.get("name"), str):
+      raise UserError(f"{path} does not say its name and number of images: make the reference again.")
+    about = {"count": None, "sha256": None, "preprocessing": "not known"} | stored | {"name": f"{path} ({stored['name']})"}
   else:
     about = {"name": str(path), "count": None, "sha256": npz.digest(arrays), "preprocessing": "not known"}
   moments = {
     output: _moments(path, about["count"], arrays[mean], arrays[covariance])
     for output, (mean, covariance) in MOMENTS.items()
-    if mean in arrays
+    if mean in arrays and covariance in arrays
   }
   return Reference(moments, image_sets.of_arrays(f"arr_0 of {path}", arrays) if "arr_0" in arrays else None, about)
 
@@ -105,5 +108,26 @@ def _moments(path, count, mean, covariance) -> Moments:
     )
   numbers = all(np.issubdtype(array.dtype, np.floating) for array in (mean, covariance))
   if not (numbers and np.isfinite(mean).all() and np.isfinite(covariance).all()):
-    raise UserError(f"{path} has moments that are no finite numbers; fetch it or make it again.")
-  return Moments(count, mean.astype(np.float64), covariance.astype(np.float64))
+    raise UserError(f"{path} has moments that are not finite numbers; fetch it or make it again.")
+  moments = Moments(count, mean.astype(np.float64), covariance.astype(np.float64))
+  if not is_covariance(moments.covariance):
+    raise UserError(
+      f"{path} has a matrix where a covariance should be that is not symmetric or has negative eigenvalues: fetch it or "
+      "make it again."
+    )
+  return moments
+
+
+_ROUNDING = 1e-4  # of the largest variance: what eigenvalues and symmetry of a covariance in float32 may lack
+
+
+def is_covariance(matrix: np.ndarray) -> bool:
+  """Whether a square matrix [d, d] is symmetric and positive semi-definite, up to rounding in float32."""
+  largest = np.abs(np.diag(matrix)).max(initial=0)
+  if not np.abs(matrix - matrix.T).max(initial=0) <= _ROUNDING * largest:
+    return False
+  try:
+    np.linalg.cholesky(matrix + (_ROUNDING * largest + np.finfo(np.float64).tiny) * np.eye(len(matrix)))
+  except np.linalg.LinAlgError:
+    return False
+  return True

@@ -21,6 +21,7 @@ import jax
 from ddpm_jax import __version__
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import page, plots
+from ddpm_jax.files import tables
 from ddpm_jax.files.atomic import writing
 from ddpm_jax.training import checkpoints, writers
 from ddpm_jax.training.manifest import Manifest
@@ -260,7 +261,7 @@ def _environment() -> dict[str, str]:
 
 def _numbers(file: pathlib.Path) -> dict[str, Any]:
   """{dotted name: value} of a JSON file; empty if there is none."""
-  return dict(page.flat(json.loads(file.read_text()))) if file.exists() else {}
+  return dict(page.flat(tables.read_json(file))) if file.exists() else {}
 
 
 def _date(seconds: float) -> str:

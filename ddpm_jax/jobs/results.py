@@ -9,6 +9,7 @@ from typing import Any
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import study_tables as tables
 from ddpm_jax.files.atomic import writing
+from ddpm_jax.files.tables import read_json
 from ddpm_jax.jobs.methods import Cell
 
 Measure = Callable[[Cell], Mapping[str, Any] | None]  # JSON-able results; None where the measure does not apply
@@ -72,8 +73,10 @@ def _kept(path: pathlib.Path, identity: Mapping[str, Any]) -> dict:
   """
   if not path.exists():
     return {"identity": identity}
-  kept = json.loads(path.read_text())
-  old = kept["identity"]
+  kept = read_json(path)
+  old = kept.get("identity")
+  if not isinstance(old, dict):
+    raise UserError(f"{path} is not a result of a study: remove it, or choose another --out.")
   if old != identity:
     key = next(key for key in {**old, **identity} if old.get(key) != identity.get(key))
     raise UserError(

@@ -23,7 +23,7 @@ from ddpm_jax.devices import mesh as layout
 from ddpm_jax.devices.chips import memory_of
 from ddpm_jax.devices.memory import compile_lowered, least_remat
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import atomic
+from ddpm_jax.files import atomic, lock
 from ddpm_jax.jobs import shapes
 from ddpm_jax.jobs.phases import Phase
 from ddpm_jax.jobs.trained import NotFinite, Trained, dataset, load
@@ -138,6 +138,11 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
   workdir = pathlib.Path(workdir)
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"{workdir} is a file: choose another --workdir.")
+  with lock.alone(workdir, "training", remedy="choose another --workdir"):
+    return _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: pathlib.Path) -> state.TrainState:
   atomic.check(workdir / "metrics.jsonl")
   with Phase("Opening the data and building the network"):
     run = prepare(config)

@@ -12,6 +12,8 @@ without a word (measured, 80 of 80); therefore each array is compared with the d
 import contextlib
 import functools
 import logging
+import os
+import re
 import sys
 from typing import Any
 
@@ -187,13 +189,6 @@ class Weights:
   source: str = struct.field(pytree_node=False)  # "EMA 0.9999" or "raw parameters", to be told to the user
 
 
-def save_weights(directory: str, params: Any, config: dict, *, rate: str, step: int) -> None:
-  """Writes a checkpoint of one average only, as converters do; load_weights reads it like any other."""
-  checkpoints = Checkpoints(directory)
-  checkpoints.save({"ema": {rate: params}}, step, config, wait=True)
-  checkpoints.close()
-
-
 def load_weights(
   directory: str, *, ema: str | None = None, step: int | None = None, sharding: jax.sharding.Sharding | None = None
 ) -> Weights:
@@ -256,7 +251,8 @@ def steps_in(directory: epath.PathLike) -> list[int]:
   """The steps of the complete checkpoints, ascending; leftovers of broken writes and damaged ones do not count."""
   path = epath.Path(directory)
   entries = path.iterdir() if path.is_dir() else []
-  return sorted(int(p.name) for p in entries if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
+  numbered = [p for p in entries if re.fullmatch(r"[0-9]{1,12}", p.name) and p.is_dir()]
+  return sorted(int(p.name) for p in numbered if ocp.utils.is_checkpoint_finalized(p))
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -303,7 +299,17 @@ def _restore(path: epath.Path, step: int, like: Any) -> tuple[Any, Manifest]:
 
 
 def _manifest(path: epath.Path, step: int) -> Manifest:
+  _check_files(path / str(step))
   return manifests.load(_item_of(path, step, "manifest", ocp.args.JsonRestore()))
+
+
+def _check_files(directory: epath.Path) -> None:
+  """Raises CheckpointError for pipes, devices and dangling links, on which Orbax would wait for ever or fail."""
+  for folder, _, files in os.walk(directory):  # of what lies in a bucket, nothing is seen
+    for name in files:
+      place = os.path.join(folder, name)
+      if not os.path.isfile(place):
+        raise CheckpointError(f"{os.path.relpath(place, directory)} is not a regular file")
 
 
 def _read(

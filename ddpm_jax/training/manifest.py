@@ -1,14 +1,15 @@
-"""What a checkpoint says about itself: its config and, for every array, name, shape, type and digest.
+"""The manifest of a checkpoint: its config and, for every array, name, shape, type and digest.
 
-The manifest is JSON and carries its own SHA-256. Arrays are known by the path of their leaf, such as
-"params/conv_in/kernel" or "ema/0.9999/conv_in/kernel", so a checkpoint can be read, wholly or in part, without the
-code that wrote it.
+The manifest is JSON and carries its own SHA-256. Arrays have the path of their leaf as their name, such as
+"params/conv_in/kernel" or "ema/0.9999/conv_in/kernel". A checkpoint can be read, in whole or in part, without the code
+that wrote it.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import limits, tables
 from ddpm_jax.files.digest import digests
 
-SCHEMA = 1  # raise it when names or meanings change, and say in MIGRATIONS how to read what came before
+SCHEMA = 1  # incremented when names or meanings change; MIGRATIONS says how older ones are read
 
 
 class CheckpointError(UserError):
@@ -26,7 +28,7 @@ class CheckpointError(UserError):
 
 
 class Mismatch(CheckpointError):
-  """The checkpoint is sound, but not the one that was asked for: an older one will not do either."""
+  """The checkpoint is sound but is not the one that was asked for, so an older one does not help either."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +42,25 @@ class Leaf:
 
   @property
   def kind(self) -> str:
+    """Type and shape, for messages."""
     return f"{self.dtype} {list(self.shape)}"
+
+  @property
+  def bytes(self) -> int:
+    """The size in memory."""
+    return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
+  """What a checkpoint holds.
+
+  Attributes:
+    step: batches seen.
+    config: of the run; JSON.
+    leaves: the arrays by name.
+  """
+
   step: int
   config: dict
   leaves: dict[str, Leaf]
@@ -67,7 +83,7 @@ def names(tree: Any) -> list[str]:
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:
-  """{path: array}; random keys as the words that they consist of."""
+  """{path: array}, with random keys as the words that they consist of."""
   return {name: _words(leaf) for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)}
 
 
@@ -88,6 +104,8 @@ def nest(arrays: dict[str, jax.Array]) -> dict:
     node = tree
     for part in path:
       node = node.setdefault(part, {})
+      if not isinstance(node, dict):
+        raise CheckpointError(f"it has an array and a group called {part} at the same place")
     node[last] = leaf
   return tree
 
@@ -132,22 +150,54 @@ def dump(manifest: Manifest) -> dict:
 def load(document: dict) -> Manifest:
   """From JSON, of this version or an older one.
 
+  The checksum shows that the text is whole. It does not show that the text makes sense, so everything is checked.
+
   Raises:
-    CheckpointError: if the text is damaged.
+    CheckpointError: if the text is damaged or makes no sense.
     Mismatch: if it is of a newer version.
   """
-  content = document["content"]
-  if document["sha256"] != _sha256(content):
+  content = _of_kind(document, "content", dict)
+  tables.check_depth(content, "the manifest")
+  if document.get("sha256") != _sha256(content):
     raise CheckpointError("its manifest does not match its checksum")
-  if content["schema"] > SCHEMA:
+  schema, step = (_of_kind(content, key, int) for key in ("schema", "step"))
+  if schema > SCHEMA:
     raise Mismatch(
-      f"The checkpoint of step {content['step']} has schema {content['schema']}, this version of ddpm_jax reads up to "
-      f"{SCHEMA}: update it."
+      f"The checkpoint of step {step} has schema {schema}, this version of ddpm_jax reads up to {SCHEMA}: update it."
     )
-  leaves = {name: Leaf(tuple(shape), dtype, stamp, name) for name, (shape, dtype, stamp) in content["leaves"].items()}
-  for version in range(content["schema"], SCHEMA):
+  if schema < 0 or step < 0:
+    raise CheckpointError(f"its manifest has schema {schema} and step {step}, which are at least 0")
+  leaves = {name: _leaf(name, entry) for name, entry in _of_kind(content, "leaves", dict).items()}
+  limits.check_size(sum(leaf.bytes for leaf in leaves.values()), "the checkpoint")
+  for version in range(schema, SCHEMA):
     leaves = MIGRATIONS[version](leaves)
-  return Manifest(content["step"], content["config"], leaves)
+  return Manifest(step, _of_kind(content, "config", dict), leaves)
+
+
+def _of_kind(content: Any, key: str, kind: type) -> Any:
+  """content[key], which must be a `kind`. Raises CheckpointError."""
+  value = content.get(key) if isinstance(content, dict) else None
+  if type(value) is not kind:
+    raise CheckpointError(f"its manifest has no {key}, or one that is not a {kind.__name__}")
+  return value
+
+
+def _leaf(name: str, entry: Any) -> Leaf:
+  """One array of a manifest. Raises CheckpointError unless name, shape, type and digest are possible."""
+  try:
+    shape, dtype, stamp = entry
+    sound = all(type(size) is int and 0 <= size < 2**40 for size in shape) and re.fullmatch(r"[0-9a-f]{16}", stamp)
+    jnp.dtype(dtype)
+  except (TypeError, ValueError):
+    sound = None
+  if not sound or dtype not in _TYPES or not re.fullmatch(r"[^/]+(/[^/]+)*", name) or ".." in name.split("/"):
+    raise CheckpointError(f"its manifest describes the array {limits.shown(name)} as {limits.shown(entry)}")
+  return Leaf(tuple(shape), dtype, stamp, name)
+
+
+_TYPES = frozenset(
+  "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64".split()
+)
 
 
 def _sha256(content: dict) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import pathlib
 import sys
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 from ddpm_jax.data.images import save_png
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import limits
 from ddpm_jax.files.atomic import writing
 
 log = logging.getLogger(__name__)
@@ -92,10 +94,17 @@ class JsonLines:
 
 
 def rows_of(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """(step, line) of the lines that are whole: a killed run may leave half of one, a machine that went down anything."""
-  for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-      yield json.loads(line)["step"], line
+  """(step, line) of the lines that are whole rows. A killed run may leave half of one, and a crashed machine anything."""
+  text = limits.read_bytes(path).decode(errors="replace") if os.path.lexists(path) else ""
+  for line in text.splitlines():
+    with contextlib.suppress(ValueError, RecursionError):
+      row = json.loads(line)
+      if isinstance(row, dict) and type(row.get("step")) is int and all(map(_is_number, row.values())):
+        yield row["step"], line
+
+
+def _is_number(value: object) -> bool:
+  return value is None or isinstance(value, int | float)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from weights import save_weights
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import checkpoints, manifest, state
@@ -92,7 +93,7 @@ def test_one_average_is_read_without_the_rest(harmed):
 
 def test_converted_weights_are_a_checkpoint(tmp_path):
   params = {"conv": {"kernel": np.ones((2, 2), np.float32)}}
-  checkpoints.save_weights(tmp_path, params, CONFIG, rate="0.9999", step=500_000)
+  save_weights(tmp_path, params, CONFIG, rate="0.9999", step=500_000)
   weights = checkpoints.load_weights(tmp_path)
   assert_bitwise_equal(weights.params, params)
   assert weights.source == "EMA 0.9999" and weights.step == 500_000

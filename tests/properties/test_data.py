@@ -276,7 +276,7 @@ def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
     (dict(name="set"), r"A folder of images is given by its path: \./set\."),
     (dict(name="./nowhere"), "There is no folder or zip nowhere"),
     (dict(name="./empty"), "empty holds no images"),
-    (dict(name="no.zip"), "no.zip is not a zip file"),
+    (dict(name="no.zip"), "no.zip is not a readable zip file"),
     (dict(name="./set/notes.txt"), "is a file"),
     (dict(name="./set", crop="fancy"), "no crop 'fancy': choose from adm, random, lsun, ddim, celeba"),
     (dict(name="./set", corrupt="ignore"), "'error' or 'skip'"),

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from weights import save_weights
 
 import ddpm_jax
 from ddpm_jax import build, config
@@ -22,7 +23,6 @@ from ddpm_jax.data.digits import digits
 from ddpm_jax.features.classifier import Recipe, train_classifier
 from ddpm_jax.jobs import edit, report
 from ddpm_jax.jobs.trained import NotFinite
-from ddpm_jax.training import checkpoints
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -43,7 +43,7 @@ def workdir(tmp_path_factory):
   with smoke.unlocked():
     smoke.data.update(image_size=8, channels=1, num_classes=10)
   params = build.initial_params(build.model(smoke, 1, 10), jax.random.key(0), 8, 1)
-  checkpoints.save_weights(str(folder / "checkpoints"), params, smoke.to_dict(), rate="0.999", step=4)
+  save_weights(str(folder / "checkpoints"), params, smoke.to_dict(), rate="0.999", step=4)
   train, test = digits("train"), digits("test")
   recipe = Recipe(steps=20, num_features=16)
   train_classifier(train.images, train.labels, test.images, test.labels, recipe=recipe).save(folder / "classifier.npz")
@@ -151,7 +151,7 @@ REFUSED = [  # "./" stands for the folder of files
   (["./good.npz", "--reference", "./flipped.npz", *OF_40], "flipped.npz is not a readable .npz"),
   (["./good.npz", "--reference", "./absent.npz", *OF_40], "no file .*absent.npz"),
   (["./good.npz", "--reference", "./other_features.npz", *OF_40], "has 20 features, but .* gives 16"),
-  (["./good.npz", "--reference", "./nan_moments.npz", *OF_40], "moments that are no finite numbers"),
+  (["./good.npz", "--reference", "./nan_moments.npz", *OF_40], "moments that are not finite numbers"),
   (["./good.npz", *TRAIN, *OF_40, "--out", "/proc/none/metrics.json"], "/proc/none/metrics.json cannot be written"),
   (["./good.npz", *TRAIN, "--num_samples", "0"], "--num_samples 0 is too few"),
   (["./good.npz", *TRAIN, *OF_40, "--features", "inception_tg"], "did you mean 'inception_tf'"),
@@ -263,7 +263,7 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
   )
   with pytest.raises(NotFinite, match="2 of 2 bounds are not finite .*test images 0, 1"):
     nan.bits_per_dim(nan.dataset("test"), 2)
-  checkpoints.save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0", step=4)
+  save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0", step=4)
   assert main.run(["sample", "--seeds", "0-2", "--workdir", str(workdir / "nan")]) == 2
   complaint = capsys.readouterr().err.splitlines()[-1]
   assert "3 of 3 samples are not finite (nan; seeds 0, 1, 2): the weights are not finite either" in complaint

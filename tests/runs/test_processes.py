@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from weights import save_weights
 
 from ddpm_jax import config
 from ddpm_jax.features import classifier
@@ -116,7 +117,7 @@ def untrained(tmp_path_factory):
   small = ["network.channels=8", "network.channel_mult=(1,)", "network.groups=4", "network.attention_resolutions=()"]
   plan = experiment.prepare(config.override(config.load("digits:smoke"), [*small, "schedule.T=4"]))
   weights = state.place(plan.init, plan.mesh).params
-  checkpoints.save_weights(str(directory / "checkpoints"), weights, plan.config.to_dict(), rate="0.999", step=0)
+  save_weights(str(directory / "checkpoints"), weights, plan.config.to_dict(), rate="0.999", step=0)
   params = classifier.Classifier(8, 10).init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))["params"]
   net = classifier.FeatureNet(
     params, (8, 8, 1), 10, classifier.Recipe(num_features=8), "none", test_images=0, test_accuracy=0.0
