@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -140,6 +141,7 @@ def prepare(
     manifest = _Manifest(folder, decoder, path.name)
     shards = {split: _plan(name, split, part, decoder) for split, part in parts.items()}
     started = time.monotonic()
+    importlib.import_module("tensorflow_datasets.proto")  # TFDS replaces the import of all threads meanwhile
     with concurrent.futures.ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
       stop = threading.Event()
       work = [pool.submit(_make, manifest, shard, corrupt, stop) for split in shards.values() for shard in split]

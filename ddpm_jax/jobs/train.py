@@ -182,16 +182,14 @@ def _train(config: ConfigDict, workdir: pathlib.Path) -> state.TrainState:
       run.init,
       run.step,
       feed,
+      loop.Intervals(
+        config.train.total_steps, every, config.train.log_every, config.train.preview_every, config.train.max_skipped
+      ),
       mesh=run.mesh,
-      total_steps=config.train.total_steps,
       checkpoints=kept,
       config=config.to_dict(),
-      checkpoint_every=every,
       open_writer=open_writer,
-      log_every=config.train.log_every,
       preview=None if build.is_classifier(config) else _preview(run),
-      preview_every=config.train.preview_every,
-      max_skipped=config.train.max_skipped,
     )
 
 

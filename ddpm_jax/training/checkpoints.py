@@ -34,6 +34,8 @@ from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest, Mismatch
 
 log = logging.getLogger(__name__)
 
+_NEVER = 10 * 365 * 24 * 3600  # seconds. Orbax measures its timeouts by a clock that jumps when a laptop wakes up.
+
 
 # ---------------------------------------------------------------------------------------------------------- a run's
 
@@ -57,7 +59,7 @@ class Checkpoints:
     self._options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(kept),
       cleanup_tmp_directories=True,
-      async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
+      async_options=ocp.AsyncOptions(timeout_secs=_NEVER, barrier_sync_fn=_meet),
     )
     self._manager: ocp.CheckpointManager | None = None
 

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import signal
 import threading
@@ -39,68 +40,104 @@ class Diverged(UserError):
   """Too many updates in a row were not finite."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+  """How long a run is and how often it saves and reports, in steps.
+
+  Attributes:
+    total_steps: batches in all.
+    checkpoint_every: between checkpoints; an interrupted run loses at most this many steps. There is one at the end, too.
+      They are written while training continues, and each begins when the previous one is complete. A temporary one is
+      written halfway between two, so of the last two begun, one is complete.
+    log_every: between rows of metrics, each the mean over those steps.
+    preview_every: between previews; there is one at the end, too. 0: only that one.
+    max_skipped: updates in a row that may be skipped before the run stops.
+  """
+
+  total_steps: int
+  checkpoint_every: int = 1000
+  log_every: int = 100
+  preview_every: int = 0
+  max_skipped: int = 20
+
+  def __post_init__(self):
+    if self.total_steps < 1:
+      raise UserError(f"total_steps = {self.total_steps}: a run needs its number of steps, at least 1.")
+
+  def saves(self, step: int) -> bool:
+    """Whether a checkpoint is due after `step`."""
+    return step == self.total_steps or step % self.checkpoint_every in (0, self.checkpoint_every // 2)
+
+  def logs(self, step: int) -> bool:
+    """Whether a row of metrics is due after `step`."""
+    return step == self.total_steps or step % self.log_every == 0
+
+  def previews(self, step: int) -> bool:
+    """Whether a preview is due after `step`."""
+    return step == self.total_steps or bool(step and self.preview_every and step % self.preview_every == 0)
+
+
 def fit(
   init: Callable[[], TrainState],
   train_step: Step,
   batches: Callable[[int], Iterator[dict]],
+  intervals: Intervals,
   *,
   mesh: Mesh,
-  total_steps: int,
   checkpoints: Checkpoints | None = None,
   config: dict | None = None,
-  checkpoint_every: int = 1000,
   open_writer: Callable[[int], MetricWriter] = lambda after: Many([]),
-  log_every: int = 100,
   preview: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
-  preview_every: int = 0,
-  max_skipped: int = 20,
 ) -> TrainState:
-  """Trains until `total_steps` batches have been seen, from the latest sound checkpoint if there is one.
+  """Trains until `intervals.total_steps` batches have been seen, from the latest sound checkpoint if there is one.
 
   The state after step s depends on init, the batches and s alone: a run that is killed and called again ends bitwise
-  where an unbroken one does. The host reads the metrics of a step while the next one runs, and never waits otherwise.
+  where an unbroken one does. A preview that a killed run did not finish is made first. The host reads the metrics of a
+  step while the next one runs, and does not wait otherwise.
 
   Args:
-    init: makes the state before the first step, and is traced; only its shapes are asked for if there is a checkpoint.
+    init: makes the state before the first step, and is traced. With a checkpoint, only its shapes are used.
     train_step: of make_train_step, for the same mesh.
     batches: batches(s) iterates over the batches from number s on, this process's share of each.
+    intervals: how long, and how often it saves and reports.
+    mesh: the devices.
     checkpoints: where they go; None keeps nothing.
     config: stored in each checkpoint; JSON.
-    checkpoint_every: steps between checkpoints, and the most that any death of the process can cost; there is one at the
-      end too. They are written while training goes on, and each begins when the one before is complete; halfway between
-      two there is a further one, which does not stay. So of the last two begun, one is complete.
     open_writer: open_writer(s) gives the writer of a run that starts at step s.
-    log_every: steps between rows of metrics, each the mean over those steps.
     preview: preview(state) gives pictures by name, uint8 [H, W, C].
-    preview_every: steps between previews; there is one at the end too. 0: only that one.
-    max_skipped: updates in a row that may be skipped before the run stops.
 
   Raises:
     Preempted: after SIGTERM or Ctrl-C, with the current step saved. A second Ctrl-C interrupts at once.
-    Diverged: after max_skipped skipped updates in a row. The state was not touched by them.
+    Diverged: after max_skipped skipped updates in a row, which did not change the state.
     CheckpointError: see Checkpoints.
   """
-  if total_steps < 1:
-    raise UserError(f"total_steps = {total_steps}: a run needs its number of steps, at least 1.")
+  total_steps = intervals.total_steps
   state, start, train_step = _start(init, train_step, batches, mesh, total_steps, checkpoints)
   if start >= total_steps:
     log.info("Nothing to train: step %d of %d is reached.", start, total_steps)
-    return state
-  writer, meter = open_writer(start), Meter(total_steps)
+    if preview is None or start > total_steps:
+      return state
+  writer = open_writer(start)
+  meter = Meter(total_steps)
 
   def read(step: int, metrics: Any, images: int) -> None:
     values = jax.device_get(metrics)
     meter.add(values, images)
-    if step % log_every == 0 or step == total_steps:
+    if intervals.logs(step):
       writer.write_scalars(step, meter.row(step))
-    if values["skipped_in_row"] >= max_skipped:
+    if values["skipped_in_row"] >= intervals.max_skipped:
       raise Diverged(
-        f"The last {max_skipped} updates up to step {step} were skipped, because loss or gradient was not finite. "
+        f"The last {intervals.max_skipped} updates up to step {step} were skipped, because loss or gradient was not finite. "
         "Parameters and checkpoints are those before. Lower optimizer.learning_rate, set optimizer.clip_norm, or look "
         "at the data."
       )
 
   with contextlib.closing(writer), _Termination() as termination:
+    if preview and intervals.previews(start) and not processes.agreed(writer.has_images(start)):
+      log.info("Making the preview of step %d, which an interrupted run owes.", start)
+      writer.write_images(start, preview(state))
+    if start >= total_steps:
+      return state
     feed = _on_device(batches(start), mesh)
     unread = None
     for step in range(start + 1, total_steps + 1):
@@ -113,13 +150,14 @@ def fit(
         read(*unread)
       unread = step, metrics, size
 
-      stop, last = termination.requested(step), step == total_steps
-      if stop or last or step % checkpoint_every in (0, checkpoint_every // 2):
+      stop = termination.requested(step)
+      last = step == total_steps
+      if stop or intervals.saves(step):
         read(*unread)  # before the checkpoint, so that no row is missing after it
         unread = None
         if checkpoints is not None:
-          checkpoints.save(state, step, config or {}, wait=stop or last or checkpoint_every == 1)  # 1 has no half
-      if preview and (last or preview_every and step % preview_every == 0):
+          checkpoints.save(state, step, config or {}, wait=stop or last or intervals.checkpoint_every == 1)  # 1 has no half
+      if preview and intervals.previews(step):
         writer.write_images(step, preview(state))
       if stop and not last:
         raise Preempted(step)
@@ -166,7 +204,8 @@ class _Termination:
   can. Of several processes JAX listens for SIGTERM, and tells the others."""
 
   def __enter__(self):
-    self.received, self.before = False, {}
+    self.received = False
+    self.before = {}
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:

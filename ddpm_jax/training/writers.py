@@ -33,6 +33,9 @@ class MetricWriter(Protocol):
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Pictures by name, uint8 [H, W, 1 or 3]."""
 
+  def has_images(self, step: int) -> bool:
+    """Whether the pictures of `step` have been written, also by an earlier run; True if this writer keeps none."""
+
   def close(self) -> None: ...
 
 
@@ -49,6 +52,9 @@ class Many:
   def write_images(self, step, images):
     for writer in self.writers:
       writer.write_images(step, images)
+
+  def has_images(self, step):
+    return all(writer.has_images(step) for writer in self.writers)
 
   def close(self):
     for writer in self.writers:
@@ -88,6 +94,9 @@ class JsonLines:
     self.previews.mkdir(exist_ok=True)
     for name, image in images.items():
       save_png(self.previews / f"{step:07d}_{name}.png", image)
+
+  def has_images(self, step):
+    return any(self.previews.glob(f"{step:07d}_*.png"))
 
   def close(self):
     self.file.close()
@@ -142,6 +151,9 @@ class TensorBoard:
   def write_images(self, step, images):
     self._write(step, [self.summary.image(name, image, dataformats="HWC") for name, image in images.items()])
 
+  def has_images(self, step):
+    return True  # the PNGs tell
+
   def close(self):
     self.events.close()
 
@@ -163,6 +175,9 @@ class Console:
 
   def write_images(self, step, images):
     pass
+
+  def has_images(self, step):
+    return True
 
   def close(self):
     pass

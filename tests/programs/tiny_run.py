@@ -86,18 +86,17 @@ def run(directory, mesh=None, *, total_steps=TOTAL, accumulate=1, made=None, fee
   mesh = layout.make_mesh() if mesh is None else mesh
   init, train_step = made or make(mesh, accumulate=accumulate)
   saved = checkpoints.Checkpoints(directory, keep=keep, every=every)
+  more = {name: options.pop(name) for name in ("preview_every", "max_skipped") if name in options}
   try:
     return loop.fit(
       init,
       train_step,
       feed,
+      loop.Intervals(total_steps, every, log_every=1, **more),
       mesh=mesh,
-      total_steps=total_steps,
       checkpoints=saved,
       config={"width": 32},
-      checkpoint_every=every,
       open_writer=lambda after: writers.open_all(f"{directory}/log", total_steps, after),
-      log_every=1,
       **options,
     )
   finally:

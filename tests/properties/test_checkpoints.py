@@ -1,10 +1,13 @@
 """Checkpoints: everything comes back, nothing damaged does, and what is said is true."""
 
 import errno
+import itertools
 import json
 import logging
+import os
 import pathlib
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -356,3 +359,60 @@ def test_the_manifest_is_plain_json(saved):
   content = document["content"]
   assert content["schema"] == manifest.SCHEMA and content["config"] == CONFIG
   assert content["leaves"]["params/conv/kernel"][:2] == [[3, 3, 8, 64], "float32"]
+
+
+@pytest.mark.parametrize("calls", [1, 5, 20, 60])
+def test_a_clock_that_jumps_ends_nothing(calls, tmp_path, monkeypatch):
+  """A laptop that slept for a day in the middle of a save: Orbax measures its timeouts by time.time()."""
+  awake = time.time
+  called = itertools.count()
+  monkeypatch.setattr(time, "time", lambda: awake() + 24 * 3600 * (next(called) > calls))
+  saved = Checkpoints(tmp_path)
+  saved.save({"params": {"a": jnp.arange(4.0)}}, 1, {}, wait=True)
+  saved.close()
+  assert checkpoints.steps_in(tmp_path) == [1]
+
+
+def sealed(content):
+  """A manifest with the checksum of its content, whatever that is."""
+  return {"content": content, "sha256": manifest._sha256(content)}
+
+
+SOUND = {"schema": 1, "step": 3, "config": {}, "leaves": {"params/a": [[2], "float32", "0" * 16]}}
+
+
+def test_a_manifest_that_makes_no_sense_is_refused_though_its_checksum_is_right():
+  assert manifest.load(sealed(SOUND)).leaves["params/a"].shape == (2,)
+  for change in (
+    {"schema": -1},
+    {"schema": "1"},
+    {"step": -1},
+    {"step": 1.5},
+    {"config": []},
+    {"leaves": []},
+    {"leaves": {"a": 1}},
+    {"leaves": {"a": [[-1], "float32", "0" * 16]}},
+    {"leaves": {"a": [[10**6, 10**6], "float32", "0" * 16]}},
+    {"leaves": {"a": [[2], "object", "0" * 16]}},
+    {"leaves": {"a": [[2], "float32", "x"]}},
+    {"leaves": {"params/../../a": [[2], "float32", "0" * 16]}},
+  ):
+    with pytest.raises(UserError):
+      manifest.load(sealed(SOUND | change))
+  for document in ({}, {"content": 1}, sealed([])):
+    with pytest.raises(UserError):
+      manifest.load(document)
+
+
+def test_groups_and_arrays_of_one_name_are_refused():
+  with pytest.raises(UserError, match="an array and a group"):
+    manifest.nest({"a": 1, "a/b": 2})
+
+
+def test_pipes_and_dangling_links_in_a_checkpoint_are_refused(tmp_path):
+  save_weights(tmp_path, {"a": jnp.arange(4.0)}, {}, rate="0.9", step=1)
+  (tmp_path / "2").symlink_to("nowhere")
+  assert checkpoints.steps_in(tmp_path) == [1]
+  os.mkfifo(tmp_path / "1/pipe")
+  with pytest.raises(UserError, match="pipe is not a regular file"):
+    checkpoints.load_config(tmp_path)

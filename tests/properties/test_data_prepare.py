@@ -203,7 +203,7 @@ def test_a_full_disk_ends_in_one_sentence_and_nothing_half_written(tmp_path):
   said = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout
   assert "own_set-train.array_record-00000-of-00001 cannot be written" in said and "run again to continue" in said
   assert said.count("\n") == 1
-  assert list((tmp_path / "sets/own_set/1.0.0").iterdir()) == []
+  assert not (tmp_path / "sets").exists()
 
 
 def test_cifar10_comes_from_the_python_version_in_tfds_order(tmp_path, caplog):
@@ -246,7 +246,7 @@ def test_pickles_that_want_to_run_something_are_refused(tmp_path):
 
   one = (noise(1, 32, 32), [0])
   write_tar(tmp_path / "cifar.tar.gz", [(name, pickle.dumps(Bomb())) for name, _ in cifar_batches([one] * 5, one)])
-  with pytest.raises(UserError, match=r"asks to run (posix|nt)\.system"):
+  with pytest.raises(UserError, match=r"names (posix|nt)\.system, which could run code"):
     prepare.prepare("cifar10", tmp_path / "cifar.tar.gz", data_dir=tmp_path)
   assert not (tmp_path / "exploded").exists()
 
@@ -341,7 +341,7 @@ def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
     (dict(name="own", path=folder, image_size=8, corrupt="ignore"), "'error' or 'skip'"),
     (dict(name="imagenet64_adm", path=folder, image_size=32), "of its own"),
     (dict(name="cifar10", path=tmp_path / "empty"), "give cifar-10-python.tar.gz"),
-    (dict(name="cifar10", path=tmp_path / "file"), "give cifar-10-python.tar.gz"),
+    (dict(name="cifar10", path=tmp_path / "file"), "is not a readable tar file"),
     (dict(name="mnist", path=tmp_path / "empty"), "four idx files"),
     (dict(name="celeba64_ddim", path=tmp_path / "empty"), "give CelebA's folder"),
     (dict(name="lsun_cat256", path=tmp_path / "empty"), "unpack LSUN's zip"),

@@ -224,7 +224,7 @@ def test_a_step_is_compiled_once(mesh, tmp_path):
 
 def test_a_run_needs_its_number_of_steps(mesh, made):
   with pytest.raises(UserError, match="total_steps = 0: a run needs its number of steps"):
-    loop.fit(*made, tiny_run.batches, mesh=mesh, total_steps=0)
+    loop.fit(*made, tiny_run.batches, loop.Intervals(0), mesh=mesh)
 
 
 # ---------------------------------------------------------------------------------------------------- poison
@@ -408,3 +408,17 @@ def test_eight_devices_resume_bitwise(devices):
 
 def test_a_restored_state_traces_and_compiles_nothing_on_any_mesh(devices):
   assert devices["compiled_by_it"] == {name: [] for name in devices["curves"]}
+
+
+def test_a_preview_that_a_killed_run_owes_is_made_up(tmp_path):
+  """Killed between the last checkpoint and its preview; and with the preview there, none is made twice."""
+  made = []
+
+  def preview(now):
+    made.append(int(now.step))
+    return {"a": np.zeros((2, 2, 1), np.uint8)}
+
+  tiny_run.run(str(tmp_path), total_steps=4, every=4)
+  for _ in range(2):
+    tiny_run.run(str(tmp_path), total_steps=4, every=4, preview=preview)
+  assert made == [4] and (tmp_path / "log/previews/0000004_a.png").exists()

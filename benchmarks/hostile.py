@@ -1,0 +1,341 @@
+"""Hostile inputs for every reader and command, counted by what happens.
+
+    python benchmarks/hostile.py --count 3000 --seed 0
+
+Each input is a valid file that has been damaged, a known attack, or structured nonsense. It is given to a reader or to a
+command in a child process with a time limit. The outcomes are:
+
+  value        it was read, because the damage did not matter
+  refused      one sentence
+  traceback    any other exception
+  execution    a process was started, or a class of the file was imported
+  memory       more than 1 GiB beyond what the idle child has
+  hang         more than 60 s
+  leftover     files that were not there before: .lock, temporary and partial files, empty folders
+  message      a sentence that is longer than 300 characters or not printable
+"""
+
+import argparse
+import collections
+import io
+import json
+import os
+import pathlib
+import random
+import resource
+import select
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "properties"))
+
+import numpy as np
+import test_readers as readers
+
+from ddpm_jax.cli import main
+from ddpm_jax.errors import LONGEST, UserError
+
+LIMIT = 60.0  # seconds
+MEMORY = 2**30  # bytes
+RESULTS = ("value", "refused", "traceback", "execution", "memory", "hang", "leftover", "message")
+STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+  """`data` with bytes changed, cut off, inserted or repeated, or with lengths that lie."""
+  data = bytearray(data)
+  for _ in range(rng.randint(1, 5)):
+    at = rng.randrange(max(len(data), 1))
+    kind = rng.randrange(6)
+    if kind == 0:
+      data[at : at + 1] = bytes([rng.randrange(256)])
+    elif kind == 1:
+      del data[at:]
+    elif kind == 2:
+      data[at:at] = rng.randbytes(rng.randint(1, 16))
+    elif kind == 3:
+      data[at:at] = data[at : at + rng.randint(1, 200)]
+    elif kind == 4:
+      data[at : at + 4] = struct.pack(rng.choice(["<i", ">i"]), rng.choice([0, -1, 2**31 - 1, 2**20, 1]))
+    else:
+      data[at : at + 8] = struct.pack("<q", rng.choice([0, -1, 2**63 - 1, 2**40]))
+  return bytes(data)
+
+
+def nonsense(rng: random.Random, depth: int = 4):
+  """A JSON value of random shape."""
+  scalars = [None, True, -1, 0, 1e308, 10**30, "", "x" * 300, "\x1b[31m", "../../etc", float("nan"), [], {}]
+  if depth == 0 or rng.random() < 0.3:
+    return rng.choice(scalars)
+  if rng.random() < 0.5:
+    return [nonsense(rng, depth - 1) for _ in range(rng.randrange(4))]
+  return {rng.choice(["a", "name", "shape", "splits", "step", "config"]): nonsense(rng, depth - 1) for _ in range(3)}
+
+
+def changed(value, rng: random.Random):
+  """A JSON value with one part replaced."""
+  if isinstance(value, dict) and value and rng.random() < 0.9:
+    key = rng.choice(list(value))
+    return {**value, key: changed(value[key], rng)}
+  if isinstance(value, list) and value and rng.random() < 0.9:
+    index = rng.randrange(len(value))
+    return [*value[:index], changed(value[index], rng), *value[index + 1 :]]
+  return nonsense(rng)
+
+
+# ---------------------------------------------------------------- cases: (kind, what is run in a folder)
+
+
+def of_reader(rng: random.Random, folder: pathlib.Path):
+  """A reader and a damaged, hostile or random file."""
+  kind = rng.randrange(10)
+  if kind == 0:
+    reader, data = rng.choice(list(readers.HOSTILE.values()))
+  else:
+    reader = rng.choice(list(readers.READERS))
+    data = damaged(rng.choice(readers.READERS[reader][1]), rng)
+    if kind == 1:
+      data = rng.randbytes(rng.randrange(300))
+    if kind == 2:
+      data = json.dumps(nonsense(rng)).encode()
+  (folder / "file").write_bytes(data)
+  return f"reader {reader}", lambda: readers.READERS[reader][0](folder / "file")
+
+
+def command(*argv: object):
+  def run():
+    code = main.run([str(each) for each in argv])
+    if code == 2:
+      raise UserError("said on stderr")
+
+  return run
+
+
+def images_in(folder: pathlib.Path, rng: random.Random) -> None:
+  """A folder of images of which some are damaged, with hostile names and labels."""
+  for number in range(4):
+    kind = rng.choice(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+    data = readers.picture(kind)
+    name = rng.choice([f"{number}.png", f"{number}.jpg", f"a/{number}.gif", f"{number}\x1b[31m.png", f"ü{number}.bmp"])
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_bytes(damaged(data, rng) if rng.random() < 0.5 else data)
+  extra = rng.randrange(8)
+  if extra == 0:
+    os.mkfifo(folder / "pipe.png")
+  elif extra == 1:
+    (folder / "loop.png").symlink_to("loop.png")
+  elif extra == 2:
+    (folder / "self").symlink_to(folder)
+  elif extra == 3:
+    (folder / "labels.csv").write_bytes(
+      damaged("0.png,ä\r1.png,b\r".encode(rng.choice(["utf-8", "utf-16", "latin-1"])), rng)
+    )
+  elif extra == 4:
+    (folder / "dataset.json").write_text(json.dumps(changed({"labels": [["0.png", 1], ["1.png", 0]]}, rng)))
+  elif extra == 5:
+    (folder / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n")
+
+
+def of_data_show(rng, folder):
+  images_in(folder / "set", rng)
+  size = rng.choice(["4", "8", "100000"])
+  return "data show", command("data", "show", folder / "set", "--image_size", size)
+
+
+def of_data_zip(rng, folder):
+  content = {f"{n}.png": readers.picture("PNG") for n in range(3)}
+  (folder / "set.zip").write_bytes(damaged(readers.packed(**content), rng))
+  return "data show zip", command("data", "show", folder / "set.zip")
+
+
+def of_convert(rng, folder):
+  reader, name = rng.choice([("torch", "a.pt"), ("safetensors", "a.safetensors"), ("torch", "b.ckpt"), ("json", "x.json")])
+  data = damaged(rng.choice(readers.READERS[reader][1]), rng)
+  hostile = [data for kind, data in readers.HOSTILE.values() if kind == reader]
+  (folder / name).write_bytes(rng.choice(hostile) if hostile and rng.random() < 0.3 else data)
+  return "convert", command("convert", folder / name, "--out", folder / "out")
+
+
+def of_diffusers(rng, folder):
+  unet = {"_class_name": "UNet2DModel", "sample_size": 16, "in_channels": 3, "out_channels": 3, "layers_per_block": 1,
+          "block_out_channels": [32, 64], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+          "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 32}  # fmt: skip
+  (folder / "unet").mkdir()
+  (folder / "unet/config.json").write_text(json.dumps(changed(unet, rng)))
+  data = readers.READERS["safetensors"][1][0]
+  (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(data if rng.random() < 0.5 else damaged(data, rng))
+  return "convert a folder", command("convert", folder, "--out", folder / "out")
+
+
+def of_evaluate(rng, folder):
+  pixels = readers.npy(np.zeros((3, 8, 8, 3), np.uint8))
+  arrays = {"arr_0.npy": pixels, "arr_1.npy": readers.npy(np.array(rng.choice([[0, 1, 2], [0, -7, 2], [10**9, 0, 0]])))}
+  (folder / "samples.npz").write_bytes(
+    damaged(readers.packed(**arrays), rng) if rng.random() < 0.7 else readers.packed(**arrays)
+  )
+  sigma = rng.choice([np.eye(4), -np.eye(4), np.triu(np.ones((4, 4))), np.full((4, 4), np.nan), np.ones((4, 3))])
+  reference = readers.packed(**{"mu.npy": readers.npy(np.zeros(4)), "sigma.npy": readers.npy(sigma)})
+  (folder / "reference.npz").write_bytes(reference if rng.random() < 0.7 else damaged(reference, rng))
+  weights = folder / "weights.pb"
+  weights.write_bytes(damaged(readers.READERS["graph"][1][0], rng))
+  return "evaluate", command(
+    "evaluate", "--samples", folder / "samples.npz", "--reference", folder / "reference.npz", "--inception", weights,
+    "--samples_count" if False else "--metrics", "fid",
+  )  # fmt: skip
+
+
+def of_report(rng, folder):
+  rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "images_per_second": 9.0}]
+  text = "\n".join(json.dumps(changed(row, rng)) for row in rows)
+  (folder / "metrics.jsonl").write_bytes(damaged(text.encode(), rng))
+  (folder / "bits_per_dim.json").write_text(json.dumps(changed({"bits_per_dim": 3.5, "images": 10}, rng)))
+  return "report", command("report", "--workdir", folder)
+
+
+def of_out(rng, folder):
+  (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+  (folder / "target").write_text("precious")
+  (folder / "link").symlink_to("target")
+  os.mkfifo(folder / "pipe")
+  where = rng.choice(["/dev/null", folder / "pipe", folder, folder / "target/inside", folder / ("x" * 300), "~nobody/x"])
+  return "report --out", command("report", "--workdir", folder, "--out", where)
+
+
+def of_checkpoint(rng, folder):
+  content = {
+    "schema": 1,
+    "step": 3,
+    "config": {"data": {"name": "digits"}},
+    "leaves": {"params/a": [[2], "float32", "0" * 16]},
+  }
+  from ddpm_jax.training import manifest
+
+  content = changed(content, rng)
+  step = folder / "checkpoints/3"
+  (step / "manifest").mkdir(parents=True)
+  (step / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": {}, "commit_timestamp_nsecs": 1}))
+  text = json.dumps({"content": content, "sha256": manifest._sha256(content)})
+  (step / "manifest/metadata").write_bytes(text.encode() if rng.random() < 0.7 else damaged(text.encode(), rng))
+  if rng.random() < 0.2:
+    os.mkfifo(step / "pipe")
+  verb = rng.choice([("sample", "--dry_run"), ("report",), ("evaluate", "--dry_run"), ("moments", "--images", "8")])
+  return f"{verb[0]} of a checkpoint", command(verb[0], "--workdir", folder, *verb[1:])
+
+
+COMMANDS = (
+  of_data_show, of_data_zip, of_convert, of_diffusers, of_evaluate, of_report, of_out, of_checkpoint,
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- running
+
+
+def outcome(run, folder: pathlib.Path) -> tuple[str, str]:
+  """(a word of RESULTS, what was said) of run() in a child process."""
+  before = {path for path in folder.rglob("*")}
+  read, write = os.pipe()
+  child = os.fork()
+  if not child:
+    os.close(read)
+    _child(run, write)
+  os.close(write)
+  deadline = time.monotonic() + LIMIT
+  said = b""
+  while time.monotonic() < deadline:
+    ready, _, _ = select.select([read], [], [], 1.0)
+    if ready:
+      block = os.read(read, 65536)
+      if not block:
+        break
+      said += block
+  else:
+    os.kill(child, signal.SIGKILL)
+  os.close(read)
+  _, status, usage = os.wait4(child, 0)
+  if os.WIFSIGNALED(status):
+    return ("hang" if os.WTERMSIG(status) == signal.SIGKILL else "traceback"), f"signal {os.WTERMSIG(status)}"
+  word, _, text = said.decode(errors="replace").partition("\n")
+  if 1024 * usage.ru_maxrss > MEMORY + 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+    return "memory", f"{usage.ru_maxrss / 2**20:.2f} GiB: {text}"
+  left = [path for path in set(folder.rglob("*")) - before if _is_leftover(path)]
+  if left and word == "refused":
+    return "leftover", f"{left[0]}: {text}"
+  return word, text
+
+
+def _is_leftover(path: pathlib.Path) -> bool:
+  empty = path.is_dir() and not any(path.iterdir())
+  return empty or path.name == ".lock" or ".tmp" in path.name or path.name.endswith(".partial")
+
+
+def _child(run, write: int) -> None:
+  """Runs in a child, tells the result through `write`, and ends."""
+  executed = []
+  sys.addaudithook(lambda event, args: executed.append(event) if event in STARTS else None)
+  stderr = io.StringIO()
+  silent = os.open(os.devnull, os.O_RDWR)
+  for number in (1, 2):
+    os.dup2(silent, number)
+  sys.stdout = io.StringIO()
+  sys.stderr = stderr
+  try:
+    run()
+    result, text = "value", ""
+  except UserError as error:
+    last = stderr.getvalue().strip().splitlines()
+    text = str(error) if not last else last[-1].removeprefix("ddpm-jax: ")
+    result = "refused" if len(text) <= LONGEST and text.isprintable() else "message"
+  except SystemExit as error:
+    result, text = ("refused" if error.code == 2 else "traceback"), stderr.getvalue()[-200:]
+  except BaseException:
+    result, text = "traceback", traceback.format_exc()[-1500:]
+  if executed:
+    result, text = "execution", executed[0]
+  os.write(write, f"{result}\n{text}".encode())
+  os._exit(0)
+
+
+def run_all(count: int, seed: int, share: float) -> dict[str, dict[str, int]]:
+  """Counts by kind and outcome; what should not happen is printed."""
+  rng = random.Random(seed)
+  table: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+  for number in range(count):
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="hostile_"))
+    case_seed = rng.randrange(2**32)
+    case = random.Random(case_seed)
+    make = of_reader if case.random() < share else case.choice(COMMANDS)
+    kind, run = make(case, folder)
+    result, text = outcome(run, folder)
+    table[kind][result] += 1
+    if result not in ("value", "refused"):
+      print(f"--- {number} (seed {case_seed}) {kind}: {result}\n{text}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+  return {kind: dict(counts) for kind, counts in sorted(table.items())}
+
+
+def show(table: dict[str, dict[str, int]]) -> str:
+  """The counts as a table."""
+  rows = [f"{kind:28}" + "".join(f"{counts.get(name, 0):11}" for name in RESULTS) for kind, counts in table.items()]
+  total = collections.Counter()
+  for counts in table.values():
+    total.update(counts)
+  rows.append(f"{'all':28}" + "".join(f"{total[name]:11}" for name in RESULTS))
+  return "\n".join([" " * 28 + "".join(f"{name:>11}" for name in RESULTS), *rows])
+
+
+if __name__ == "__main__":
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--count", type=int, default=3000, help="inputs (default %(default)s)")
+  parser.add_argument("--seed", type=int, default=0, help="selects the inputs (default %(default)s)")
+  parser.add_argument("--readers", type=float, default=0.75, help="share of inputs for readers alone (default %(default)s)")
+  parser.add_argument("--out", help="write the counts to this JSON file")
+  args = parser.parse_args()
+  found = run_all(args.count, args.seed, args.readers)
+  print(show(found))
+  if args.out:
+    pathlib.Path(args.out).write_text(json.dumps({"count": args.count, "seed": args.seed, "outcomes": found}, indent=1))
