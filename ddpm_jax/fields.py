@@ -161,7 +161,9 @@ FIELDS: dict[str, Field] = {
   "train.per_device_batch": Field(
     None, "largest microbatch per device; gradients are accumulated over the rest", int, least=1
   ),
-  "train.class_conditional": Field(False, "the network is told the label"),
+  "train.class_conditional": Field(
+    False, 'the network is told the label; "auto": if the images have classes', (bool, str), choices=(True, False, "auto")
+  ),
   "train.backbone": Field(None, "a finished run that is frozen; only a second head is trained on it (NPR-DPM, SN-DPM)", str),
   "train.label_dropout": Field(
     0.0, "share of labels replaced by the null label, for classifier-free guidance", least=0, most=1

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
   parser.add_argument("--workdir", "--weights", required=True, help=where)
   parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,5,8-10; one image each (default %(default)s)")
-  parser.add_argument("--classes", help="such as 3,5: label images with these in turn (default: all classes in turn)")
+  parser.add_argument("--classes", help="such as cat,dog or 3,5: label images with these in turn (default: all in turn)")
   parser.add_argument("--upsampler", metavar="WORKDIR", help="a super-resolution run: enlarges them as its own config says")
   short.add_arguments(parser)
   formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.cli.numbers import integers
   from ddpm_jax.config import nearest
   from ddpm_jax.data import images as pixels
+  from ddpm_jax.data.classes import class_numbers
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import plots
   from ddpm_jax.files import atomic
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     trained = trained.with_moments()
   labels = None
   if args.classes:
-    classes = integers(args.classes, "--classes")
+    classes = class_numbers(args.classes, trained.config.data.class_names, trained.config.data.num_classes)
     labels = [classes[i % len(classes)] for i in range(len(seeds))]
 
   upsampler = other = None
@@ -156,6 +157,7 @@ def draw(trained, seeds, labels, with_frames=()):
 
   from ddpm_jax import build
   from ddpm_jax.data import images as pixels
+  from ddpm_jax.data.classes import class_numbers
 
   if not with_frames:
     return trained.sample(seeds, labels, progress=True), None

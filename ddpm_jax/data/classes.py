@@ -22,7 +22,14 @@ TABLES = {
 }
 """Tables that are recognized by their name, at the top or in the folder of a split."""
 
-RULES = ("auto", "folders", "top", "prefix", "none")
+RULES = {
+  "auto": "those of a table with a known name, else folders if there are at least two and every image is in one",
+  "folders": "the folder that holds the file",
+  "top": "the first folder below the split",
+  "prefix": 'the file name before its first "_" (OpenAI\'s rule)',
+  "none": "none",
+}
+"""What data.labels may be, beside the name of a table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,38 @@ class Classes:
     counts = collections.Counter(labels)
     shown = [f"{self.names[k] if self.names else k} {counts[k]:,}" for k in range(min(self.count, 12))]
     return f"{self.count:,} classes by {self.rule}: {', '.join(shown)}{', ...' * (self.count > 12)}"
+
+
+def class_numbers(text: str, names: Sequence[str] | None, count: int | None) -> list[int]:
+  """The classes of "cat,dog" or "3,5,8-10" on the command line, by name where there is one, else by number.
+
+  Args:
+    text: names or numbers, separated by commas.
+    names: by number; None: numbers only.
+    count: how many classes there are.
+
+  Examples:
+    >>> class_numbers("dog,0", ("cat", "dog", "emu"), 3), class_numbers("0-2", None, 3)
+    ([1, 0], [0, 1, 2])
+
+  Raises:
+    UserError: for a class that does not exist.
+  """
+  found: list[int] = []
+  for part in text.split(","):
+    if names is not None and part.strip() in names:
+      found.append(names.index(part.strip()))
+    elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip()):
+      first, last = int(match[1]), int(match[2] or match[1])
+      if count is None or not first <= last < count:
+        raise UserError(f"--classes {part.strip()!r}: classes are numbered from 0 to {(count or 0) - 1}.")
+      found += range(first, last + 1)
+    else:
+      known = (
+        f": choose from {', '.join(names[:20])}{', ...' * (len(names) > 20)}" if names else ", and this run has no names"
+      )
+      raise UserError(f"--classes {part.strip()[:40]!r} is neither a class name nor a number{known}.")
+  return found
 
 
 def decide(name: str, container: Container, layout: Layout, labels: str) -> Classes:

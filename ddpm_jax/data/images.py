@@ -105,8 +105,14 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, *, seconds: float = 0.
     pictures[0].save(temporary, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
+def viewable(image: np.ndarray) -> np.ndarray:
+  """uint8 [H, W, C] as [H, W, 1, 3 or 4], which every viewer knows; more channels lie side by side as grey images."""
+  channels = image.shape[-1]
+  if channels == 2:
+    return image[..., [0, 0, 0, 1]]
+  return image if channels < 5 else np.concatenate(np.moveaxis(image, -1, 0), axis=1)[..., None]
+
+
 def _picture(image: np.ndarray) -> Image.Image:
-  """uint8 [H, W, C] for a viewer."""
-  if image.shape[-1] > 4:
-    image = np.concatenate(np.moveaxis(image, -1, 0), axis=1)[..., None]
+  image = image if image.shape[-1] == 2 else viewable(image)
   return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

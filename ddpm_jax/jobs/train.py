@@ -63,7 +63,7 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
     raise UserError("train.total_steps is mandatory: say how many batches to train on, at least 1.")
   fields.check(config)
   importable.trust(config)
-  if config.train.label_dropout and not config.train.class_conditional:
+  if config.train.label_dropout and config.train.class_conditional is False:
     raise UserError("train.label_dropout hides labels that the network does not get: set train.class_conditional=True.")
   config = config.copy_and_resolve_references()
   backbone = None
@@ -79,6 +79,10 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
     config.data.update(
       image_size=info.image_size, channels=info.channels, num_classes=info.num_classes, class_names=info.class_names
     )
+  if config.train.class_conditional == "auto":
+    with config.train.ignore_type():
+      config.train.class_conditional = info.num_classes is not None
+    config.train.label_dropout *= config.train.class_conditional
   module = build.model(config, info.channels, info.num_classes)
   module.check_size(*info.shape[:2])
   mesh = layout.make_mesh(**config.mesh, devices=devices)
@@ -241,7 +245,7 @@ def _preview(run: Run) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
       except NotFinite as error:  # training may still recover, and its checkpoint is worth more than a picture
         log.warning("No preview of %s: %s", name, error)
         continue
-      grids[name] = pixels.grid(images, scale=_zoom(min(run.source.info.shape[:2])))
+      grids[name] = pixels.viewable(pixels.grid(images, scale=_zoom(min(run.source.info.shape[:2]))))
     return grids
 
   return preview

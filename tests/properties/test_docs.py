@@ -76,6 +76,11 @@ def test_the_table_of_published_weights_is_that_of_the_registry():
   assert published["PAGE"].read_text() == published["page"](), "run python docs/published.py"
 
 
+def test_the_page_of_formats_says_what_the_code_does():
+  formats = runpy.run_path(str(ROOT / "docs" / "formats.py"))
+  assert formats["PAGE"].read_text() == formats["page"](), "run python docs/formats.py"
+
+
 IN_TABLE = re.compile(r"`(ddpm-jax [^`]*)`")
 BLOCK = re.compile(r"^```bash\n(?P<fenced>.*?)^```|(?P<indented>(?:^ {4}.*\n)+)", re.M | re.S)
 

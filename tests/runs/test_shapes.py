@@ -16,10 +16,13 @@ def tiny(folder, *changes):
     [
       f"data.name={folder}",
       "data.test_split=train[:6]",
-      "network.channel_mult=(1,2)",
-      "network.attention_resolutions=(6,)",
+      "schedule.T=6",
+      "network.channels=8",
+      "network.attention_resolutions=()",
+      "train.total_steps=2",
       "train.preview_images=2",
-      "sampling.batch_size=4",
+      "sampling.batch_size=2",
+      "evaluation.batch_size=2",
       *changes,
     ],
   )
@@ -38,12 +41,10 @@ def test_images_of_16_by_12_train_sample_and_are_scored(tmp_path, capsys):
   train.train(config, tmp_path / "run")
   run = ddpm_jax.load(tmp_path / "run")
   assert run.config.data.image_size == (12, 16) and run.image_shape == (12, 16, 3)
-  samples = run.sample([3, 5])
-  assert samples.shape == (2, 12, 16, 3)
-  np.testing.assert_array_equal(run.sample([5])[0], samples[1])  # by its seed alone
-  assert np.isfinite(run.bits_per_dim(run.dataset("train"), 4).total).all()
+  assert run.sample([3, 5]).shape == (2, 12, 16, 3)
+  assert np.isfinite(run.bits_per_dim(run.dataset("train"), 2).total).all()
   train.train(config, tmp_path / "run")  # the finished run is recognized as the same
-  assert main.run(["sample", "--workdir", str(tmp_path / "run"), "--seeds", "0-2", "--formats", "grid,npz,gif,strip"]) == 0
+  assert main.run(["sample", "--workdir", str(tmp_path / "run"), "--seeds", "0-2", "--formats", "grid,npz"]) == 0
   (out,) = (tmp_path / "run/samples").iterdir()
   with Image.open(out / "grid.png") as grid:
     scale = 64 // 12
@@ -59,7 +60,7 @@ def test_arrays_of_5_channels_train_sample_and_are_scored(tmp_path):
   train.train(tiny(folder), tmp_path / "run")
   run = ddpm_jax.load(tmp_path / "run")
   assert run.image_shape == (12, 12, 5) and run.sample([0, 1]).shape == (2, 12, 12, 5)
-  assert np.isfinite(run.bits_per_dim(run.dataset("train"), 4).total).all()
+  assert np.isfinite(run.bits_per_dim(run.dataset("train"), 2).total).all()
   previews = sorted((tmp_path / "run").rglob("*.png"))
   assert previews
   with Image.open(previews[0]) as picture:
