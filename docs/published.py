@@ -6,7 +6,7 @@ from ddpm_jax import configs
 from ddpm_jax.convert.registry import PUBLISHED
 
 PAGE = pathlib.Path(__file__).with_name("published.md")
-OURS = ("digits", "mnist", "own_images")  # no paper's
+OURS = ("digits", "mnist")  # no paper's
 
 
 def page() -> str:

@@ -157,7 +157,6 @@ def draw(trained, seeds, labels, with_frames=()):
 
   from ddpm_jax import build
   from ddpm_jax.data import images as pixels
-  from ddpm_jax.data.classes import class_numbers
 
   if not with_frames:
     return trained.sample(seeds, labels, progress=True), None

@@ -156,6 +156,9 @@ def _train(config: ConfigDict, workdir: pathlib.Path) -> state.TrainState:
       run = _with_least_remat(run)
   config = run.config
   log.info("%s", describe(run))
+  if jax.process_index() == 0:
+    with atomic.writing(workdir / "data.json") as temporary:
+      temporary.write_text(json.dumps(describe_data(run.source), indent=1))
   batches = data.train_batches(
     run.source,
     config.train.batch_size,
@@ -206,6 +209,20 @@ def describe(run: Run) -> str:
     f"{parameters:,} parameters; {run.mesh.size} devices ({jax.default_backend()}); "
     f"{run.config.train.total_steps:,} steps of {run.config.train.batch_size} images"
   )
+
+
+def describe_data(source: data.Source) -> dict[str, Any]:
+  """What a run is trained on, for its data.json: the classes with their names, and the lines of the summary."""
+  names = source.info.class_names
+  return {
+    "name": source.info.name,
+    "split": source.info.split,
+    "images": len(source),
+    "image_size": source.info.image_size,
+    "channels": source.info.channels,
+    "class_names": None if names is None else list(names),
+    "summary": list(source.summary),
+  }
 
 
 def with_remat(config: ConfigDict, remat: str) -> ConfigDict:
