@@ -1,15 +1,19 @@
 """Drawing into a folder: continued after an interruption, and never over samples of other settings."""
 
+import argparse
 import dataclasses
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from ddpm_jax.cli import evaluate
 from ddpm_jax.cli.sample import describe
 from ddpm_jax.config import default, override
 from ddpm_jax.errors import UserError
-from ddpm_jax.jobs import drawing
+from ddpm_jax.evaluation import image_sets
+from ddpm_jax.jobs import drawing, measure
 from ddpm_jax.jobs.trained import Trained
 
 
@@ -79,3 +83,22 @@ def test_damaged_settings_are_one_sentence(tmp_path):
   (tmp_path / "settings.json").write_text("{")
   with pytest.raises(UserError, match=r"its settings\.json cannot be read"):
     drawing.check(tmp_path, json.loads("{}"))
+
+
+def test_sets_of_mixed_sizes_are_fitted_as_asked_or_as_the_run_fits_them(tmp_path):
+  rng = np.random.default_rng(0)
+  for i, side in enumerate((9, 12, 16)):
+    Image.fromarray(rng.integers(0, 256, (side, side + i, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+  asked = argparse.Namespace(image_size="8", crop=None)
+  assert image_sets.open_set(str(tmp_path), **evaluate._fit(asked)).image_shape == (8, 8, 3)
+  run = override(default(), ["data.image_size=(4,6)", "data.crop=lsun"]).data
+  silent = argparse.Namespace(image_size=None, crop=None)
+  assert evaluate._fit(silent, run) == {"image_size": (4, 6), "crop": "lsun"}
+  with pytest.raises(UserError, match="image_size must be"):
+    evaluate._fit(argparse.Namespace(image_size="8,8,8", crop=None))
+
+
+def test_another_split_than_the_runs_own_is_measured_into_other_files():
+  own = dataclasses.replace(fake(), held_out="test")
+  assert measure.split_ending(own) == "" == measure.split_ending(fake())
+  assert measure.split_ending(own.changed(data={"test_split": "train[:10%]"})) == "_on_train_10"
