@@ -25,7 +25,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.devices import flops
 from ddpm_jax.jobs import plan
 from ddpm_jax.jobs.train import with_remat
-from ddpm_jax.models.layers import REMAT
+from ddpm_jax.models.recompute import REMAT
 
 HERE = pathlib.Path(__file__).parent
 SLICE = "v5e:4x4"

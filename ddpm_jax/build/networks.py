@@ -17,6 +17,7 @@ from ddpm_jax.diffusion import guidance, prediction, second_heads
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.patches import Patches
+from ddpm_jax.models.unet import compute_weights
 from ddpm_jax.sizes import ImageSize, pair
 
 
@@ -80,6 +81,12 @@ class Apply:
 
   def __call__(self, params: Any, x: jax.Array, time: jax.Array, cond: Any = None) -> jax.Array:
     return self.module.apply({"params": params}, x, time, cond)
+
+  def prepare(self, params: Any) -> Any:
+    """`params` as a loop that calls this should have them: converted to the network's dtype once."""
+    module = getattr(self.module, "network", self.module)  # of Patches
+    module = getattr(module, "backbone", module)
+    return compute_weights(params, module.dtype) if hasattr(module, "dtype") else params
 
 
 def initial_params(module: nn.Module, key: jax.Array, image_size: ImageSize, channels: int) -> Any:

@@ -9,7 +9,7 @@ import jax
 
 from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.layers import REMAT
+from ddpm_jax.models.recompute import REMAT
 
 log = logging.getLogger(__name__)
 

@@ -83,6 +83,7 @@ def sample(
   if save_every < 1:
     raise UserError(f"save_every = {save_every} must be at least 1 (keep every state).")
   noise = PerImage(keys) if noise is None else noise
+  denoiser = _prepared(denoiser)
   several = isinstance(samplers, Sequence)
   saved = []
   x = x_T
@@ -90,6 +91,13 @@ def sample(
     x, kept = _run(sampler, noise, denoiser, x, cond, save, save_every, progress)
     saved.append(kept)
   return x, (None if save is None else saved if several else saved[0])
+
+
+def _prepared(denoiser):
+  """`denoiser`, with the weights of its networks converted outside the loop, where their `apply` knows how."""
+  converts = lambda x: hasattr(x, "params") and hasattr(getattr(x, "apply", None), "prepare")
+  convert = lambda x: x.replace(params=x.apply.prepare(x.params)) if converts(x) else x
+  return jax.tree.map(convert, denoiser, is_leaf=converts)
 
 
 def _run(sampler, noise, denoiser, x, cond, save, save_every, progress):

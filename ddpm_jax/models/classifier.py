@@ -52,12 +52,12 @@ class AttentionPool(nn.Module):
   def __call__(self, h):
     style = self.style.replace(dtype=jnp.float32)
     b, height, width, channels = h.shape
-    h = nn.silu(style.norm(h, "norm")).reshape(b, height * width, channels)
+    h = style.norm(h, "norm", silu=True)[0].reshape(b, height * width, channels)
     h = jnp.concatenate([h.mean(1, keepdims=True), h], axis=1)
     start = nn.initializers.normal(channels**-0.5)
     h = h + self.param("positional_embedding", start, (height * width + 1, channels))[None]
-    qkv = style.qkv(h, "qkv").reshape(b, height * width + 1, 3, self.heads, channels // self.heads)
-    mean = jax.nn.dot_product_attention(qkv[:, :1, 0], qkv[:, :, 1], qkv[:, :, 2], implementation="xla")
+    q, k, v = (y.reshape(b, height * width + 1, self.heads, channels // self.heads) for y in style.qkv(h, "qkv"))
+    mean = jax.nn.dot_product_attention(q[:, :1], k, v, implementation="xla")
     return style.dense(mean.reshape(b, channels), self.features, "out")
 
 
@@ -70,7 +70,7 @@ class AdaptivePool(nn.Module):
   @nn.compact
   def __call__(self, h):
     style = self.style.replace(dtype=jnp.float32)
-    return style.dense(nn.silu(style.norm(h, "norm")).mean((1, 2)), self.features, "out", last=True)
+    return style.dense(style.norm(h, "norm", silu=True)[0].mean((1, 2)), self.features, "out", last=True)
 
 
 class SpatialPool(nn.Module):
@@ -84,5 +84,5 @@ class SpatialPool(nn.Module):
   def __call__(self, means):
     style = self.style.replace(dtype=jnp.float32)
     h = style.dense(means, 2048, "hidden")
-    h = nn.silu(style.norm(h, "norm")) if self.normalize else nn.relu(h)
+    h = style.norm(h, "norm", silu=True)[0] if self.normalize else nn.relu(h)
     return style.dense(h, self.features, "out")

@@ -1,59 +1,37 @@
-"""The layers of every network of the family, NHWC.
+"""The layers of all networks of the family, NHWC.
 
-The six codebases use the same residual block, attention and embedding of time, up to a few constants and
-conventions. Those are collected in `Style`; a network chooses one, and no layer asks which paper it serves.
+The six codebases share the residual block, the attention and the embedding of time, up to a few constants and conventions.
+`Style` collects those. A network chooses a style, and no layer asks which paper it serves.
 
-    h = conv1(act(norm1(x)))                     resampled between act and conv1 in resampling blocks
-    h = norm2(h + emb(act(e)))                   or norm2(h) (1 + scale) + shift       (ADM, "AdaGN")
-    y = shortcut(x) + conv2(dropout(act(h)))     times 1/sqrt(2) in NCSN++
+    h = conv1(silu(norm1(x)))                    with resampling between SiLU and conv1 in resampling blocks
+    h = norm2(h + emb(silu(e)))                  or norm2(h) (1 + scale) + shift       (ADM, "AdaGN")
+    y = shortcut(x) + conv2(dropout(silu(h)))    times 1/sqrt(2) in NCSN++
 
-Parameters are float32; convolutions and attention compute in `Style.dtype`; norms with what follows them, softmax,
-the embedding of time and a network's last convolution stay in float32.
+Parameters are float32. Convolutions and attention compute in `Style.dtype`. Norms with what follows them, softmax, the
+embedding of time and the last convolution of a network compute in float32.
 
-Attention stores one projection with columns [q | k | v], each split into heads. OpenAI's two orders of those
-columns are the same network with permuted weights: `ddpm_jax.convert` permutes, this module need not know.
+Attention has one projection with columns [q | k | v], each split into heads. OpenAI's two other orders of these columns are
+the same network with permuted weights, which `ddpm_jax.convert` handles.
+
+The input x of a residual block may be a tuple of arrays, which stands for their concatenation: no layer needs the copy.
+How an operation is computed on which device is in `kernels/`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.convolution import convolve
-
-# ---------------------------------------------------------------- embeddings of time
-
-
-def sin_cos(time: jax.Array, dim: int) -> jax.Array:
-  """[B] -> [B, dim], Ho's [sin | cos] with frequencies 10000^(-k / (dim/2 - 1)); an odd `dim` ends in a zero."""
-  half = dim // 2
-  arg = _phases(time, half, half - 1, 10_000.0)
-  return _pad(jnp.concatenate([jnp.sin(arg), jnp.cos(arg)], axis=-1), dim)
-
-
-def cos_sin(time: jax.Array, dim: int, max_period: float = 10_000.0) -> jax.Array:
-  """[B] -> [B, dim], OpenAI's [cos | sin] with frequencies max_period^(-k / (dim/2)); odd `dim` ends in a zero."""
-  half = dim // 2
-  arg = _phases(time, half, half, max_period)
-  return _pad(jnp.concatenate([jnp.cos(arg), jnp.sin(arg)], axis=-1), dim)
-
-
-def _phases(time, half, denominator, max_period):
-  # float32, in the references' order of operations: at time 4000 the last bit of a frequency is worth 2e-4
-  exponent = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(denominator)
-  return time.astype(jnp.float32)[:, None] * jnp.asarray(np.exp(exponent))[None, :]
-
-
-def _pad(embedding, dim):
-  return jnp.pad(embedding, ((0, 0), (0, dim - embedding.shape[-1])))
-
+from ddpm_jax.models.kernels.attention import attention
+from ddpm_jax.models.kernels.convolution import convolve
+from ddpm_jax.models.kernels.norm import Form, group_norm, statistics
+from ddpm_jax.models.recompute import costly
 
 # ---------------------------------------------------------------- resampling without weights
 
@@ -84,7 +62,7 @@ _INITIALIZATIONS = {
 
 
 def _thirds(init, scale):
-  """`init`, of `scale` times the variance, for a [C, 3 C] kernel that holds three [C, C] ones, each with its own fans."""
+  """`init`, with `scale` times the variance, for a [C, 3 C] kernel of three [C, C] blocks, each with its own fans."""
 
   def draw(key, shape, dtype):
     parts = [init(k, (shape[0], shape[1] // 3), dtype) for k in jax.random.split(key, 3)]
@@ -93,78 +71,21 @@ def _thirds(init, scale):
   return draw
 
 
-# ---------------------------------------------------------------- what the backward pass recomputes
-
-_COSTLY = "costly"
-# `UNet.remat` -> what of a layer is kept until its gradient is taken, beside its input: each keeps less than the one before
-REMAT = {
-  "none": jax.checkpoint_policies.everything_saveable,
-  "norms": jax.checkpoint_policies.save_only_these_names(_COSTLY),
-  "blocks": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-def recomputing(layer: type[nn.Module], remat: str, **how) -> type[nn.Module]:
-  """`layer`, with a policy of REMAT; `how`: further arguments of nn.remat."""
-  if remat not in REMAT:
-    raise UserError(f'remat={remat!r} is unknown; use "auto", {", ".join(map(repr, REMAT))}')
-  return layer if remat == "none" else nn.remat(layer, policy=REMAT[remat], **how)
-
-
-def _costly(x: jax.Array) -> jax.Array:
-  """x, known to REMAT as what is cheaper kept than computed twice."""
-  return checkpoint_name(x, _COSTLY)
-
-
-# ---------------------------------------------------------------- norms
-
-
-class GroupNorm(nn.Module):
-  """Group normalization (Wu & He 2018), [B,...,C] -> float32 of that shape, with two-pass statistics.
-
-  What follows until the next layer casts its input, scale, shift and SiLU, is float32 as well: one pass, rounded once.
-
-  flax's with other sums: over the pixels first, whole vectors of channels at a time, then over the channels of a group.
-  All at once, XLA's CPU backend adds one number after the other; and there a product with ones is faster than a sum.
-  """
-
-  groups: int
-  eps: float
-
-  @nn.compact
-  def __call__(self, x):
-    channels, pixels = x.shape[-1], math.prod(x.shape[1:-1])
-    of_channels = (1,) * (x.ndim - 1) + (channels,)
-    scale = self.param("scale", nn.initializers.ones, (channels,)).reshape(of_channels)
-    bias = self.param("bias", nn.initializers.zeros, (channels,)).reshape(of_channels)
-
-    def mean(x):
-      x = x.reshape(-1, pixels, channels)
-      product = lambda x: jnp.full((x.shape[0], 1, pixels), 1 / pixels, x.dtype) @ x
-      x = jax.lax.platform_dependent(x, cpu=product, default=lambda x: jnp.mean(x, 1, keepdims=True))
-      grouped = _costly(jnp.mean(x.reshape(-1, *of_channels[1:-1], self.groups, channels // self.groups), -1))
-      return jnp.repeat(grouped, channels // self.groups, -1)
-
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    x = x - mean(x)
-    return x * (jax.lax.rsqrt(mean(x**2) + self.eps) * scale) + bias
-
-
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """What the families' layers disagree about.
+  """What the families' layers disagree about. Hashable; holds no arrays.
 
-  Hashable, holds no arrays. Its methods apply one named layer of the module that calls them.
+  Its methods apply one named layer of the module that calls them.
 
   Attributes:
     initialization: "ho", "openai" or "torch": how parameters start.
     eps: added to the variance in GroupNorm.
     groups: GroupNorm has min(groups, channels // min_group) groups.
+    min_group: the least number of channels per group.
     scale_shift: the embedding scales and shifts the second norm instead of being added before it.
     residual_scale: factor on every residual sum.
-    qkv_scale: factor on the variance of attention's first projection at the start.
-    attention: implementation of `jax.nn.dot_product_attention`: "xla", on an NVIDIA GPU in half precision "cudnn", or
-      "auto", cuDNN's wherever it can.
+    qkv_scale: factor on the variance of attention's first projection at initialization.
+    attention: "xla", "cudnn" (NVIDIA GPUs, half precision), or "auto": cuDNN wherever its limits allow it.
     dtype: of convolutions and attention.
   """
 
@@ -188,31 +109,43 @@ class Style:
   def replace(self, **fields):
     return dataclasses.replace(self, **fields)
 
-  def norm(self, x, name):
-    """GroupNorm of as many groups as the family has."""
-    channels = x.shape[-1]
+  def norm(self, x, name, **around):
+    """GroupNorm with as many groups as the family has: -> (y, x). `around`: see GroupNorm."""
+    channels = _channels(x)
     groups = min(self.groups, max(channels // self.min_group, 1))
     if channels % groups:
       raise UserError(
         f"{channels} channels do not divide into {groups} norm groups; use multiples of {groups}, or set groups"
       )
-    return GroupNorm(groups, self.eps, name=name)(x)
+    return GroupNorm(groups, self.eps, self.dtype, name=name)(x, **around)
 
-  def conv(self, x, features, name, *, strides=1, padding=(1, 1), last=False, dtype=None):
-    """3x3 convolution; `padding` is the same for both axes."""
+  def conv(self, x, features, name, **options):
+    """3x3 convolution with its bias; options as in `conv_and_bias`."""
+    y, bias = self.conv_and_bias(x, features, name, **options)
+    return _add(y, bias)
+
+  def conv_and_bias(self, x, features, name, *, strides=1, padding=(1, 1), last=False, dtype=None):
+    """(3x3 convolution without its bias, the bias); `padding` is the same for both axes."""
     inits = self._inits(9 * x.shape[-1], last)
-    how = dict(dtype=dtype or self.dtype, conv_general_dilated=convolve)
-    return _costly(nn.Conv(features, (3, 3), strides, [padding] * 2, name=name, **how, **inits)(x))
+    return Conv(features, strides, padding, dtype or self.dtype, **inits, name=name)(x)
 
   def dense(self, x, features, name, *, last=False, dtype=None):
     """The same matrix at every position, torch's 1x1 convolution."""
-    return _costly(nn.Dense(features, dtype=dtype or self.dtype, name=name, **self._inits(x.shape[-1], last))(x))
+    (y,), bias = Dense((features,), dtype or self.dtype, **self._inits(x.shape[-1], last), name=name)(x)
+    return _add(y, bias)
+
+  def dense_and_bias(self, x, features, name):
+    """(the product without its bias, the bias)."""
+    (y,), bias = Dense((features,), self.dtype, **self._inits(_channels(x), last=False), name=name)(x)
+    return y, bias
 
   def qkv(self, x, name):
-    """[B, N, C] -> [B, N, 3 C]: queries, keys, values."""
-    inits = self._inits(x.shape[-1], last=False)
+    """[B, N, C] -> queries, keys, values, each [B, N, C]."""
+    channels = x.shape[-1]
+    inits = self._inits(channels, last=False)
     inits["kernel_init"] = _thirds(inits["kernel_init"], self.qkv_scale)
-    return _costly(nn.Dense(3 * x.shape[-1], dtype=self.dtype, name=name, **inits)(x))
+    products, bias = Dense((channels,) * 3, self.dtype, **inits, name=name)(x)
+    return [_add(y, b) for y, b in zip(products, jnp.split(bias, 3), strict=True)]
 
   def _inits(self, fan_in, last):
     kernel, last_kernel, draw_bias, draw_last_bias = _INITIALIZATIONS[self.initialization]
@@ -220,6 +153,121 @@ class Style:
     drawn = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
     bias = drawn if (draw_last_bias if last else draw_bias) else nn.initializers.zeros
     return {"kernel_init": last_kernel if last else kernel, "bias_init": bias}
+
+
+def _add(y, bias):
+  """y [..., C] + bias [C], in the dtype of y."""
+  return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def _parts(x):
+  return x if isinstance(x, tuple) else (x,)
+
+
+def _channels(x):
+  return sum(part.shape[-1] for part in _parts(x))
+
+
+# ---------------------------------------------------------------- single layers
+
+
+class GroupNorm(nn.Module):
+  """Group normalization (Wu & He 2018) and what stands around it, in one operation: kernels/norm.py.
+
+  Attributes:
+    groups: groups of channels.
+    eps: added to the variance.
+    dtype: of the result, which is computed in float32.
+  """
+
+  groups: int
+  eps: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, *, offset=None, scale_shift=None, silu=False, keep=None, rate=0.0):
+    """[B, ..., C], or parts of it -> (y [B, ..., C], x).
+
+    x comes back so that the gradients of its other uses are added in the same operation.
+
+    Args:
+      x: an array, or a tuple of arrays that stands for their concatenation.
+      offset: [B, C] or [C], added to x.
+      scale_shift: two [B, C]; the normalized x is multiplied by 1 + scale, then shift is added.
+      silu: whether SiLU follows.
+      keep: [B, ..., C], 0 where dropout drops.
+      rate: of dropout, with `keep`.
+    """
+    parts = _parts(x)
+    channels = _channels(x)
+    batch = parts[0].shape[0]
+    pixels = math.prod(parts[0].shape[1:-1])
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    if scale_shift is not None:
+      bias = bias[None] * (1 + scale_shift[0]) + scale_shift[1]
+      scale = scale[None] * (1 + scale_shift[0])
+    offset = jnp.zeros(channels) if offset is None else offset
+    offset, scale, bias = (v[None] if v.ndim == 1 else v for v in (offset, scale, bias))  # [1, C] for all images, or [B, C]
+    flat = tuple(part.reshape(batch, pixels, part.shape[-1]) for part in parts)
+    keep = keep if keep is None else keep.reshape(batch, pixels, channels)
+    mean, rstd = map(costly, statistics(flat, offset, self.groups, self.eps))
+    form = Form(len(parts), self.groups, self.eps, silu, 0.0 if keep is None else rate, jnp.dtype(self.dtype))
+    y, flat = group_norm(flat, offset, scale, bias, mean, rstd, keep, form)
+    parts = tuple(part.reshape(like.shape) for part, like in zip(flat, parts, strict=True))
+    return y.reshape(*parts[0].shape[:-1], channels), parts if isinstance(x, tuple) else parts[0]
+
+
+class Conv(nn.Module):
+  """3x3 convolution: x -> (the convolution without its bias, the bias). What follows may add the bias at less cost."""
+
+  features: int
+  strides: int
+  padding: tuple[int, int]
+  dtype: Any
+  kernel_init: Callable
+  bias_init: Callable
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+    bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+    y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
+    return costly(y), bias
+
+
+class Dense(nn.Module):
+  """x W -> (its columns in blocks of these widths, the bias, which is not added). x: an array or the parts of one."""
+
+  widths: tuple[int, ...]
+  dtype: Any
+  kernel_init: Callable
+  bias_init: Callable
+
+  @nn.compact
+  def __call__(self, x):
+    parts = [part.astype(self.dtype) for part in _parts(x)]
+    kernel = self.param("kernel", self.kernel_init, (_channels(x), sum(self.widths)), jnp.float32)
+    bias = self.param("bias", self.bias_init, (sum(self.widths),), jnp.float32)
+    rows = jnp.split(kernel.astype(self.dtype), _borders(part.shape[-1] for part in parts))
+    blocks = [jnp.split(some, _borders(self.widths), axis=1) for some in rows]
+    products = [sum(part @ block[i] for part, block in zip(parts, blocks, strict=True)) for i in range(len(self.widths))]
+    return [costly(y) for y in products], bias
+
+
+def _borders(sizes):
+  """Where every block but the first begins."""
+  return [int(total) for total in np.cumsum(list(sizes))[:-1]]
+
+
+class Keep(nn.Module):
+  """The mask of dropout: int8 of the given shape, 0 with probability `rate`, from the rng stream "dropout"."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, shape):
+    return jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape).astype(jnp.int8)
 
 
 # ---------------------------------------------------------------- blocks
@@ -238,10 +286,14 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-  """Residual block of `features` channels.
+  """Residual block with `features` output channels.
 
-  `resample` (None, `average_pool` or `nearest`) acts on the branch before its first convolution, and on x.
-  `project` puts a 1x1 projection on x even where the width stays the same (NCSN++ does when it resamples).
+  Attributes:
+    style: conventions of the family.
+    features: channels of the output.
+    dropout: rate before the second convolution, with train=True.
+    resample: None, `average_pool` or `nearest`; acts on the branch before its first convolution, and on x.
+    project: put a 1x1 projection on x even where the width stays the same (NCSN++ does when it resamples).
   """
 
   style: Style
@@ -253,23 +305,25 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x, emb, train):
     style = self.style
-    h = nn.silu(style.norm(x, "norm1"))
+    h, x = style.norm(x, "norm1", silu=True)
     if self.resample is not None:
-      h, x = self.resample(h), self.resample(x)
-    h = style.conv(h, self.features, "conv1")
+      h = self.resample(h)
+      x = jax.tree.map(self.resample, x)
+    h, bias = style.conv_and_bias(h, self.features, "conv1")
     # the embedding is [B, E]: its projection costs nothing, so it stays in float32
     width = self.features * (2 if style.scale_shift else 1)
-    shift = style.dense(nn.silu(emb), width, "emb", dtype=jnp.float32).astype(style.dtype)[:, None, None, :]
-    if style.scale_shift:
-      scale, shift = jnp.split(shift, 2, axis=-1)
-      h = style.norm(h, "norm2") * (1 + scale) + shift
-    else:
-      h = style.norm(h + shift, "norm2")
-    h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
-    h = style.conv(h, self.features, "conv2", last=True)
-    if x.shape[-1] != self.features or self.project:
-      x = style.dense(x, self.features, "shortcut")
-    return _residual(style, x, h)
+    shift = style.dense(nn.silu(emb), width, "emb", dtype=jnp.float32)
+    around = (
+      {"scale_shift": jnp.split(shift, 2, axis=-1), "offset": bias} if style.scale_shift else {"offset": bias[None] + shift}
+    )
+    if train and self.dropout:
+      around |= {"keep": Keep(self.dropout, name="Dropout_0")(h.shape), "rate": self.dropout}
+    h, _ = style.norm(h, "norm2", silu=True, **around)
+    h, bias = style.conv_and_bias(h, self.features, "conv2", last=True)
+    if _channels(x) != self.features or self.project:
+      x, bias_of_shortcut = style.dense_and_bias(x, self.features, "shortcut")
+      bias += bias_of_shortcut
+    return _residual(style, x, _add(h, bias))
 
 
 class Attention(nn.Module):
@@ -285,28 +339,12 @@ class Attention(nn.Module):
       raise UserError(f"{channels} channels do not divide into {self.heads} attention heads; choose a divisor of {channels}")
     if self.style.attention == "cudnn" and self.style.dtype == jnp.float32:
       raise UserError('attention="cudnn" computes in half precision: set dtype="bfloat16", or attention="auto"')
-    h = self.style.norm(x, "norm").reshape(b, height * width, channels)
-    qkv = self.style.qkv(h, "qkv").reshape(b, height * width, 3, self.heads, channels // self.heads)
-    q, k, v = (qkv[:, :, i] for i in range(3))
-    h = _costly(jax.nn.dot_product_attention(q, k, v, implementation=implementation(self.style, channels // self.heads)))
+    h, x = self.style.norm(x, "norm")
+    qkv = self.style.qkv(h.reshape(b, height * width, channels), "qkv")
+    q, k, v = (y.reshape(b, height * width, self.heads, channels // self.heads) for y in qkv)
+    h = costly(attention(q, k, v, self.style.attention))
     h = self.style.dense(h.reshape(b, height, width, channels), channels, "out", last=True)
     return _residual(self.style, x, h)
-
-
-def implementation(style: Style, head_channels: int) -> str:
-  """Of attention, chosen when a network is traced: cuDNN's flash attention has limits, and refuses what exceeds them."""
-  if style.attention != "auto":
-    return style.attention
-  generation = _nvidia_generation()
-  widest = 256 if generation >= 9 else 128 if generation == 8 else 0  # Hopper, Ampere
-  half = jnp.dtype(style.dtype).itemsize == 2
-  return "cudnn" if half and head_channels % 8 == 0 and head_channels <= widest else "xla"
-
-
-def _nvidia_generation() -> int:
-  """Major compute capability of the first device; 0 without an NVIDIA GPU."""
-  major = getattr(jax.devices()[0], "compute_capability", "").split(".")[0]
-  return int(major) if major.isdigit() else 0  # AMD's have names
 
 
 class Downsample(nn.Module):
@@ -331,7 +369,7 @@ class Upsample(nn.Module):
 
 
 class Readout(nn.Module):
-  """Last feature map -> float32 [B, H, W, features]: norm, SiLU, convolution; `block`: a residual block before."""
+  """Last feature map -> float32 [B, H, W, features]: norm, SiLU, convolution; with `block`, after a residual block."""
 
   style: Style
   features: int
@@ -343,32 +381,10 @@ class Readout(nn.Module):
     if self.block:
       h = ResBlock(self.style, h.shape[-1], self.dropout, name="block")(h, emb, train)
     style = self.style.replace(dtype=jnp.float32)
-    return style.conv(nn.silu(style.norm(h, "norm")), self.features, "conv", last=True)
+    h, _ = style.norm(h, "norm", silu=True)
+    return style.conv(h, self.features, "conv", last=True)
 
 
 def _residual(style, x, h):
   h = x + h
   return h if style.residual_scale == 1.0 else h * style.residual_scale
-
-
-# ---------------------------------------------------------------- sizes
-
-
-def check_size(height: int, width: int, levels: int, attention_resolutions: Sequence[int] = ()):
-  """Raises UserError unless such images can be halved levels - 1 times and then have every size that attends."""
-  factor = 2 ** (levels - 1)
-  if height % factor or width % factor:
-    most = 1 + min((side & -side).bit_length() - 1 for side in (height, width))
-    up = lambda side: -(-side // factor) * factor
-    raise UserError(
-      f"images of {height}x{width} cannot be halved {levels - 1} times, as {levels} entries of channel_mult ask; "
-      f"sides must be multiples of {factor}: use at most {most} entries, or pad the images to "
-      f"{up(height)}x{up(width)}"
-    )
-  sizes = [height >> level for level in range(levels)]
-  for resolution in attention_resolutions:
-    if resolution not in sizes:
-      raise UserError(
-        f"attention_resolutions has {resolution}, which {height}x{width} images never are in {levels} levels; "
-        f"choose from {', '.join(map(str, sizes))}"
-      )

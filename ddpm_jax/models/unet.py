@@ -19,7 +19,22 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import layers
+from ddpm_jax.models import embeddings, layers
+from ddpm_jax.models.recompute import recomputing
+
+
+def compute_weights(params: Any, dtype: Any) -> Any:
+  """`params` with the kernels that layers compute with in `dtype` in that dtype already. Results are bitwise the same.
+
+  A sampler's loop then neither reads float32 weights nor converts them at every step.
+  """
+
+  def convert(path, leaf):
+    *module, name = [key.key for key in path if key.key not in ("backbone", "network")]
+    computes = module and module[0].startswith(("conv_in", "down_", "mid_", "up_")) and "emb" not in module
+    return leaf.astype(dtype) if name == "kernel" and computes else leaf
+
+  return jax.tree_util.tree_map_with_path(convert, params)
 
 
 class UNet(nn.Module):
@@ -68,7 +83,7 @@ class UNet(nn.Module):
     """Raises UserError when this network does not fit images of this size, or none at all."""
     if self.channels < 1 or not self.channel_mult:
       raise UserError(f"channels={self.channels} and channel_mult={tuple(self.channel_mult)} leave no network")
-    layers.check_size(height, width, len(self.channel_mult), self.attention_resolutions)
+    check_size(height, width, len(self.channel_mult), self.attention_resolutions)
 
   # -------------------------------------------------------------- the parts
 
@@ -117,8 +132,7 @@ class UNet(nn.Module):
     skips = list(skips)
     for level, mult in reversed(list(enumerate(self.channel_mult))):
       for i in range(self.num_res_blocks + 1):
-        h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self.block(int(mult * self.channels), f"up_{level}_block_{i}")(h, emb, train)
+        h = self.block(int(mult * self.channels), f"up_{level}_block_{i}")((h, skips.pop()), emb, train)
         if h.shape[1] in self.attention_resolutions and self.attends_going_up(i):
           h = self.attend(h, f"up_{level}_attn_{i}", up=True)
       if level:
@@ -127,12 +141,12 @@ class UNet(nn.Module):
 
   @nn.nowrap
   def block(self, features, name, **options):
-    block = layers.recomputing(layers.ResBlock, self.remat, static_argnums=(3,))
+    block = recomputing(layers.ResBlock, self.remat, static_argnums=(3,))
     return block(self.style, features, self.dropout, name=name, **options)
 
   @nn.nowrap
   def attend(self, h, name, up=False):
-    attention = layers.recomputing(layers.Attention, self.remat)
+    attention = recomputing(layers.Attention, self.remat)
     return attention(self.style, self.heads(h.shape[-1], up), name=name)(h)
 
   # -------------------------------------------------------------- what a family answers
@@ -146,7 +160,7 @@ class UNet(nn.Module):
     return self.channels
 
   def sinusoids(self, time: jax.Array) -> jax.Array:
-    return layers.sin_cos(time, self.channels)
+    return embeddings.sin_cos(time, self.channels)
 
   def heads(self, channels: int, up: bool = False) -> int:
     """Heads of an attention over `channels` channels, on the way up or not."""
@@ -163,3 +177,23 @@ class UNet(nn.Module):
 
   def upsample(self, h, emb, train, name):
     raise NotImplementedError
+
+
+def check_size(height: int, width: int, levels: int, attention_resolutions: Sequence[int] = ()):
+  """Raises UserError unless such images can be halved levels - 1 times and then have every size that attends."""
+  factor = 2 ** (levels - 1)
+  if height % factor or width % factor:
+    most = 1 + min((side & -side).bit_length() - 1 for side in (height, width))
+    up = lambda side: -(-side // factor) * factor
+    raise UserError(
+      f"images of {height}x{width} cannot be halved {levels - 1} times, as {levels} entries of channel_mult ask; "
+      f"sides must be multiples of {factor}: use at most {most} entries, or pad the images to "
+      f"{up(height)}x{up(width)}"
+    )
+  sizes = [height >> level for level in range(levels)]
+  for resolution in attention_resolutions:
+    if resolution not in sizes:
+      raise UserError(
+        f"attention_resolutions has {resolution}, which {height}x{width} images never are in {levels} levels; "
+        f"choose from {', '.join(map(str, sizes))}"
+      )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import layers
+from ddpm_jax.models import embeddings, layers
 from ddpm_jax.models.unet import UNet
 
 
@@ -54,7 +54,7 @@ class UNetADM(UNet):
 
   @nn.nowrap
   def sinusoids(self, time):
-    return layers.cos_sin(time, self.channels)
+    return embeddings.cos_sin(time, self.channels)
 
   @nn.nowrap
   def heads(self, channels, up=False):

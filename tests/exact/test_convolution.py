@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ddpm_jax.models import winograd
-from ddpm_jax.models.convolution import convolve
+from ddpm_jax.models.kernels import winograd
+from ddpm_jax.models.kernels.convolution import convolve
 
 AXES = ("NHWC", "HWIO", "NHWC")
 CASES = {  # image [B,H,W,C], D, stride, padding

@@ -15,6 +15,8 @@ from ddpm_jax.convert import names
 from ddpm_jax.devices import flops
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import layers
+from ddpm_jax.models.kernels import target
+from ddpm_jax.models.kernels.attention import implementation
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -96,8 +98,8 @@ def test_cudnn_attention_is_asked_for_when_the_network_is_traced(monkeypatch):
   ],
 )
 def test_attention_is_cudnns_where_its_limits_allow(monkeypatch, generation, dtype, width, chosen):
-  monkeypatch.setattr(layers, "_nvidia_generation", lambda: generation)
-  assert layers.implementation(layers.Style(dtype=dtype), width) == chosen
+  monkeypatch.setattr(target, "nvidia_generation", lambda: generation)
+  assert implementation("auto", dtype, width) == chosen
 
 
 def test_cudnn_attention_is_never_replaced_in_silence():

@@ -9,7 +9,7 @@ from reference import nhwc
 
 from ddpm_jax import models
 from ddpm_jax.convert import names
-from ddpm_jax.models import layers
+from ddpm_jax.models import embeddings
 
 # Both sides compute in float32 through 20 to 60 layers; measured here: at most 2e-6 of the largest value.
 OUTPUT = 2e-5
@@ -110,7 +110,7 @@ def test_embeddings_of_time(golden, which):
       continue
     kind, dim, *period = key.split("_")
     time = stored[f"{group}/t_{kind}"].astype(np.float32)
-    embed = layers.cos_sin if which == "openai" else layers.sin_cos
+    embed = embeddings.cos_sin if which == "openai" else embeddings.sin_cos
     options = {"max_period": float(period[0].removeprefix("mp"))} if period else {}
     got = embed(jnp.asarray(time), int(dim.removeprefix("dim")), **options)
     # one unit in the last place of a float32 phase of up to 4000

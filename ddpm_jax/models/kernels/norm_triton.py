@@ -1,0 +1,296 @@
+"""`norm.py` for NVIDIA GPUs: one Triton kernel for the value and one for the gradients, written in Pallas.
+
+A program has one image and a few whole groups of channels. If that tile fits the registers, x is read from memory once per
+pass. Otherwise the program goes over chunks of pixels two or three times; the tiles at work are small enough for the L2
+cache.
+
+The kernels compute the statistics themselves: that costs no memory traffic, and saves the kernels that would write them.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.experimental.pallas import triton
+from jax.sharding import NamedSharding, PartitionSpec
+
+NARROWEST = 16  # channels of a tile: memory transfers at least 32 bytes, 16 numbers in bfloat16
+LARGEST = 16384  # elements of a tile that stays in registers
+PER_THREAD = 32  # elements
+
+
+def value(*args, form, interpret=False):
+  """`norm._plain_value` by Triton."""
+  call = functools.partial(_value, form=form, interpret=interpret)
+  if not interpret:
+    call = _over_images(call)
+  return call(*_without_statistics(args, form, 0)), *args[: form.parts]
+
+
+def backward(*args, form, interpret=False):
+  """`norm._plain_backward` by Triton."""
+  call = functools.partial(_backward, form=form, interpret=interpret)
+  if not interpret:
+    call = _over_images(call)
+  return call(*_without_statistics(args, form, 1 + form.parts * form.residual))
+
+
+def _without_statistics(args, form, before):
+  """The arguments without mean and 1 / std."""
+  place = before + form.parts + 3
+  return *args[:place], *args[place + 2 :]
+
+
+# ---------------------------------------------------------------- the kernels
+
+
+def _value(*args, form, interpret):
+  xs = args[: form.parts]
+  tile = Tile(xs, form.groups)
+
+  def kernel(*refs):
+    tile.locate()
+    x_refs, keep, y_ref = refs[: form.parts], refs[form.parts + 3 : -1], refs[-1]
+    offset, scale, bias = map(tile.vector, refs[form.parts : form.parts + 3])
+    u = tile.remembered(lambda chunk: tile.load(x_refs, chunk) + offset)
+    mean, rstd = tile.statistics(u, form.eps)
+
+    def write(chunk):
+      z = (u(chunk) - mean) * (rstd * scale) + bias
+      y = z * jax.nn.sigmoid(z) if form.silu else z
+      tile.store([y_ref], chunk, _dropped(tile, y, keep, chunk, form))
+
+    tile.each(write)
+
+  return tile.run(kernel, tile.whole(form.dtype), args, interpret)
+
+
+def _backward(*args, form, interpret):
+  before = 1 + form.parts * form.residual
+  xs = args[before : before + form.parts]
+  tile = Tile(xs, form.groups)
+  vector = jax.ShapeDtypeStruct((len(xs[0]), tile.all_channels), jnp.float32)
+
+  def kernel(*refs):
+    tile.locate()
+    refs, out_refs = refs[: len(args)], refs[len(args) :]
+    dy_ref, dx_refs, x_refs = refs[0], refs[1:before], refs[before : before + form.parts]
+    offset, scale, bias = map(tile.vector, refs[before + form.parts : before + form.parts + 3])
+    keep = refs[before + form.parts + 3 :]
+    u = tile.remembered(lambda chunk: tile.load(x_refs, chunk) + offset)
+    mean, rstd = tile.statistics(u, form.eps)
+
+    def of_chunk(chunk):
+      """(normalized, dz)"""
+      normalized = tile.inside_of((u(chunk) - mean) * rstd, chunk)
+      dz = tile.load([dy_ref], chunk)
+      if form.silu:
+        z = normalized * scale + bias
+        sigmoid = jax.nn.sigmoid(z)
+        dz *= sigmoid * (1 + z * (1 - sigmoid))
+      return normalized, _dropped(tile, dz, keep, chunk, form)
+
+    both = tile.remembered(of_chunk)
+
+    def terms(chunk):
+      normalized, dz = both(chunk)
+      return normalized, dz * normalized, dz
+
+    over_pixels, dscale, dbias = tile.sum(terms, 3)
+    mean_1 = tile.group_sum(scale * dbias) / tile.count
+    mean_2 = tile.group_sum(scale * dscale) / tile.count
+
+    def write(chunk):
+      normalized, dz = both(chunk)
+      du = rstd * (dz * scale - mean_1 - normalized * mean_2)
+      tile.store(out_refs[: form.parts], chunk, du + tile.load(dx_refs, chunk) if form.residual else du)
+
+    tile.each(write)
+    doffset = rstd * (scale * dbias - tile.pixels * mean_1 - over_pixels * mean_2)
+    for ref, v in zip(out_refs[form.parts :], (doffset, dscale, dbias), strict=True):
+      tile.store_vector(ref, v)
+
+  gradients = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in xs]
+  return tile.run(kernel, [*gradients, vector, vector, vector], args, interpret)
+
+
+def _dropped(tile, y, keep, chunk, form):
+  if not form.rate:
+    return y
+  return jnp.where(tile.load(keep, chunk) != 0, y / (1 - form.rate), 0.0)
+
+
+class Tile:
+  """The part of x that one program works on: whole groups of channels of one image, in chunks of pixels.
+
+  Triton wants sizes that are powers of two; what is beyond the image or the groups is masked. Arrays of a chunk are
+  [rows, lanes] and vectors of channels [1, lanes], both float32.
+  """
+
+  def __init__(self, xs: tuple, groups: int):
+    self.images, self.pixels = xs[0].shape[:2]
+    self.channels = [x.shape[-1] for x in xs]
+    self.all_channels = sum(self.channels)
+    self.of_group = self.all_channels // groups
+    self.count = self.pixels * self.of_group
+    enough = [k for k in range(1, groups + 1) if groups % k == 0 and k * self.of_group >= NARROWEST]
+    together = min(enough, default=groups)
+    self.width = together * self.of_group
+    self.lanes = pl.next_power_of_2(self.width)
+    self.rows = min(pl.next_power_of_2(self.pixels), max(LARGEST // self.lanes, 1))
+    self.chunks = math.ceil(self.pixels / self.rows)
+    self.programs = groups // together
+
+  def whole(self, dtype):
+    """The shape of the concatenated x."""
+    return jax.ShapeDtypeStruct((self.images, self.pixels, self.all_channels), dtype)
+
+  def run(self, kernel, shapes, args, interpret):
+    """Runs `kernel` for all tiles; those of one image one after the other, so that they share what they read."""
+    warps = min(max(self.rows * self.lanes // (32 * PER_THREAD), 1), 16)
+    how = {"interpret": True} if interpret else {"compiler_params": triton.CompilerParams(num_warps=warps)}
+    return pl.pallas_call(kernel, out_shape=shapes, grid=(self.programs, self.images), **how)(*args)
+
+  # -------------------------------------------------------------- memory
+
+  def locate(self):
+    """Begins a program: asks which tile it has (not later, in loops, where Pallas's interpreter does not know)."""
+    self.first_channel = pl.program_id(0) * self.width
+    self.image = pl.program_id(1)
+
+  def lane(self):
+    return jax.lax.broadcasted_iota(jnp.int32, (1, self.lanes), 1)
+
+  def pixel(self, chunk):
+    return chunk * self.rows + jax.lax.broadcasted_iota(jnp.int32, (self.rows, 1), 0)
+
+  def channel(self):
+    return self.first_channel + self.lane()
+
+  def inside(self, chunk):
+    """Which elements exist."""
+    return (self.pixel(chunk) < self.pixels) & (self.lane() < self.width)
+
+  def inside_of(self, x, chunk):
+    """x, with 0 for what does not exist."""
+    full = self.lanes == self.width and self.chunks * self.rows == self.pixels
+    return x if full else jnp.where(self.inside(chunk), x, 0.0)
+
+  def places(self, refs, chunk):
+    """(place of the tile, mask of what is there) in each of the arrays, which are parts of one or a whole one."""
+    begin = 0
+    for ref in refs:
+      channel = self.channel() - begin
+      mine = self.inside(chunk)
+      if len(refs) > 1:
+        mine &= (channel >= 0) & (channel < ref.shape[-1])
+      yield ref.at[self.image, self.pixel(chunk), channel], mine
+      begin += ref.shape[-1]
+
+  def load(self, refs, chunk):
+    parts = [triton.load(place, mask=mine, other=0).astype(jnp.float32) for place, mine in self.places(refs, chunk)]
+    return sum(parts[1:], parts[0])
+
+  def store(self, refs, chunk, x):
+    for ref, (place, mine) in zip(refs, self.places(refs, chunk), strict=True):
+      triton.store(place, x.astype(ref.dtype), mask=mine)
+
+  def vector(self, ref):
+    """The tile's part of a vector, which is the same for all images if there is one row."""
+    image = self.image if ref.shape[0] == self.images else 0
+    return triton.load(ref.at[image, self.channel()], mask=self.lane() < self.width, other=0)
+
+  def store_vector(self, ref, v):
+    triton.store(ref.at[self.image, self.channel()], v, mask=self.lane() < self.width)
+
+  # -------------------------------------------------------------- loops and sums
+
+  def remembered(self, function):
+    """function(chunk), computed once if there is one chunk."""
+    if self.chunks > 1:
+      return function
+    found = function(0)
+    return lambda chunk: found
+
+  def each(self, function):
+    """Calls function(chunk) for every chunk."""
+    if self.chunks == 1:
+      function(0)
+      return
+
+    def body(chunk, carry):
+      function(chunk)
+      return carry
+
+    jax.lax.fori_loop(0, self.chunks, body, 0)
+
+  def sum(self, function, count):
+    """The sums over all pixels of function(chunk), `count` arrays."""
+    if self.chunks == 1:
+      total = function(0)
+    else:
+      add = lambda chunk, total: tuple(t + x for t, x in zip(total, function(chunk), strict=True))
+      total = jax.lax.fori_loop(0, self.chunks, add, (jnp.zeros((self.rows, self.lanes), jnp.float32),) * count)
+    return [jnp.sum(t, 0).reshape(1, self.lanes) for t in total]
+
+  def group_sum(self, v):
+    """In every channel the sum over the channels of its group."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (self.lanes, self.lanes), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (self.lanes, self.lanes), 1)
+    same = jax.lax.div(row, self.of_group) == jax.lax.div(column, self.of_group)
+    return jnp.sum(jnp.where(same, v, 0.0), 1).reshape(1, self.lanes)
+
+  def statistics(self, load, eps):
+    """(mean, 1 / std) of load(chunk): two passes in registers, else one, around the mean of the first chunk."""
+    if self.chunks == 1:
+      (total,) = self.sum(lambda chunk: (self.inside_of(load(chunk), chunk),), 1)
+      mean = self.group_sum(total) / self.count
+      (squares,) = self.sum(lambda chunk: (self.inside_of(load(chunk) - mean, chunk) ** 2,), 1)
+      return mean, jax.lax.rsqrt(self.group_sum(squares) / self.count + eps)
+    first = jnp.sum(self.inside_of(load(0), 0), 0).reshape(1, self.lanes)
+    shift = self.group_sum(first) / (self.rows * self.of_group)
+
+    def powers(chunk):
+      x = self.inside_of(load(chunk) - shift, chunk)
+      return x, x * x
+
+    total, squares = self.sum(powers, 2)
+    mean = self.group_sum(total) / self.count
+    var = self.group_sum(squares) / self.count - mean * mean
+    return mean + shift, jax.lax.rsqrt(jnp.maximum(var, 0.0) + eps)
+
+
+# ---------------------------------------------------------------- several devices
+
+
+def _over_images(call):
+  """`call`, sharded over images: XLA cannot look into a kernel, and would otherwise gather its operands on every device."""
+
+  def by_image(mesh, given):
+    spec = given[0].sharding.spec
+    sharding = NamedSharding(mesh, PartitionSpec(spec[0] if spec else None))
+    return lambda shapes: jax.tree.map(lambda _: sharding, shapes)
+
+  def partition(mesh, given, result):
+    of = by_image(mesh, given)
+    whole = NamedSharding(mesh, PartitionSpec())
+    images = given[0].shape[0]
+    return mesh, call, of(result), tuple(of(x) if x.shape[0] == images else whole for x in given)
+
+  def infer(mesh, given, result):
+    return by_image(mesh, given)(result)
+
+  def rule(mesh, given, result):
+    def factors(shapes, name):
+      first = lambda i, shape: "images" if shape[0] == given[0].shape[0] else f"{name}{i}x0"
+      own = lambda i, shape: " ".join([first(i, shape), *(f"{name}{i}x{axis}" for axis in range(1, len(shape)))])
+      return ", ".join(own(i, x.shape) for i, x in enumerate(shapes))
+
+    return f"{factors(given, 'in')} -> {factors(jax.tree.leaves(result), 'out')}"
+
+  wrapped = custom_partitioning(lambda *args: call(*args))  # which has no keywords that it could not resolve
+  wrapped.def_partition(partition, infer_sharding_from_operands=infer, sharding_rule=rule)
+  return wrapped

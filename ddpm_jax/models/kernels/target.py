@@ -1,0 +1,50 @@
+"""The device that is compiled for. `ddpm-jax plan` compiles for devices that this machine does not have."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+
+_DEVICE: contextvars.ContextVar[jax.Device | None] = contextvars.ContextVar("device", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(device: jax.Device) -> Iterator[None]:
+  """Inside this block programs are traced and lowered for `device`; outside it for the first device of this machine."""
+  token = _DEVICE.set(device)
+  try:
+    with _checked_as(device):
+      yield
+  finally:
+    _DEVICE.reset(token)
+
+
+def nvidia_generation() -> int:
+  """The major compute capability of the device that is compiled for: 8 Ampere, 9 Hopper; 0 without an NVIDIA GPU."""
+  return _capability(_DEVICE.get() or jax.devices()[0])[0]
+
+
+def _capability(device: jax.Device) -> tuple[int, int]:
+  major, _, minor = getattr(device, "compute_capability", "").partition(".")
+  return (int(major), int(minor or 0)) if major.isdigit() else (0, 0)  # AMD's are names
+
+
+@contextlib.contextmanager
+def _checked_as(device: jax.Device) -> Iterator[None]:
+  """Makes JAX's checks of cuDNN attention ask `device`. They ask the local devices, by functions without an argument."""
+  from jax._src.cudnn import fused_attention_stablehlo as checks  # they have no public name
+
+  parse = lambda text: tuple(map(int, text.split(".")))
+  answers = {
+    "check_compute_capability": lambda least: _capability(device) >= parse(least),
+    "is_cuda_compute_capability_equal": lambda wanted: _capability(device) == parse(wanted),
+  }
+  originals = {name: getattr(checks, name) for name in answers if hasattr(checks, name)}
+  for name in originals:
+    setattr(checks, name, answers[name])
+  try:
+    yield
+  finally:
+    for name, original in originals.items():
+      setattr(checks, name, original)
