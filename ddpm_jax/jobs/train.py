@@ -96,6 +96,7 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
   adam = optimizer.make_optimizer(rate, **recipe)
   times = build.time_sampler(config)
   learns = backbone and build.is_of_head
+  flat = learns is None and mesh.shape["fsdp"] == 1 and mesh.devices.flat[0].platform in ("gpu", "cuda")
 
   def init() -> state.TrainState:
     weights_key, run_key = jax.random.split(jax.random.key(config.seed))
@@ -104,7 +105,7 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
       params = build.put_on(backbone.network.params, params)
     rates = tuple(config.ema.rates)
     averages = dict(ema_rates=rates, ema_widths=tuple(config.ema.widths))
-    return state.create(run_key, params, adam, **averages, time_sampler=times.init(), learns=learns)
+    return state.create(run_key, params, adam, **averages, time_sampler=times.init(), learns=learns, flat=flat)
 
   train_step = step.make_train_step(
     build.loss(config),

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ddpm_jax.devices import compiler, processes
 from ddpm_jax.devices import mesh as layout
 from ddpm_jax.errors import UserError
+from ddpm_jax.training import flat
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.state import TrainState, place
 from ddpm_jax.training.step import Step
@@ -116,7 +117,7 @@ def fit(
   if start >= total_steps:
     log.info("Nothing to train: step %d of %d is reached.", start, total_steps)
     if preview is None or start > total_steps:
-      return state
+      return flat.spread(state)
   writer = open_writer(start)
   meter = Meter(total_steps)
 
@@ -135,9 +136,9 @@ def fit(
   with contextlib.closing(writer), _Termination() as termination:
     if preview and intervals.previews(start) and not processes.agreed(writer.has_images(start)):
       log.info("Making the preview of step %d, which an interrupted run owes.", start)
-      writer.write_images(start, preview(state))
+      writer.write_images(start, preview(flat.spread(state)))
     if start >= total_steps:
-      return state
+      return flat.spread(state)
     feed = _on_device(batches(start), mesh)
     unread = None
     for step in range(start + 1, total_steps + 1):
@@ -156,12 +157,13 @@ def fit(
         read(*unread)  # before the checkpoint, so that no row is missing after it
         unread = None
         if checkpoints is not None:
-          checkpoints.save(state, step, config or {}, wait=stop or last or intervals.checkpoint_every == 1)  # 1 has no half
+          wait = stop or last or intervals.checkpoint_every == 1  # 1 has no half
+          checkpoints.save(flat.spread(state), step, config or {}, wait=wait)
       if preview and intervals.previews(step):
-        writer.write_images(step, preview(state))
+        writer.write_images(step, preview(flat.spread(state)))
       if stop and not last:
         raise Preempted(step)
-  return state
+  return flat.spread(state)
 
 
 def _start(
@@ -182,8 +184,10 @@ def _start(
       batch = layout.put_batch(next(batches(latest)), mesh)
       train_step = compiler.repeated(train_step, like, batch, times=total_steps - latest)
       meanwhile.submit(train_step.lower(like, batch).compile)  # jit keeps it; what it raises, the first step raises too
-    if checkpoints and (found := checkpoints.restore(like)):
+    spread = jax.eval_shape(flat.spread, shapes)
+    if checkpoints and (found := checkpoints.restore(layout.shaped(spread, layout.of_state(spread, mesh)))):
       state, manifest = found
+      state = flat.pack(state, shapes)
       log.info("Continuing from step %d in %s.", manifest.step, checkpoints.directory)
       return state, manifest.step, train_step
     return place(init, mesh), 0, train_step

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.devices import mesh as layout
 from ddpm_jax.training import ema, trainable
+from ddpm_jax.training.flat import flatten
 
 
 @struct.dataclass
@@ -41,8 +42,20 @@ def create(
   ema_widths: tuple[float, ...] = (),
   time_sampler: Any = None,
   learns: trainable.Predicate | None = None,
+  flat: bool = False,
 ) -> TrainState:
-  """The state before the first step. `time_sampler` is the state of a time sampler, sampler.init()."""
+  """The state before the first step.
+
+  Args:
+    key: the run's root key.
+    params: the initial parameters.
+    optimizer: initializes its own state.
+    ema_rates: rates of the averages.
+    time_sampler: the state of a time sampler, sampler.init().
+    learns: which parameters train, by path; None: all.
+    flat: keep parameters, moments and averages as one vector each (flat.py). Then all parameters must train.
+  """
+  params = flatten(params) if flat else params
   learning, _ = trainable.split(params, learns)
   return TrainState(
     step=jnp.int32(0),

@@ -24,6 +24,7 @@ from ddpm_jax.data.images import to_float
 from ddpm_jax.devices import mesh as layout
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import ema, trainable
+from ddpm_jax.training.flat import unflatten
 from ddpm_jax.training.optimizer import guarded, kept_unless
 from ddpm_jax.training.state import TrainState
 
@@ -78,7 +79,7 @@ def make_train_step(
 
   def weighted_loss(learning, frozen, dropout_key, micro):
     # With fsdp > 1 the compiler must be told to gather the weights here and to scatter the gradients afterwards.
-    params = with_sharding_constraint(trainable.merge(learning, frozen), layout.replicated(mesh))
+    params = with_sharding_constraint(unflatten(trainable.merge(learning, frozen)), layout.replicated(mesh))
     losses, parts = loss(micro["key"], network_of(params, dropout_key), micro["x_0"], micro["n"], micro["cond"])
     return jnp.mean(micro["weight"] * losses), {"loss": losses, **parts}
 
