@@ -40,6 +40,8 @@ _FREE = {
   "async-update",
 }
 
+_SLICES = ("slice", "dynamic-slice")
+
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-0-9]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]+[a-z0-9]*|pred)\[([0-9,]*)\](\{[^}]*\})?")
@@ -67,19 +69,22 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+  """One instruction of a module's text."""
+
+  name: str
   kind: str
   result: str  # its type
   operands: list[str]
   calls: list[str]
   trips: int | None  # of a loop, if its text contains them
   condition: str  # of a loop, the computation that ends it
-  constant: int | None
+  constant: int | None  # of a constant its value, of a parameter its number
 
 
 def traffic(text: str) -> Traffic:
   """Reads the text of an optimized module, `compiled.as_text()`."""
-  computations, entry = _parse(text)
+  computations, entry = parse(text)
   total = 0
   found = collections.defaultdict(lambda: [0, 0])
 
@@ -93,8 +98,8 @@ def traffic(text: str) -> Traffic:
         counted = found[kind]
         counted[0] += times
         counted[1] += times * _moved_between_chips(kind, instruction, operands)
-      if not fused and instruction.kind not in _FREE and not instruction.kind.endswith("-done"):
-        total += times * (sum(map(_in_memory, operands)) + _in_memory(instruction.result))
+      if not fused and not is_free(instruction):
+        total += times * moved_by(instruction, instructions, computations)
       turns = _turns(instruction, computations) if kind == "while" else 1
       for called in instruction.calls:
         visit(called, times * turns, fused or kind not in ("while", "call", "conditional"))
@@ -103,17 +108,57 @@ def traffic(text: str) -> Traffic:
   return Traffic(total, {kind: (count, size) for kind, (count, size) in sorted(found.items())})
 
 
-def _turns(loop: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> int:
+def is_free(instruction: Instruction) -> bool:
+  """Whether an instruction moves nothing itself."""
+  return instruction.kind in _FREE or instruction.kind.endswith("-done")
+
+
+def moved_by(
+  instruction: Instruction, among: dict[str, Instruction], computations: dict[str, dict[str, Instruction]]
+) -> int:
+  """Bytes that an instruction of the computation `among` reads and writes: each operand and result once.
+
+  A fusion that only slices an operand reads the slices, and one that updates a slice in place writes the slice.
+  """
+  given = [among[o] if o in among else None for o in instruction.operands]
+  if instruction.kind in _SLICES:
+    return 2 * _in_memory(instruction.result)
+  read = [0 if x is None or x.kind == "tuple" else _in_memory(x.result) for x in given]
+  written = _in_memory(instruction.result)
+  body = computations.get(instruction.calls[0], {}) if instruction.kind == "fusion" and instruction.calls else {}
+  for parameter in body.values():
+    if parameter.kind == "parameter" and parameter.constant is not None and parameter.constant < len(read):
+      read[parameter.constant] = min(read[parameter.constant], _read(parameter, body))
+  return sum(read) + written
+
+
+def _read(parameter: Instruction, fusion: dict[str, Instruction]) -> int:
+  """Bytes that a fusion reads of an operand: its slices, if nothing else uses it."""
+  whole = _in_memory(parameter.result)
+  count = _elements(parameter.result)
+  sliced = 0
+  found = [parameter]
+  while found:
+    name = found.pop().name
+    users = [i for i in fusion.values() if name in i.operands]
+    if not users or any(i.kind not in (*_SLICES, "convert", "bitcast") for i in users):
+      return whole
+    sliced += sum(_elements(i.result) for i in users if i.kind in _SLICES)
+    found += [i for i in users if i.kind not in _SLICES]
+  return min(whole, sliced * whole // max(count, 1))
+
+
+def _turns(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int:
   """The trip count of a loop. The TPU compiler states it only in the condition, counter < constant."""
   if loop.trips is not None:
     return loop.trips
   condition = computations.get(loop.condition, {}).values()
-  return max((i.constant for i in condition if i.constant is not None), default=1)
+  return max((i.constant for i in condition if i.kind == "constant" and i.constant is not None), default=1)
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   """(computation -> its instructions by name, name of the entry)."""
-  computations: dict[str, dict[str, _Instruction]] = {}
+  computations: dict[str, dict[str, Instruction]] = {}
   current, entry = {}, ""
   for line in text.splitlines():
     if header := _COMPUTATION.match(line):
@@ -124,14 +169,15 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
       inside, attributes = _split(rest)
       names = [part.strip().lstrip("%") for group in _CALLED.findall(attributes) for part in group.split(",")]
       trips = _TRIPS.search(attributes)
-      current[name] = _Instruction(
+      current[name] = Instruction(
+        name,
         kind,
         result,
         re.findall(r"%([\w.\-]+)", inside),
         names,
         int(trips[1]) if trips else None,
         condition[1] if (condition := _CONDITION.search(attributes)) else "",
-        int(inside) if kind == "constant" and inside.isdigit() else None,
+        int(inside) if kind in ("constant", "parameter") and inside.isdigit() else None,
       )
   return computations, entry
 
@@ -146,7 +192,7 @@ def _split(rest: str) -> tuple[str, str]:
   return rest, ""
 
 
-def _moved_between_chips(kind: str, instruction: _Instruction, operands: list[str]) -> int:
+def _moved_between_chips(kind: str, instruction: Instruction, operands: list[str]) -> int:
   result, given = _size(instruction.result), sum(map(_size, operands))
   if kind == "reduce-scatter":
     return given
@@ -162,6 +208,10 @@ def _in_memory(kind: str) -> int:
 
 def _size(kind: str) -> int:
   return sum(size for size, _ in _arrays(kind))
+
+
+def _elements(kind: str) -> int:
+  return sum(math.prod(map(int, filter(None, shape.split(",")))) for _, shape, _ in _ARRAY.findall(kind))
 
 
 def _arrays(kind: str) -> list[tuple[int, str]]:

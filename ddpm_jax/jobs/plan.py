@@ -1,11 +1,11 @@
-"""What a run will need and cost on machines that one does not have yet.
+"""Plans a run: memory, traffic and time at best, for devices that need not exist.
 
-The real training step and the real sampler are compiled ahead of time for the devices of a TPU slice that is not there,
-by libtpu, which needs no TPU for that; or for the devices at hand. State, batch and keys are shapes with shardings:
-nothing is allocated, nothing runs. From the compiled program come memory, traffic and collectives (hlo.py), from the
-traced one the arithmetic (flops.py), and from both the time that the chip's published figures allow at best:
+The real training step and the real sampler are compiled ahead of time for a TPU slice or for NVIDIA GPUs
+(devices/absent.py), or for the devices of this machine. State, batch and keys are shapes with shardings: nothing is
+allocated and nothing runs. The compiled program gives memory, traffic, collectives and kernels (hlo.py, kernels.py), the
+traced one the arithmetic (flops.py). The published figures of the chip then bound the time:
 
-    seconds per call = max(operations / peak,  bytes moved / HBM bandwidth,  bytes sent / ICI bandwidth)       (roofline)
+    seconds per call = max(operations / peak,  bytes moved / HBM bandwidth,  bytes sent / link bandwidth)   (roofline)
 """
 
 import contextlib
@@ -16,17 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddpm_jax import build
 from ddpm_jax import config as configs
 from ddpm_jax.data.sources import Info
-from ddpm_jax.devices import flops, hlo
+from ddpm_jax.devices import absent, flops, hlo
 from ddpm_jax.devices import mesh as layout
-from ddpm_jax.devices.chips import Chip, chip_of, memory_of
+from ddpm_jax.devices.chips import Chip, chip_of_all, memory_of
+from ddpm_jax.devices.kernels import Summary, summary
 from ddpm_jax.devices.memory import TooLarge, compile_lowered, least_remat
 from ddpm_jax.diffusion.guidance import Classifier
 from ddpm_jax.diffusion.noise import PerImage
@@ -34,64 +33,36 @@ from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
 from ddpm_jax.jobs import train
 from ddpm_jax.jobs.shapes import conditions, labels
-from ddpm_jax.models.layers import REMAT
+from ddpm_jax.models.kernels import target
+from ddpm_jax.models.recompute import REMAT
 from ddpm_jax.sizes import image_shape
 from ddpm_jax.training import checkpoints
-
-# ---------------------------------------------------------------- devices
-
-# libtpu does not ask which slice this machine is in, nor complain that it is in none, nor lock out a second planner.
-NOWHERE = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  "TPU_LOG_DIR": "disabled",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
-def devices(topology: str | None) -> list[jax.Device]:
-  """The devices of a slice such as "v5e:4x4" or "v5p:2x2x4", which need not exist; None: those at hand.
-
-  Raises:
-    UserError: without libtpu, or for a slice that does not exist.
-  """
-  if topology is None:
-    return jax.devices()
-  for name, value in NOWHERE.items():
-    os.environ.setdefault(name, value)
-  chips = [int(n) for n in topology.partition(":")[2].split("x") if n.isdigit()]
-  one_host = {"chips_per_host_bounds": [*chips, 1][:3]} if np.prod(chips) == 1 else {}
-  try:
-    return topologies.get_topology_desc(topology, "tpu", **one_host).devices
-  except Exception as error:
-    why = str(error).strip().splitlines()[0]
-    if "not installed" in why:
-      raise UserError(
-        f"Planning for {topology} needs libtpu, the TPU's compiler: pip install 'ddpm_jax[tpu]'. It needs no TPU."
-      ) from None
-    raise UserError(f"{topology} is no TPU slice ({why}): write one like v5e:4x4, v5p:2x2x4 or v6e:8x8.") from None
-
 
 # ---------------------------------------------------------------- programs
 
 
+def devices(topology: str | None) -> list[jax.Device]:
+  """The devices of a topology (see absent.devices); None: those of this machine."""
+  return jax.devices() if topology is None else absent.devices(topology)
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled program. Bytes are those of one device.
+  """A compiled program. Bytes are per device.
 
   Attributes:
-    images: in one call, over all devices.
-    devices: that share them.
-    flops: operations per image, remat's repetitions included.
-    arguments: bytes of what is given and, if donated, of what comes back.
-    temporaries: bytes used meanwhile.
-    peak: bytes that have to be there.
-    moved: bytes read and written in a call.
-    collectives: kind -> (how many, bytes) in a call.
-    sent: bytes over the links in a call.
-    compile_seconds: of the compiler, on the machine that plans.
-    remat: what network.remat="auto" came to mean; None: it was not "auto".
+    images: images per call, over all devices.
+    devices: number of devices.
+    flops: operations per image, including what remat repeats.
+    arguments: bytes of arguments and results; a donated argument and its result count once.
+    temporaries: bytes of temporary buffers.
+    peak: bytes needed in total.
+    moved: bytes read and written per call.
+    collectives: kind -> (how many, bytes) per call.
+    sent: bytes over the links per call.
+    compile_seconds: time to compile on the planning machine.
+    remat: the policy that network.remat="auto" chose; None if it was not "auto".
+    kernels: of GPU programs, their kernels.
   """
 
   images: int
@@ -105,9 +76,10 @@ class Program:
   sent: int
   compile_seconds: float
   remat: str | None = None
+  kernels: Summary | None = None
 
   def seconds(self, chip: Chip) -> dict[str, float]:
-    """What each bound of the roofline allows for one call; the largest counts."""
+    """Seconds per call by each bound of the roofline; the largest counts."""
     return {
       "arithmetic": self.flops * self.images / self.devices / chip.peak,
       "memory": self.moved / chip.bandwidth,
@@ -115,28 +87,34 @@ class Program:
     }
 
   def images_per_second(self, chip: Chip) -> float:
-    """Over all devices, at the roofline."""
+    """Images per second of all devices at the roofline."""
     return self.images / max(self.seconds(chip).values())
 
 
 def compiled(function: Callable, arguments: tuple, images: int, mesh: Mesh, *, exact: bool = False) -> Program:
-  """What `function`, jitted, does with arguments of these shapes and shardings.
+  """Compiles `function`, jitted, for arguments of these shapes and shardings.
 
   Args:
-    images: that one call handles.
-    exact: compile as a run would. Otherwise with the compiler's least effort, where there is a TPU's: 10 times faster,
-      but it keeps nothing in the chip's fast memory, so that memory and traffic are upper bounds.
+    function: a function of jax.jit.
+    arguments: its arguments.
+    images: images per call.
+    mesh: the devices.
+    exact: compile as a run would. Otherwise the TPU's compiler uses its least effort: 10 times faster, but nothing stays in
+      the chip's fast memory, so that memory and traffic are upper bounds.
 
   Raises:
-    TooLarge: if the compiler finds that it does not fit.
+    TooLarge: if the compiler reports that it does not fit.
   """
-  traced = function.trace(*arguments)
-  lowered = traced.lower()
-  least = mesh.devices.flat[0].platform == "tpu" and not exact
+  device = mesh.devices.flat[0]
+  with target.compiling_for(device):
+    traced = function.trace(*arguments)
+    lowered = traced.lower()
+  least = device.platform == "tpu" and not exact
   began = time.perf_counter()
   program, needs = compile_lowered(lowered, {"exec_time_optimization_effort": -1.0} if least else None)
   seconds = time.perf_counter() - began
-  moves = hlo.traffic(program.as_text())
+  text = program.as_text()
+  moves = hlo.traffic(text)
   return Program(
     images=images,
     devices=mesh.size,
@@ -146,11 +124,12 @@ def compiled(function: Callable, arguments: tuple, images: int, mesh: Mesh, *, e
     collectives=moves.collectives,
     sent=moves.sent,
     compile_seconds=seconds,
+    kernels=summary(text) if device.platform in ("gpu", "cuda") else None,
   )
 
 
 def train_step(config: ConfigDict, on: list[jax.Device], *, exact: bool = False) -> Program:
-  """The training step of `config`, as a run compiles it, on the devices `on`."""
+  """The training step of `config` as a run compiles it for the devices `on`."""
 
   def measure(config: ConfigDict) -> Program:
     run = train.prepare(config, info=described(config), devices=on)
@@ -168,9 +147,11 @@ def train_step(config: ConfigDict, on: list[jax.Device], *, exact: bool = False)
 
 def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact: bool = False) -> Program:
   """The sampler of `config`, from keys to images, as `ddpm-jax sample` compiles it."""
-  config, mesh = complete(config), layout.make_mesh(devices=on)
+  config = complete(config)
+  mesh = layout.make_mesh(devices=on)
   batch = per_device * len(on)
-  network, guide = _network(config, mesh), _guide(config, mesh)
+  network = _network(config, mesh)
+  guide = _guide(config, mesh)
   denoiser, walk = build.sampling(config, network, guide)
   keys = layout.shaped(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)), layout.over_batch(mesh))
 
@@ -187,19 +168,19 @@ def sampler(config: ConfigDict, on: list[jax.Device], per_device: int, *, exact:
 
 
 def parameters(config: ConfigDict) -> int:
-  """Numbers that the network of `config` learns."""
+  """The number of parameters of the network of `config`."""
   config = complete(config)
   return train.parameter_count(_params(config))
 
 
-# ---------------------------------------------------------------- what fits
+# ---------------------------------------------------------------- the largest batch that fits
 
-MOST_SAMPLED = 1024  # images per device at a time: more make no sampler faster
+MOST_SAMPLED = 1024  # images per device at a time; more do not make a sampler faster
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A program with `per_device` images at a time on each device; `searched`: no larger power of two fits."""
+  """A program with `per_device` images at a time on each device. `searched`: no larger power of two fits."""
 
   program: Program
   per_device: int
@@ -209,8 +190,8 @@ class Fit:
 def training(config: ConfigDict, on: list[jax.Device], *, search: bool = True, exact: bool = False) -> Fit:
   """The training step with the largest microbatches that fit, or as configured.
 
-  With network.remat="auto" they are found for each policy, and the fastest policy is taken, by the roofline. A run with so
-  many images at a time comes to the same, unless a policy that recomputes less fits there too.
+  With network.remat="auto" this is done for each policy, and the policy that is fastest by the roofline is taken. A run with
+  that many images at a time chooses the same policy, unless one that recomputes less fits too.
 
   Raises:
     TooLarge: if not even one image per device fits.
@@ -230,14 +211,15 @@ def training(config: ConfigDict, on: list[jax.Device], *, search: bool = True, e
 
 
 def sampling(config: ConfigDict, on: list[jax.Device], *, search: bool = True, exact: bool = False) -> Fit:
-  """The sampler with the largest batch that fits, or as configured. Raises TooLarge like `training`."""
+  """The sampler with the largest batch that fits, or as configured. Raises TooLarge as `training` does."""
   measure = lambda per_device: sampler(config, on, per_device, exact=exact)
   return _fit(measure, -(-config.sampling.batch_size // len(on)), MOST_SAMPLED, on, search)
 
 
 def _fastest_remat(config: ConfigDict, on: list[jax.Device], exact: bool) -> Fit:
-  """Of what fits with each policy, the fastest by the roofline; on chips without published figures the first."""
-  chip, fits = chip_of(on[0]), []
+  """The policy that is fastest by the roofline, of those that fit; without published figures the first that fits."""
+  chip = chip_of_all(on)
+  fits = []
   for remat in REMAT:
     with contextlib.suppress(TooLarge):
       fit = training(train.with_remat(config, remat), on, exact=exact)
@@ -286,35 +268,35 @@ def _fitting(measure: Callable[[int], Program], images: int, memory: int) -> Pro
   return None
 
 
-# ---------------------------------------------------------------- data and networks that are not there
+# ---------------------------------------------------------------- data and networks that need not exist
 
-# (pixels, channels, classes) of the data sets of our configs, for who plans before having them
+# (pixels, channels, classes) of the data sets of our configs, for planning without the data
 KNOWN = {"digits": (8, 1, 10), "mnist": (28, 1, 10), "cifar10": (32, 3, 10)}
 KNOWN |= {f"imagenet{size}_adm": (size, 3, 1000) for size in (64, 128, 256, 512)}
 
 
 def described(config: ConfigDict) -> Info:
-  """What the data of `config` are like, by their name and the config alone: they need not be there.
+  """The properties of the data of `config`, from its name and the config. The data need not exist.
 
   Raises:
-    UserError: if that does not say enough.
+    UserError: if these do not define image size and classes.
   """
   data = config.data
   size, channels, classes = KNOWN.get(data.name, (None, 3, None))
   size, channels, classes = data.image_size or size, data.channels or channels, data.num_classes or classes
   if size is None:
     raise UserError(
-      f"How large the images of {data.name!r} are is not known here, and planning reads none: "
-      "add --config.data.image_size=N."
+      f"The image size of {data.name!r} is unknown, and planning reads no data: add --config.data.image_size=N."
     )
   if classes is None and "label" in build.conditions(config):
-    raise UserError(f"How many classes {data.name!r} has is not known here: add --config.data.num_classes=N.")
+    raise UserError(f"The number of classes of {data.name!r} is unknown: add --config.data.num_classes=N.")
   return Info(data.name, data.train_split, size, channels, classes)
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-  """A copy with what `described` tells of its data."""
-  config, info = config.copy_and_resolve_references(), described(config)
+  """A copy of the config with image size, channels and classes of its data filled in."""
+  config = config.copy_and_resolve_references()
+  info = described(config)
   with config.data.ignore_type():
     config.data.update(image_size=info.image_size, channels=info.channels, num_classes=info.num_classes)
   return config
@@ -332,7 +314,7 @@ def _network(config: ConfigDict, mesh: Mesh) -> Any:
 
 
 def _guide(config: ConfigDict, mesh: Mesh) -> Classifier | Any | None:
-  """The network that guides, in shapes; of the run sampling.guidance.model its config is read, nothing else."""
+  """The guiding network, in shapes. Of the run sampling.guidance.model only the config is read."""
   section = config.sampling.guidance
   if section.kind not in ("classifier", "autoguidance"):
     return None

@@ -263,7 +263,7 @@ def test_a_plan_that_searches_takes_the_fastest_policy_with_its_largest_batch(li
   """Made up: each policy needs a quarter of the memory and is a fifth slower, twice as many images are a tenth faster."""
   chip = plan.Chip("made up", peak=1e9, hbm=limit, bandwidth=1.0, links=1e9)
   monkeypatch.setattr(plan, "memory_of", lambda device: limit)
-  monkeypatch.setattr(plan, "chip_of", lambda device: chip)
+  monkeypatch.setattr(plan, "chip_of_all", lambda devices: chip)
 
   def train_step(config, on, exact):
     policy, images = [*PEAKS].index(config.network.remat), config.train.per_device_batch
@@ -326,7 +326,7 @@ def test_plan_of_the_devices_here(capsys, tmp_path):
   ("arguments", "message"),
   [
     (["--config", "digits:smoke", "--programs", "trian"], "did you mean 'train'"),
-    (["--config", "digits:smoke", "--utilisation", "40"], "--utilisation 40 is no share of the speed at best"),
+    (["--config", "digits:smoke", "--utilisation", "40"], "--utilisation 40 must be a share of the speed at best"),
     (["--config", "lsun_ddpm", "--config.data.image_size=None"], "add --config.data.image_size=N"),
   ],
 )
@@ -336,5 +336,5 @@ def test_what_cannot_be_planned(arguments, message, capsys):
 
 
 def test_a_slice_without_its_compiler_or_of_no_such_shape():
-  with pytest.raises(UserError, match="ddpm_jax.tpu.|is no TPU slice"):
+  with pytest.raises(UserError, match="ddpm_jax.tpu.|is not a TPU slice"):
     plan.devices("v5e:3x3")
