@@ -17,10 +17,12 @@ command in a child process with a time limit. The outcomes are:
 
 import argparse
 import collections
+import importlib
 import io
 import json
 import os
 import pathlib
+import pkgutil
 import random
 import resource
 import select
@@ -37,6 +39,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "properties
 import numpy as np
 import test_readers as readers
 
+import ddpm_jax
 from ddpm_jax.cli import main
 from ddpm_jax.errors import LONGEST, UserError
 
@@ -276,7 +279,7 @@ def _is_leftover(path: pathlib.Path) -> bool:
 def _child(run, write: int) -> None:
   """Runs in a child, tells the result through `write`, and ends."""
   executed = []
-  sys.addaudithook(lambda event, args: executed.append(event) if event in STARTS else None)
+  sys.addaudithook(lambda event, args: executed.append(f"{event} {args[:2]}") if event in STARTS else None)
   stderr = io.StringIO()
   silent = os.open(os.devnull, os.O_RDWR)
   for number in (1, 2):
@@ -298,6 +301,15 @@ def _child(run, write: int) -> None:
     result, text = "execution", executed[0]
   os.write(write, f"{result}\n{text}".encode())
   os._exit(0)
+
+
+def preload() -> None:
+  """Imports what commands import, so that each child does not."""
+  for module in pkgutil.walk_packages(ddpm_jax.__path__, "ddpm_jax."):
+    if module.name != "ddpm_jax.__main__":
+      importlib.import_module(module.name)
+  for name in ("tensorflow_datasets.proto", "array_record.python.array_record_module", "matplotlib.figure"):
+    importlib.import_module(name)
 
 
 def run_all(count: int, seed: int, share: float) -> dict[str, dict[str, int]]:
@@ -335,6 +347,7 @@ if __name__ == "__main__":
   parser.add_argument("--readers", type=float, default=0.75, help="share of inputs for readers alone (default %(default)s)")
   parser.add_argument("--out", help="write the counts to this JSON file")
   args = parser.parse_args()
+  preload()
   found = run_all(args.count, args.seed, args.readers)
   print(show(found))
   if args.out:
