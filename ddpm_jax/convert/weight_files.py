@@ -13,18 +13,18 @@ large model is in memory once: converted.
 
 import dataclasses
 import json
-import math
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import tf_bundle, torch_files
 from ddpm_jax.files.atomic import writing
+from ddpm_jax.files.safetensors import read as read_safetensors
+from ddpm_jax.files.safetensors import write as write_safetensors
 
 PathLike = str | pathlib.Path
 
@@ -150,63 +150,6 @@ def _variable_sets(variables: Mapping[str, np.ndarray]) -> dict[str, dict]:
     elif not re.search(r"(/Adam(_1)?|_power|global_step)$", name):
       sets["model"][short] = tensor
   return {name: tensors for name, tensors in sets.items() if tensors}
-
-
-# ---------------------------------------------------------------- safetensors
-
-_SAFETENSORS = {
-  "F64": np.float64,
-  "F32": np.float32,
-  "F16": np.float16,
-  "BF16": ml_dtypes.bfloat16,
-  "I64": np.int64,
-  "I32": np.int32,
-  "U8": np.uint8,
-  "BOOL": np.bool_,
-}
-
-
-def read_safetensors(path: PathLike) -> dict[str, np.ndarray]:
-  """Every tensor of a .safetensors file, mapped from disk.
-
-  Raises:
-    UserError: if the file is damaged or cut short.
-  """
-  path = pathlib.Path(path)
-  size = path.stat().st_size
-  try:
-    with path.open("rb") as file:
-      length = int.from_bytes(file.read(8), "little")
-      if length >= size:
-        raise ValueError(length)
-      header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    start = 8 + length
-    tensors = {}
-    for key, entry in header.items():
-      dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
-      first, end = entry["data_offsets"]
-      if end - first != dtype.itemsize * math.prod(shape) or start + end > size:
-        raise ValueError(key)
-      tensors[key] = np.memmap(path, dtype, "r", start + first, shape) if end > first else np.zeros(shape, dtype)
-    return tensors
-  except (ValueError, KeyError, AttributeError, TypeError):
-    raise UserError(f"{path} is damaged or cut short, or no .safetensors file; fetch it again.") from None
-
-
-def write_safetensors(path: PathLike, tensors: Mapping[str, np.ndarray]):
-  """A .safetensors file of float32 tensors."""
-  header, offset = {}, 0
-  for key, tensor in tensors.items():
-    end = offset + 4 * tensor.size
-    header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
-    offset = end
-  text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)
-  with pathlib.Path(path).open("wb") as file:
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-      file.write(np.ascontiguousarray(tensor, "<f4").tobytes())
 
 
 # ---------------------------------------------------------------- diffusers

@@ -180,13 +180,14 @@ def join(group: Group, timeout: float = 300.0, *, saves: bool = False) -> None:
     saves: whether training/loop.py handles SIGTERM and saves before it stops. Other commands stop at once.
 
   Raises:
-    UserError: if a process is missing after `timeout` seconds.
+    UserError: if a process is missing after `timeout` seconds, or the machine's name has no address.
   """
   global _lifeline
   import jax
 
   _lifeline = lifeline = Lifeline(group, timeout)  # from here on the others notice when this process ends
   atexit.register(lifeline.close)
+  check_host_name()
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_enable_preemption_service", saves)
   jax.distributed.initialize(
@@ -200,6 +201,18 @@ def join(group: Group, timeout: float = 300.0, *, saves: bool = False) -> None:
     logging.getLogger().setLevel(logging.ERROR)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # silences progress bars too; final messages use sys.__stderr__
   log.info("All %d processes have connected.", group.processes)
+
+
+def check_host_name() -> None:
+  """Raises UserError unless this machine's own name has an address, which Gloo needs and reports missing in C++ only."""
+  name = socket.gethostname()
+  try:
+    socket.getaddrinfo(name, None)
+  except (OSError, UnicodeError):
+    raise UserError(
+      f"The name of this machine, {name}, has no address, and several processes need one: add a line with its address and "
+      f"{name} to /etc/hosts."
+    ) from None
 
 
 def wait_for_all() -> None:

@@ -26,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import multihost
 
 from ddpm_jax.devices import processes
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shortened
 from ddpm_jax.files.digest import digests
 from ddpm_jax.training import manifest as manifests
 from ddpm_jax.training import power_ema
@@ -278,10 +278,11 @@ def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -
       return _latest_sound(path, read)  # a run goes on there, and has replaced this one by a later one
     damaged[step] = reason or "another process cannot read it"
     log.warning("Checkpoint %s is damaged: %s.", path / str(step), damaged[step])
+  said = "; ".join(f"step {step}: {shortened(reason, 50)}" for step, reason in list(damaged.items())[:2])
+  more = f"; and {len(damaged) - 2} more" if len(damaged) > 2 else ""
   raise CheckpointError(
-    f"No checkpoint in {path} can be used: "
-    + "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-    + ". Restore them from a copy, or start anew in an empty directory."
+    f"No checkpoint in {shortened(str(path), 70)} can be used: {said}{more}. Restore them from a copy, or start again in an "
+    "empty directory."
   )
 
 

@@ -241,7 +241,7 @@ def test_sampling_walks_back_too_unless_told_the_step(harmed):
 def test_if_all_are_damaged_each_reason_is_given(harmed):
   shutil.rmtree(harmed / "10" / "params")
   (harmed / "20" / "manifest" / "metadata").write_text("{}")
-  with pytest.raises(CheckpointError, match="(?s)step 20: .*; step 10: .*Restore them from a copy, or start anew"):
+  with pytest.raises(CheckpointError, match="(?s)step 20: .*; step 10: .*Restore them from a copy, or start again"):
     restore(harmed)
   assert sorted(p.name for p in harmed.iterdir()) == ["10", "20"]
 

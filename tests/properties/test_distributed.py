@@ -130,3 +130,13 @@ def test_the_end_comes_even_if_nobody_reads_any_more(monkeypatch, capfd):
     alone._end("Process 1 of 2 was lost.", 3)
   monkeypatch.undo()
   assert capfd.readouterr().err == "ddpm-jax: process 0 of 1 stops: Process 1 of 2 was lost.\n"
+
+
+def test_a_machine_whose_name_has_no_address_is_told_what_to_do(monkeypatch):
+  def unknown(*_):
+    raise socket.gaierror(-2, "Name or service not known")
+
+  distributed.check_host_name()
+  monkeypatch.setattr(socket, "getaddrinfo", unknown)
+  with pytest.raises(UserError, match="has no address.*to /etc/hosts"):
+    distributed.check_host_name()
