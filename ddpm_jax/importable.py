@@ -60,7 +60,7 @@ def check(values: Any) -> None:
     if name not in _trusted:
       raise UserError(
         f"The checkpoint wants to import {name!r}, which runs that code. Add --trust (in Python trust=True) if you trust "
-        "whoever made it, or name the same code yourself by --config."
+        "its author, or name the same code yourself by --config."
       )
 
 
