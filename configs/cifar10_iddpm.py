@@ -2,10 +2,10 @@
 training steps of L_hybrid; with the bound L_vlb ("vlb") FID 11.47 and 2.94 bits/dim. 52.5 M parameters, batch 128.
 
     ddpm-jax train    --config cifar10_iddpm --workdir runs/cifar10_iddpm
-    ddpm-jax sample   --weights cifar10-iddpm --seeds 0-63 --config.sampling.grid=full
+    ddpm-jax sample   --weights cifar10-iddpm --seeds 0-63 --sampler ddpm
     ddpm-jax evaluate --weights cifar10-iddpm
 
-Sampling takes 250 steps by default, which costs little quality; grid=full is the paper's. No flips, as theirs.
+Sampling takes 250 steps by default, which costs little quality; `--sampler ddpm` is the paper's. No flips, as theirs.
 """
 
 from ddpm_jax.config import default

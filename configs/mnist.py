@@ -5,8 +5,7 @@ cores, minutes on an accelerator.
 
     ddpm-jax train    --config mnist --workdir runs/mnist
     ddpm-jax sample   --workdir runs/mnist --seeds 0-63
-    ddpm-jax sample   --workdir runs/mnist --seeds 0-63 --config.sampling.grid=uniform \\
-                      --config.sampling.steps=50 --config.sampling.eta=0.0
+    ddpm-jax sample   --workdir runs/mnist --seeds 0-63 --sampler ddim --steps 50
     ddpm-jax evaluate --workdir runs/mnist --likelihood 256 --distance 1000
 """
 

@@ -5,8 +5,7 @@ to 0, as ADM's classifiers. Reports accuracy by quarters of the noise level: the
 
     ddpm-jax train    --config mnist_classifier --workdir runs/mnist_classifier
     ddpm-jax evaluate --workdir runs/mnist_classifier
-    ddpm-jax sample   --workdir runs/mnist --seeds 0-99 --config.sampling.guidance.kind=classifier \\
-                      --config.sampling.guidance.model=runs/mnist_classifier --config.sampling.guidance.scale=3
+    ddpm-jax sample   --workdir runs/mnist --seeds 0-99 --guidance 3 --classifier runs/mnist_classifier
 """
 
 from ddpm_jax.configs import mnist
