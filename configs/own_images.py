@@ -2,7 +2,7 @@
 
 A UNet on blocks of pixels (Ho's `block_size`). It is conditional on classes if the images have any, as in photos/cat/0.jpg
 and photos/dog/1.jpg. A tenth of the images is held out as the test
-split unless there is a folder photos/test.
+split unless there is a folder photos/test. From the time of `mnist`, 1,500 steps should take about ten minutes on two cores.
 
     ddpm-jax data show ./photos --image_size 32 --out photos.png       what is read, and how
     ddpm-jax train    --config own_images --config.data.name=./photos --workdir runs/photos
@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
   config.network = dict(
     name="unet_ddpm",
     block_size=int(size) // 16,  # the UNet sees 16x16 blocks
-    channels=64,
+    channels=48,
     channel_mult=(1, 2),
     num_res_blocks=1,
     attention_resolutions=(8,),

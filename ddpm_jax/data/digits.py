@@ -35,7 +35,7 @@ def digits(split: str) -> Arrays:
   scikit_learn = importlib.metadata.distribution("scikit-learn")  # importing it would take 1.3 s
   table = np.loadtxt(str(scikit_learn.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
   images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
-  # RandomState's stream is frozen by NumPy: this permutation is the same everywhere and for ever.
+  # RandomState's stream is frozen by NumPy: this permutation is always the same.
   order = np.random.RandomState(0).permutation(len(labels))
   chosen = order[: SPLITS["test"]] if split == "test" else order[SPLITS["test"] :]
   info = Info("digits", split, image_size=8, channels=1, num_classes=10)

@@ -1,4 +1,4 @@
-"""The files in which the published data sets are handed out, as records with the names that TFDS gives them."""
+"""The files of published data sets, as records with the names that TFDS gives them."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ from ddpm_jax.files import archives, idx, limits, pickles, tables
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What becomes a split: `records[numbers[k]]` is called ids[k] and takes its place by the hash of keys[k]."""
+  """One split: `records[numbers[k]]` is called ids[k]; images are sorted by the hash of keys[k]."""
 
   records: Records
   numbers: Sequence[int]
@@ -141,7 +141,7 @@ class LmdbRecords:
 
 
 class _ArrayRecords:
-  """Images that were pixels already, as PNGs."""
+  """Arrays of pixels, as PNGs."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int):
     self._images, self._labels = images, labels
@@ -160,7 +160,7 @@ class _ArrayRecords:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-  """uint8 [H, W, 1 or 3] as the bytes of a PNG, grey or RGB whatever the pixels are."""
+  """uint8 [H, W, 1 to 4] as the bytes of a PNG; the mode follows from the channels."""
   buffer = io.BytesIO()
   picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else np.ascontiguousarray(image))
   picture.save(buffer, "PNG", compress_level=4)  # photographs: 1 % larger than 6, in 60 % of the time
