@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# N processes of one command on this machine, as a rehearsal for many machines: each with its share of the CPU's cores.
+# Runs N processes of one command on this machine, each with its share of the CPU cores: a rehearsal for many machines.
 #
 #   launch/local.sh 2 ddpm-jax train --config digits --workdir runs/digits
 #
-# The first of them speaks. Ctrl-C or SIGTERM is SIGTERM to all: a training run saves itself and ends; a second one kills them.
-# The exit code is the first one that is not 0.
+# The first process prints. Ctrl-C or SIGTERM sends SIGTERM to all: a training run saves and ends. A second one kills them.
+# The exit code is the first that is not 0.
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a bare clone to generated digits: makes a virtual environment in .venv, installs, trains a DDPM on scikit-learn's
-# handwritten digits, samples from it and scores it. Two CPU cores need less than four minutes after the installation.
+# From a clone to generated digits: creates a virtual environment in .venv, installs, trains a DDPM on scikit-learn's handwritten
+# digits, samples and evaluates. Two CPU cores need less than four minutes after the installation.
 #   PYTHON=python3.12 bash launch/quickstart.sh [WORKDIR]          default WORKDIR: runs/quickstart
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,7 @@ SECONDS=0
 ddpm train --config digits --workdir "$workdir"
 echo "trained after $SECONDS s"
 ddpm sample --workdir "$workdir" --seeds 0-63 --formats grid,strip,gif --out "$workdir/samples" \
-  --beside "sampling.grid=uniform sampling.steps=50 sampling.eta=0.0"
+  --beside "sampler=ddim steps=50"
 echo "sampled after $SECONDS s"
 ddpm evaluate --workdir "$workdir" --likelihood 128 --distance 360 | tee "$workdir/summary.txt"
 
@@ -23,11 +23,11 @@ cat <<EOF
 
 Done in $SECONDS s. In $workdir:
   samples/grid.png                64 generated digits, 250 ancestral steps
-  samples/denoising.png, .gif     what the network believed about eight of them on the way
+  samples/denoising.png, .gif     what the network believed about eight of them at each step
   samples/beside.png              the same seeds with 50 DDIM steps beside them
   evaluation/bits_per_dim.png     where the bits of held-out digits go
   evaluation/rate_distortion.png  what a receiver sees for the bits paid
-  summary.txt                     the figures above
-Another sampler, without training anew:
-  $venv/bin/ddpm-jax sample --workdir $workdir --config.sampling.grid=uniform --config.sampling.steps=20 --config.sampling.eta=0
+  summary.txt                     the numbers above
+Another sampler, with the same network:
+  $venv/bin/ddpm-jax sample --workdir $workdir --sampler ddim --steps 20
 EOF

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Passes the tests from a bare clone: makes its own virtual environment in .venv-test, installs, runs pytest.
+# Runs the tests from a clone: creates a virtual environment in .venv-test, installs, runs ruff and pytest.
 #   PYTHON=python3.12 bash launch/test.sh        another interpreter
-#   EXTRA_PACKAGES="torch==2.13.0" …             optional parts whose tests skip without them
+#   EXTRA_PACKAGES="torch safetensors" bash launch/test.sh -m torch      only the tests that need PyTorch
 #   bash launch/test.sh tests/exact -k samplers  arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# A command of ddpm-jax on a Cloud TPU slice that lives as long as the command: create, install, run, collect, delete.
+# Runs a ddpm-jax command on a Cloud TPU slice that exists only for it: create, install, run, collect, delete.
 #
 #   launch/tpu_vm.sh --dry_run --zone us-west4-a --type v5litepod-16 --bucket gs://BUCKET/runs \
 #     train --config imagenet64_adm --workdir runs/imagenet64_adm
 #
-# The bucket is mounted as runs/ on every host, so that all of them see the work directory; what is new under --workdir is
-# copied to the same place here at the end. A slice that is taken away (--spot) loses nothing: run the same line again.
+# The bucket is mounted as runs/ on every host, so that all hosts see the work directory. New files in --workdir are copied to the
+# same place on this machine at the end. If a --spot slice is taken away, nothing is lost: run the same line again.
+# Prepared data sets are read from runs/data. Copy them there once:
+#   gcloud storage rsync --recursive ~/tensorflow_datasets gs://BUCKET/runs/data
 #
 #   --zone Z, --type T        where, and which slice: v5litepod-16, v5p-32, v6e-8, ...
 #   --bucket gs://B/DIR       where runs/ is kept
@@ -113,7 +115,7 @@ mountpoint -q runs || gcsfuse --implicit-dirs ${directory:+--only-dir=$directory
 
 # run: one process per host; they find each other
 code=0
-everywhere "venv/bin/ddpm-jax $(quoted "$@")" || code=$?
+everywhere "DDPM_JAX_DATA=runs/data venv/bin/ddpm-jax $(quoted "$@")" || code=$?
 
 # collect
 if [[ $workdir ]]; then

@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, metavar="NAME[:VARIANT]", help="a config of configs/, or a .py file")
   parser.add_argument("--workdir", help="where everything goes; needed unless --dry_run")
   parser.add_argument("--dry_run", action="store_true", help="check everything, print the config, train nothing")
+  parser.add_argument("--wandb", action="store_true", help="also write metrics to Weights & Biases (pip install wandb)")
+  parser.add_argument("--profile", action="store_true", help="also write a profile of a few steps to WORKDIR/profile")
   environment.add_arguments(parser)
 
 
@@ -26,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
   print(f"Checking {args.config}" if args.dry_run else f"Training {args.config} in {args.workdir}", flush=True)
   environment.prepare(args, saves=True)
   import jax
+  from clu import parameter_overview
 
   from ddpm_jax import build
   from ddpm_jax import config as configs
@@ -37,13 +40,14 @@ def run(args: argparse.Namespace) -> int:
     run = train.prepare(config)
     jax.eval_shape(run.step, *run.arguments())  # tracing finds what a network cannot do with these images
     print(run.config)
+    print(parameter_overview.get_parameter_overview(jax.eval_shape(run.init).params, include_stats=False))
     print(train.describe(run))
     for line in run.source.summary:
       print(f"  {line}")
     print("The config can be trained.")
     return 0
   try:
-    train.train(config, args.workdir)
+    train.train(config, args.workdir, wandb=args.wandb, profile=args.profile)
   except Preempted as stopped:
     print(stopped)
     return stopped.exit_code

@@ -27,7 +27,7 @@ from ddpm_jax.files import atomic, lock
 from ddpm_jax.jobs import shapes
 from ddpm_jax.jobs.phases import Phase
 from ddpm_jax.jobs.trained import NotFinite, Trained, dataset, load
-from ddpm_jax.training import checkpoints, loop, optimizer, state, step, writers
+from ddpm_jax.training import checkpoints, loop, observers, optimizer, state, step, writers
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +133,14 @@ def _check_test_split(config: ConfigDict) -> None:
     raise UserError(f"data.test_split = {split!r} cannot be opened: {error}") from None
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
+def train(
+  config: ConfigDict, workdir: str | pathlib.Path, *, wandb: bool = False, profile: bool = False
+) -> state.TrainState:
   """Trains in `workdir` until config.train.total_steps; the same call continues a run that was interrupted.
+
+  Args:
+    wandb: also write metrics to Weights & Biases.
+    profile: also write a profile of the steps between the first two rows of metrics to workdir/profile.
 
   Raises:
     UserError: for a config that cannot work, or one that is not the one of the run in `workdir`.
@@ -149,6 +155,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> state.TrainState:
 
 def _train(config: ConfigDict, workdir: pathlib.Path) -> state.TrainState:
   atomic.check(workdir / "metrics.jsonl")
+  observers.check(wandb)
   with Phase("Opening the data and building the network"):
     run = prepare(config)
   _same_run(workdir, run.config)
@@ -179,7 +186,12 @@ def _train(config: ConfigDict, workdir: pathlib.Path) -> state.TrainState:
 
   def open_writer(after: int) -> writers.Many:
     compiling.end()
-    return writers.open_all(str(workdir), config.train.total_steps, after)
+    every_writer = writers.open_all(str(workdir), config.train.total_steps, after)
+    if wandb and jax.process_index() == 0:
+      every_writer.writers.append(observers.WeightsAndBiases(workdir, config.to_dict()))
+    if profile:
+      every_writer.writers.append(observers.Profile(workdir / "profile"))
+    return every_writer
 
   every = config.train.checkpoint_every
   keep_every = config.train.keep_every
