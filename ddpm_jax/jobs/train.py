@@ -150,10 +150,10 @@ def train(
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"{workdir} is a file: choose another --workdir.")
   with lock.alone(workdir, "training", remedy="choose another --workdir"):
-    return _train(config, workdir)
+    return _train(config, workdir, wandb, profile)
 
 
-def _train(config: ConfigDict, workdir: pathlib.Path) -> state.TrainState:
+def _train(config: ConfigDict, workdir: pathlib.Path, wandb: bool, profile: bool) -> state.TrainState:
   atomic.check(workdir / "metrics.jsonl")
   observers.check(wandb)
   with Phase("Opening the data and building the network"):
