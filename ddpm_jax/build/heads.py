@@ -12,7 +12,7 @@ from ddpm_jax.errors import UserError
 def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
   """The config of a second head on a network that was trained with the config `of`.
 
-  The head has data, levels, network and prediction of its backbone; of the data its config may change details.
+  The head takes data, levels, network and prediction from its backbone. Its config may change details of the data.
 
   Raises:
     UserError: if the config has no second head that tells the variance of eps, or another loss than the head's.

@@ -27,11 +27,11 @@ def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Modu
   unet = fields.get("backbone", fields)
   block_size = unet.pop("block_size", 1)
   if not isinstance(block_size, int) or block_size < 1:
-    raise UserError(f"network.block_size = {block_size!r} should be at least 1, which are no blocks.")
+    raise UserError(f"network.block_size = {block_size!r} should be at least 1, and 1 means no blocks.")
   if not 0 <= (dropout := unet.get("dropout", 0)) < 1:
     raise UserError(f"network.dropout = {dropout:g} is the share of activations that is dropped: at least 0, below 1.")
   if "backbone" not in unet and unet["name"] == "two_headed":
-    raise UserError("A second head stands on a finished network: set train.backbone to its run.")
+    raise UserError("A second head needs a finished network: set train.backbone to its run.")
   if is_classifier(config) != (unet["name"] == "classifier") or (is_classifier(config) and config.train.class_conditional):
     raise UserError(
       'A noisy classifier has network.name = "classifier" and loss.name = "classifier", and is not class-conditional: it '
@@ -57,18 +57,18 @@ def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Modu
 
 
 def is_classifier(config: ConfigDict) -> bool:
-  """Whether the run is that of a noisy classifier, for guidance."""
+  """Whether the config trains a noisy classifier, for guidance."""
   return config.loss.name == "classifier"
 
 
 def check_draws(config: ConfigDict) -> None:
-  """Raises UserError for a noisy classifier, which is no denoiser."""
+  """Raises UserError for a noisy classifier, which is not a denoiser."""
   if is_classifier(config):
     raise UserError("This is a noisy classifier: it guides other networks (sampling.guidance.model) and draws nothing.")
 
 
 def conditions(config: ConfigDict) -> tuple[str, ...]:
-  """What a batch has to hold beside its images."""
+  """What a batch must hold besides its images."""
   labels = config.train.class_conditional or is_classifier(config)
   return ("label",) * labels + ("low_res",) * (config.data.low_res_size is not None)
 

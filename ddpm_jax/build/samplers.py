@@ -43,7 +43,7 @@ def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any
 
   Args:
     guide: the classifier, if one guides the mean of steps.
-    strength: below 1, only the steps from that part of the way up to noise are left.
+    strength: below 1, sampling starts at that share of the way to pure noise.
   """
   levels = schedule(config)
   section = config.sampling

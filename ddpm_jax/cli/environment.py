@@ -1,4 +1,4 @@
-"""What is set before JAX touches a device: virtual CPU devices, the cache of compiled programs, other processes."""
+"""Settings that must precede any use of a device: virtual CPU devices, the compilation cache, other processes."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from ddpm_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Flags of the commands that several processes can share."""
+  """Adds the flags of commands that several processes can run together."""
   several = parser.add_argument_group(
     "several processes",
     "Found by themselves on a TPU slice, under srun, and from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and\n"
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace | None = None, *, saves: bool = False) -> None:
-  """Called once by every command that computes.
+  """Prepares JAX; every command that computes calls it once.
 
   Args:
     args: with the flags above, of a command that several processes can share.
@@ -49,7 +49,7 @@ def prepare(args: argparse.Namespace | None = None, *, saves: bool = False) -> N
 
 
 def prepare_alone(command: str) -> None:
-  """The same for a command that is not shared.
+  """Prepares JAX for a command that runs in one process.
 
   Raises:
     UserError: if the environment says that several processes run it.

@@ -12,7 +12,7 @@ def integers(text: str, flag: str) -> list[int]:
   [3, 5, 8, 9, 10]
 
   Raises:
-    UserError: if it is no such list, or empty.
+    UserError: if the text is not such a list, or is empty.
   """
   numbers: list[int] = []
   for part in text.split(","):
@@ -20,7 +20,7 @@ def integers(text: str, flag: str) -> list[int]:
     try:
       numbers += range(int(first), min(int(last), int(first) + MOST) + 1) if dash else [int(first)]
     except ValueError:
-      raise UserError(f"{flag} {text!r} is no list of numbers; write one like 0-63 or 3,5,8-10.") from None
+      raise UserError(f"{flag} {text!r} is not a list of numbers; write one like 0-63 or 3,5,8-10.") from None
     if len(numbers) > MOST:
       raise UserError(f"{flag} {text!r} is more than {MOST:,} numbers: take a part at a time.")
   if not numbers:

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
   import jax
 
-  from ddpm_jax import build
+  from ddpm_jax import build, fields
   from ddpm_jax import config as configs
   from ddpm_jax.config import nearest
   from ddpm_jax.devices.chips import chip_of_all, memory_of
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
   if args.json:
     atomic.check(args.json)
   config = build.configure(configs.load(args.config), args.overrides, build.Request(**short.of(args)))
+  fields.check(config)
   devices = plan.devices(args.topology)
   chip = chip_of_all(devices)
   memory = memory_of(devices[0])

@@ -27,7 +27,7 @@ NEAR = 50_000  # training images among which neighbours are looked for
 
 
 def write_json(path: str | os.PathLike, result: dict) -> None:
-  """Whole or not at all."""
+  """Writes `result` as JSON, atomically."""
   with writing(path) as temporary:
     temporary.write_text(json.dumps(result, indent=2))
 

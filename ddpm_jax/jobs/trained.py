@@ -1,4 +1,4 @@
-"""What was trained: its weights with everything that they need, to sample from and to measure."""
+"""A trained network, loaded from a checkpoint with its config, to sample from and to evaluate."""
 
 import dataclasses
 import difflib
@@ -37,7 +37,7 @@ def load(
   trust: bool = False,
   **how: Any,
 ) -> "Trained":
-  """What was trained (or converted) in `workdir`: its weights with everything that they need, from the checkpoint.
+  """Loads a trained or converted network from `workdir`. Everything that it needs comes from the checkpoint.
 
   Args:
     workdir: a directory, or the name of published weights (convert.registry), which are downloaded and converted.
@@ -89,7 +89,7 @@ def check_low_res(about: ConfigDict, shape: tuple[int, ...] | None) -> None:
 
 
 class NotFinite(UserError):
-  """A network drew or scored something that is no number."""
+  """A network drew or scored infinities or NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Trained:
     return other.network
 
   def dataset(self, split: str) -> data.Source:
-    """The images that it was trained on, or others of that data set."""
+    """A split of the data set that the network was trained on."""
     return dataset(self.config, split)
 
   def sample(
@@ -174,7 +174,7 @@ class Trained:
     return images, jax.tree.map(join, *saved)
 
   def to_pixels(self, x: jax.Array, seeds: Sequence[int]) -> np.ndarray:
-    """What was drawn from `seeds` [B], x [B,H,W,C] in [-1, 1], as uint8.
+    """Samples x [B,H,W,C] in [-1, 1], drawn from `seeds` [B], as uint8.
 
     Raises:
       NotFinite: if there is anything else in x; a cast to 8 bits would make some grey of it.
@@ -184,7 +184,7 @@ class Trained:
     return pixels.to_uint8(x, self.config.sampling.rounding)
 
   def _check_finite(self, values: np.ndarray, numbers: Sequence[int], what: str, named: str) -> None:
-    """Raises NotFinite, with the remedy, unless all values [B,...] are numbers; `numbers` [B] name their entries."""
+    """Raises NotFinite, with a remedy, unless all values [B,...] are finite. `numbers` [B] name their entries."""
     numbers = np.asarray(numbers)
     bad = np.unique(numbers[~np.isfinite(values).reshape(len(values), -1).all(1)])
     if not len(bad):
@@ -224,7 +224,7 @@ class Trained:
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(chosen)], *parts)
 
   def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]:
-    """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, cut over the devices."""
+    """(x_0 [B,H,W,C] in [-1, 1], cond) of these images, split over the devices."""
     image, label = source.gather(indices)
     low_res = self.config.data.low_res_size and pixels.area(image, self.config.data.low_res_size)
     cond = self._cond(self._keys(indices), label if self._takes_labels else None, low_res)
@@ -249,7 +249,7 @@ class Trained:
     return self.changed(sampling=dict(moments=str(analytic.own_moments(self))))
 
   def changed(self, **sections: dict) -> "Trained":
-    """The same network used otherwise: `changed(sampling=dict(eta=0.0))`."""
+    """The same network with other config fields, as they are given: `changed(sampling=dict(eta=0.0))`."""
     config = self.config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
       config.update(sections)
@@ -277,7 +277,7 @@ class Trained:
     return means
 
   def labels(self, seeds: Sequence[int], labels: Sequence[int] | None = None) -> np.ndarray | None:
-    """The label of each image, int [N]: `labels` if valid, else all classes in turn; None where nothing asks for them."""
+    """The label of each image, int [N]: `labels`, or all classes in turn. None if neither network nor guide takes labels."""
     if not self._takes_labels:
       if labels is not None:
         raise UserError(
@@ -296,11 +296,11 @@ class Trained:
 
   @property
   def _takes_labels(self) -> bool:
-    """Whether the network or its guide wants to know the class of an image."""
+    """Whether the network or its guide takes the class of an image."""
     return self.config.train.class_conditional or self.config.sampling.guidance.kind == "classifier"
 
   def _keys(self, seeds: np.ndarray) -> jax.Array:
-    """One per image [B]. Stages of a cascade draw from different ones: what they see is made of noise of the one before."""
+    """One key per image [B]. Stages of a cascade use different keys, because each sees noise of the stage before."""
     keys = jax.jit(image_keys)(_put(checked_seeds(seeds)))
     if self.config.data.low_res_size is None:
       return keys
@@ -309,7 +309,7 @@ class Trained:
     return keys if height == width else jax.vmap(jax.random.fold_in, (0, None))(keys, width)
 
   def _cond(self, keys: jax.Array, labels: np.ndarray | None = None, low_res: np.ndarray | None = None) -> dict | None:
-    """What the network is conditioned on, as it was in training."""
+    """The condition of the network, as in training."""
     cond, size = {}, self.config.data.low_res_size
     check_low_res(self.config.data, None if low_res is None else low_res.shape[1:])
     if size is not None:
