@@ -21,7 +21,7 @@ import jax
 from ddpm_jax import __version__
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import page, plots
-from ddpm_jax.files import tables
+from ddpm_jax.files import limits, tables
 from ddpm_jax.files.atomic import writing
 from ddpm_jax.training import checkpoints, writers
 from ddpm_jax.training.manifest import Manifest
@@ -84,20 +84,21 @@ def text_of(workdir: pathlib.Path) -> str:
   config = manifest.config
   rows = [json.loads(line) for _, line in writers.rows_of(workdir / "metrics.jsonl")]
   evaluation = workdir / "evaluation"
-  sections = [
-    ("Results", _headlines(evaluation)),
-    ("Samples", _samples(workdir)),
-    ("Edits", _edits(workdir / "edits")),
-    ("Figures", _figures(evaluation)),
-    ("Study", _study(workdir / "study")),
-    ("Training", _training(rows, evaluation)),
-    ("Run", page.table(_facts(workdir, manifest, rows))),
-    ("Measurements", _measurements(evaluation)),
-    ("Commands", _commands(workdir)),
-    ("Environment", page.table(list(_environment().items()))),
-    ("Config", page.details("all fields", page.preformatted(json.dumps(config, indent=2)))),
-  ]
-  return page.document(f"{config['data']['name']}, step {max(steps):,}", sections)
+  with limits.damaged(workdir, "training run", "repair or remove its damaged files"):
+    sections = [
+      ("Results", _headlines(evaluation)),
+      ("Samples", _samples(workdir)),
+      ("Edits", _edits(workdir / "edits")),
+      ("Figures", _figures(evaluation)),
+      ("Study", _study(workdir / "study")),
+      ("Training", _training(rows, evaluation)),
+      ("Run", page.table(_facts(workdir, manifest, rows))),
+      ("Measurements", _measurements(evaluation)),
+      ("Commands", _commands(workdir)),
+      ("Environment", page.table(list(_environment().items()))),
+      ("Config", page.details("all fields", page.preformatted(json.dumps(config, indent=2)))),
+    ]
+    return page.document(f"{config['data']['name']}, step {max(steps):,}", sections)
 
 
 # ---------------------------------------------------------------- sections
