@@ -41,7 +41,10 @@ class Forbidden(Exception):
   """A name that a pickle asked for in vain."""
 
 
-class Unpickler(pickle._Unpickler):
+_Base: Any = pickle._Unpickler  # the interpreter in Python, whose table of opcodes can be changed
+
+
+class Unpickler(_Base):
   """One pickle after the other from `file`, which must be in memory or give no more than it has.
 
   Args:
@@ -100,7 +103,7 @@ class Unpickler(pickle._Unpickler):
       raise pickle.UnpicklingError("a state for a function")
     super().load_build()
 
-  dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
+  dispatch = {getattr(pickle, name)[0]: _Base.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
   dispatch[pickle.SETITEM[0]] = _checked_setitem
   dispatch[pickle.SETITEMS[0]] = _checked_setitems
   dispatch[pickle.ADDITEMS[0]] = _checked_additems
@@ -128,7 +131,7 @@ def _check_keys(keys: list) -> None:
 class Bounded:
   """A file of which no read asks for more bytes than are left, whatever a length in it claims."""
 
-  def __init__(self, file: io.IOBase | Any, size: int):
+  def __init__(self, file: Any, size: int):
     self._file = file
     self._left = size
 
