@@ -136,8 +136,9 @@ FIELDS: dict[str, Field] = {
   "schedule.name": Field("linear", "the noise schedule"),
   "schedule.T": Field(1000, "the number of noise levels", least=2, most=1_000_000),
   "network.name": Field("unet_ddpm", "the network; its channels and classes follow from data and prediction"),
-  "prediction.mean": Field("eps", "what the network predicts: eps, x0, v or x_prev"),
+  "prediction.mean": Field("eps", "what the network predicts: eps, x0, v, x_prev; edm, vp, ve, consistency"),
   "prediction.second": Field(None, "the second head: range, log_var, residual, second_moment, hessian, log_residual", str),
+  "prediction.sigma_data": Field(0.5, "of edm and consistency: standard deviation of the images", above=0),
   "prediction.time_scale": Field(1.0, "the network is told time_scale (n - time_shift) of level n", above=0),
   "prediction.time_shift": Field(1, "see time_scale", least=0, most=1),
   "loss.name": Field("simple", "the training loss"),
@@ -165,6 +166,7 @@ FIELDS: dict[str, Field] = {
     False, 'the network is told the label; "auto": if the images have classes', (bool, str), choices=(True, False, "auto")
   ),
   "train.backbone": Field(None, "a finished run that is frozen; only a second head is trained on it (NPR-DPM, SN-DPM)", str),
+  "train.init": Field(None, "a run or published weights to start from, instead of random weights (fine-tuning)", str),
   "train.label_dropout": Field(
     0.0, "share of labels replaced by the null label, for classifier-free guidance", least=0, most=1
   ),
@@ -205,6 +207,9 @@ FIELDS: dict[str, Field] = {
   "sampling.clip": Field(
     "x0", "clip x0 at the range of images, by Imagen's dynamic threshold, or not", choices=("x0", "dynamic", "none")
   ),
+  "sampling.clip_range": Field(1.0, "with clip = x0: x0 stays within this distance of 0", above=0),
+  "sampling.clip_quantile": Field(0.995, "with clip = dynamic: the threshold is this quantile of |x0| ...", above=0, most=1),
+  "sampling.clip_max": Field(None, "... but at least 1 and at most this", float, least=1),
   "sampling.keep_eps": Field(False, "leave eps as predicted when x0 is clipped (Analytic-DPM's DDIM)"),
   "sampling.cap_pixels": Field(None, "at most this many grey levels of noise ...", float, above=0, most=1000),
   "sampling.cap_steps": Field(1, "... in this many steps before the last one", least=1),

@@ -23,9 +23,16 @@ def clipped(config: ConfigDict, net: Any) -> Any:
   clip, keep_eps = config.sampling.clip, config.sampling.keep_eps
   match clip:
     case "x0":
-      return transforms.ClipX0(net, keep_eps=keep_eps)
+      bound = config.sampling.clip_range
+      if not bound > 0:
+        raise UserError(f"sampling.clip_range = {bound:g} must be above 0; images reach from -1 to 1.")
+      return transforms.ClipX0(net, lo=-bound, hi=bound, keep_eps=keep_eps)
     case "dynamic":
-      return transforms.DynamicThreshold(net, keep_eps=keep_eps)
+      quantile, most = config.sampling.clip_quantile, config.sampling.clip_max
+      if not 0 < quantile <= 1:
+        raise UserError(f"sampling.clip_quantile = {quantile:g} must be above 0 and at most 1; Imagen's is 0.995.")
+      most = np.inf if most is None else most
+      return transforms.DynamicThreshold(net, quantile=quantile, most=most, keep_eps=keep_eps)
     case "none":
       return net
   raise UserError(f'sampling.clip must be "x0", "dynamic" or "none", not {clip!r}.')

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ddpm_jax import models
-from ddpm_jax.build.process import chain
+from ddpm_jax.build.process import chain, schedule
 from ddpm_jax.config import nearest
-from ddpm_jax.diffusion import guidance, prediction, second_heads
+from ddpm_jax.diffusion import guidance, preconditioning, prediction, second_heads
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.patches import Patches
@@ -115,7 +115,9 @@ def network(config: ConfigDict, module: nn.Module, params: Any) -> prediction.Ne
 
 
 def training_network(config: ConfigDict, module: nn.Module) -> Callable[[Any, jax.Array], Any]:
-  """(params, dropout key) -> the network in training mode."""
+  """(params, dropout key) -> the network in training mode. Raises UserError for a network that only samples here."""
+  if config.prediction.mean == "consistency":
+    raise UserError('Consistency models are sampled here, not trained: train with prediction.mean="edm" or "v".')
   make = _network(config)
 
   def network_of(params, key):
@@ -134,8 +136,10 @@ def _network(config: ConfigDict) -> Callable[[Any, Callable], Any]:
   return functools.partial(prediction.Network, parameterization=parameterization(config), time=time_scale(config))
 
 
-def time_scale(config: ConfigDict) -> prediction.TimeScale:
+def time_scale(config: ConfigDict) -> Any:
   """What the network is told of a level."""
+  if config.prediction.mean in preconditioning.PRECONDITIONINGS:
+    return _preconditioned(config)[1]
   return prediction.TimeScale(config.prediction.time_scale, config.prediction.time_shift)
 
 
@@ -146,10 +150,18 @@ def parameterization(config: ConfigDict, steps: tables.GaussianSteps | None = No
     heads = prediction.x_prev(chain(config) if steps is None else steps)
   elif mean in prediction.MEANS:
     heads = prediction.MEANS[mean]()
+  elif mean in preconditioning.PRECONDITIONINGS:
+    heads = _preconditioned(config)[0]
   else:
-    raise UserError(f"prediction.mean {mean!r} is unknown; {nearest(mean, [*prediction.MEANS, 'x_prev'])}")
+    known = [*prediction.MEANS, *preconditioning.PRECONDITIONINGS, "x_prev"]
+    raise UserError(f"prediction.mean {mean!r} is unknown; {nearest(mean, known)}")
   if second is None:
     return heads
   if second not in second_heads.SECOND_HEADS:
     raise UserError(f"prediction.second {second!r} is unknown; {nearest(second, second_heads.SECOND_HEADS)}")
   return second_heads.TwoHeads.named(heads, second)
+
+
+def _preconditioned(config: ConfigDict) -> tuple[preconditioning.Preconditioned, preconditioning.NoiseTime]:
+  section = config.prediction
+  return preconditioning.preconditioned(section.mean, schedule(config), section.sigma_data, section.time_scale)

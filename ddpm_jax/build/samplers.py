@@ -15,6 +15,7 @@ from ddpm_jax.build.process import flow, grid, schedule
 from ddpm_jax.diffusion import adams, covariance, dpm_solver, guidance
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import steps as tables
+from ddpm_jax.diffusion.consistency import consistency
 from ddpm_jax.diffusion.dpm_solver_v3 import dpm_solver_v3
 from ddpm_jax.diffusion.heun import heun
 from ddpm_jax.diffusion.kernel import ReverseKernel
@@ -89,6 +90,10 @@ def _euler(levels: Any, visited: np.ndarray, **options: Any) -> GaussianSampler:
   return GaussianSampler(euler_maruyama(levels, visited, **options))
 
 
+def _consistency(levels: Any, visited: np.ndarray) -> GaussianSampler:
+  return GaussianSampler(consistency(levels, visited))
+
+
 _multistep = dpm_solver.multistep
 
 # (schedule, grid [K+1]) -> a sampler, or a table of steps for `Solver`. A new row is a sampler of ddpm-jax samplers too.
@@ -117,6 +122,7 @@ SOLVERS: dict[str, Callable | Entry] = {
     functools.partial(dpm_solver_v3, order=3), "DPM-Solver-v3 of order 3, with sampling.flow (Zheng et al. 2023)"
   ),
   "dpm_v3_2": Entry(functools.partial(dpm_solver_v3, order=2), "DPM-Solver-v3 of order 2, with sampling.flow"),
+  "consistency": Entry(_consistency, "a consistency model's few steps: x0, new noise, x0 again (Song et al. 2023)"),
   "euler_maruyama": Entry(_euler, "Euler-Maruyama for the reverse SDE, on the levels of vp_sde (Song et al. 2021)"),
   "euler_ode": Entry(functools.partial(_euler, ode=True), "Euler for the probability flow, on the levels of vp_sde"),
 }

@@ -19,7 +19,7 @@ USES: dict[str, set[str]] = {  # arguments of each job
   "--export": {"export", "workdir", "ema", "family", "attention_order"},
   "a conversion": {"source", "out", "like", "weights", "family", "attention_order", "overrides"},
 }
-FAMILIES = ("pesser", "ho_tf", "openai", "ncsnpp", "diffusers")
+FAMILIES = ("pesser", "ho_tf", "openai", "consistency", "ncsnpp", "diffusers", "edm_adm", "edm_song", "lucidrains")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--weights", help="which set of weights, if the file has several")
   parser.add_argument("--family", choices=FAMILIES, help="whose names the tensors have; found out, or checked if given")
   parser.add_argument("--attention_order", choices=("legacy", "new"), help="of OpenAI's q, k, v (default: as published)")
-  parser.add_argument("--export", metavar="FILE", help="write the checkpoint of --workdir as .safetensors, .pt, .pth, .ckpt")
+  parser.add_argument(
+    "--export",
+    metavar="FILE",
+    help="write the checkpoint of --workdir as a .safetensors, .pt, .pth or .ckpt file, or a folder for diffusers",
+  )
   parser.add_argument("--workdir", help="what to export")
   parser.add_argument("--ema", help="which average to export: a rate, or raw (default: the slowest)")
 
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.cli import environment
 
   environment.prepare()
-  from ddpm_jax.convert import convert, registry
+  from ddpm_jax.convert import convert, export, registry
   from ddpm_jax.errors import UserError
   from ddpm_jax.files import lock
   from ddpm_jax.jobs.train import parameter_count
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
   if args.export:
     if not args.workdir:
       raise UserError("--export needs --workdir, the directory of the checkpoint.")
-    convert.export(args.workdir, args.export, family=args.family, attention_order=args.attention_order, ema=args.ema)
+    export.export(args.workdir, args.export, family=args.family, attention_order=args.attention_order, ema=args.ema)
     print(f"Wrote {args.export}")
     return 0
   if not args.source or not args.out:

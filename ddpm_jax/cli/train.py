@@ -4,6 +4,7 @@ The directory then holds checkpoints/, metrics.jsonl, events/ for TensorBoard, a
 and the averaged weights. SIGTERM or Ctrl-C saves and exits with code 42; the same command continues, bit for bit.
 
   ddpm-jax train --config digits --workdir runs/digits
+  ddpm-jax train --init runs/converted --workdir runs/mine --config.data.name=./images --config.train.total_steps=20000
   ddpm-jax train --config configs/mnist.py:smoke --workdir /tmp/mnist --config.train.batch_size=64
 """
 
@@ -14,7 +15,10 @@ from ddpm_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--config", required=True, metavar="NAME[:VARIANT]", help="a config of configs/, or a .py file")
+  parser.add_argument(
+    "--config", metavar="NAME[:VARIANT]", help="a config of configs/, or a .py file (default: that of --init)"
+  )
+  parser.add_argument("--init", metavar="WEIGHTS", help="start from this run or these published weights (fine-tuning)")
   parser.add_argument("--workdir", help="where everything goes; needed unless --dry_run")
   parser.add_argument("--dry_run", action="store_true", help="check everything, print the config, train nothing")
   parser.add_argument("--wandb", action="store_true", help="also write metrics to Weights & Biases (pip install wandb)")
@@ -32,10 +36,16 @@ def run(args: argparse.Namespace) -> int:
 
   from ddpm_jax import build
   from ddpm_jax import config as configs
-  from ddpm_jax.jobs import train
+  from ddpm_jax.jobs import train, trained
   from ddpm_jax.training.loop import Preempted
 
-  config = build.configure(configs.load(args.config), args.overrides)
+  if not args.config and not args.init:
+    raise UserError("train needs --config NAME, or --init WEIGHTS to fine-tune weights with their own config.")
+  config = configs.load(args.config) if args.config else trained.load(args.init).config
+  if args.init:
+    with config.ignore_type():
+      config.train.init = args.init
+  config = build.configure(config, args.overrides)
   if args.dry_run:
     run = train.prepare(config)
     jax.eval_shape(run.step, *run.arguments())  # tracing finds what a network cannot do with these images

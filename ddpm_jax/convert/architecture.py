@@ -12,20 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.convert.names import DIALECTS, Dialect, Layer, Plan
+from ddpm_jax.convert import edm, lucidrains
+from ddpm_jax.convert.dialect import Dialect, Layer
+from ddpm_jax.convert.dialects import DIALECTS
+from ddpm_jax.convert.signatures import SIGNATURES
+from ddpm_jax.convert.walk import Plan
 from ddpm_jax.errors import UserError
 from ddpm_jax.sizes import ImageSize, pair
 
 Tensors = Mapping[str, np.ndarray]
 
-_SIGNATURES = {
-  "pesser": "temb.dense.0.weight",
-  "ho_tf": "temb/dense0/W",
-  "openai": "time_embed.0.weight",
-  "ncsnpp": "all_modules.0.weight",
-  "diffusers": "time_embedding.linear_1.weight",
-}
-_NETWORKS = {"pesser": "unet_ddpm", "ho_tf": "unet_ddpm", "openai": "unet_adm", "ncsnpp": "ncsnpp", "diffusers": "unet_ddpm"}
+_NETWORKS = {"pesser": "unet_ddpm", "ho_tf": "unet_ddpm", "ncsnpp": "ncsnpp", "diffusers": "unet_ddpm"}
+_NETWORKS |= dict.fromkeys(("openai", "consistency"), "unet_adm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Architecture:
   Attributes:
     dialect: of `ddpm_jax.convert.names`.
     network: fields for `models.make`, without those of `unknown`; attention is in `attending`.
-    attending: levels with attention, 0 being the full resolution.
+    attending: levels with attention, 0 being the full resolution; None for a network that has no such choice.
     image_channels: of the images.
     num_classes: of the labels that the network takes, or None.
     image_size: None where shapes do not depend on it; an attention pool's do.
@@ -44,7 +42,7 @@ class Architecture:
 
   dialect: str
   network: Mapping[str, Any]
-  attending: tuple[int, ...]
+  attending: tuple[int, ...] | None
   image_channels: int
   num_classes: int | None
   image_size: int | None
@@ -54,6 +52,8 @@ class Architecture:
     """`network` for images of this size, with the resolutions (heights) that attend."""
     height, _ = pair(image_size)
     fields = dict(self.network)
+    if self.attending is None:
+      return fields
     inner = dict(fields["backbone"]) if "backbone" in fields else fields
     inner["attention_resolutions"] = tuple(height >> level for level in self.attending)
     return dict(fields, backbone=inner) if "backbone" in fields else inner
@@ -61,29 +61,57 @@ class Architecture:
 
 def dialect_of(tensors: Tensors) -> str:
   """Which codebase wrote these tensors. Raises UserError if none that is known."""
-  for dialect, signature in _SIGNATURES.items():
+  for dialect, signature in SIGNATURES.items():
     if signature in tensors:
-      return dialect
-  known = ", ".join(_SIGNATURES.values())
+      return _VARIANTS[dialect](tensors) if dialect in _VARIANTS else dialect
+  known = ", ".join(SIGNATURES.values())
   some = ", ".join(list(tensors)[:4])
   raise UserError(f"These tensors are of no known codebase: they begin with {some}, and there is none of {known}.")
 
 
-def infer(tensors: Tensors) -> Architecture:
+def _of_openai(tensors: Tensors) -> str:
+  """consistency_models stores attention as convolutions of two dimensions; guided-diffusion of one."""
+  qkv = next((tensor for key, tensor in tensors.items() if key.endswith(".qkv.weight")), None)
+  return "consistency" if qkv is not None and qkv.ndim == 4 else "openai"
+
+
+_VARIANTS: dict[str, Callable[[Tensors], str]] = {
+  "openai": _of_openai,
+  "edm": lambda tensors: "edm_adm" if edm.is_adm(tensors) else "edm_song",
+}
+
+
+def infer(tensors: Tensors, num_res_blocks: int | None = None, levels: int | None = None) -> Architecture:
   """The network of these tensors.
 
+  Args:
+    num_res_blocks, levels: what is stated of the network, for names that leave open where its levels end.
+
   Raises:
-    UserError: if they are of no known codebase, or incomplete beyond recognition.
+    UserError: if they are of no known codebase, incomplete beyond recognition, or leave something open that is not stated.
   """
   dialect = dialect_of(tensors)
   try:
-    return _infer(tensors, dialect)
+    if dialect in _OWN_NAMES:
+      return Architecture(dialect, **_OWN_NAMES[dialect](tensors))
+    return _infer(tensors, dialect, _Stated(num_res_blocks, levels))
   except KeyError as error:
     raise UserError(f"The {dialect} tensors are incomplete: there is no {error.args[0]}.") from None
 
 
-def _infer(tensors, dialect):
-  walk = _WALKS.get(dialect, _named_levels)(tensors, DIALECTS[dialect])
+_OWN_NAMES = {"lucidrains": lucidrains.infer, "edm_adm": edm.infer, "edm_song": edm.infer}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stated:
+  """What a user or a config states of a network."""
+
+  blocks: int | None
+  levels: int | None
+
+
+def _infer(tensors, dialect, stated):
+  walk = _WALKS.get(dialect, _named_levels)(tensors, DIALECTS[dialect], stated)
   look = _Look(tensors, DIALECTS[dialect], walk.plan())
   channels = look.shape("time_embed/dense_0")[0]
   widths = [look.shape(f"down_{level}_block_0/conv1")[1] for level in range(walk.levels)]
@@ -99,16 +127,17 @@ def _infer(tensors, dialect):
     "channel_mult": tuple(_ratio(width, channels) for width in widths),
     "num_res_blocks": walk.blocks,
   }
-  if dialect == "openai":
+  if dialect in ("openai", "consistency"):
     fields["scale_shift"] = look.shape("down_0_block_0/emb")[1] == 2 * widths[0]
-    fields["low_res"] = low_res
+    if dialect == "openai":
+      fields["low_res"] = low_res
     if walk.levels > 1:
       fields["resblock_updown"] = look.has("down_0_downsample/conv1")
       fields["conv_resample"] = fields["resblock_updown"] or look.has("down_0_downsample/conv")
   elif dialect in ("pesser", "ho_tf") and walk.levels > 1:
     fields["resample_with_conv"] = look.has("down_0_downsample/conv")
   image_size = None
-  unknown = ["network.num_heads"] if dialect == "openai" else []
+  unknown = ["network.num_heads"] if dialect in ("openai", "consistency") else []
   if classifier:
     fields["pool"] = _pool(tensors)
     fields["out_channels"] = look.shape(f"pool_{fields['pool']}/out")[1]
@@ -119,7 +148,8 @@ def _infer(tensors, dialect):
 
   out_channels = look.shape("out/conv")[1]
   fields["out_channels"] = out_channels
-  unknown += ["data.image_size", "schedule"]
+  unknown += ["data.image_size", "prediction.mean" if dialect == "consistency" else "schedule"]
+  unknown += ["network.name"] if dialect == "diffusers" else []
   if look.has("head/conv"):
     complex = look.has("head/block/conv1")
     fields = {"name": "two_headed", "backbone": fields, "complex": complex}
@@ -189,7 +219,7 @@ class _Walk:
     return Plan.of(f"{module}/layer/kernel" for module in modules)
 
 
-def _named_levels(tensors, dialect):
+def _named_levels(tensors, dialect, stated):
   """Dialects whose names count levels and blocks."""
   look = _Look(tensors, dialect, _Walk(1, 1, ()).plan())
   levels = _count(lambda level: look.has(f"down_{level}_block_0/conv1"))
@@ -207,7 +237,7 @@ def _count(present: Callable[[int], bool]) -> int:
   return n
 
 
-def _openai_walk(tensors, dialect):
+def _openai_walk(tensors, dialect, stated):
   """`input_blocks` counts blocks and downsamplers in one sequence; where levels end must be found out.
 
   A downsampler is a convolution `op`, nothing at all (pooling), or, with resblock_updown, a residual block like any
@@ -240,14 +270,23 @@ def _openai_walk(tensors, dialect):
   first = min((int(up[1]) for up in ups if up), default=None)
   if first is not None:
     found = [per_level for per_level in found if per_level == first + 1]
+  if len(found) > 1:
+    found = [per_level for per_level in found if stated.blocks in (None, per_level - 1)]
+    found = [per_level for per_level in found if stated.levels in (None, entries // per_level)]
   if len(found) != 1:
-    raise KeyError(f"one way to divide {entries} input_blocks into levels, but {len(found)}")
+    if not found:
+      raise UserError(f"The {entries} input_blocks do not divide into levels of equally many residual blocks.")
+    ways = " or ".join(str(per_level - 1) for per_level in found)
+    raise UserError(
+      f"The {entries} input_blocks divide into levels in {len(found)} ways, with {ways} residual blocks each: answer with "
+      "--config.network.num_res_blocks, or say which model it is like (--like)."
+    )
   (per_level,) = found
   attending = tuple(start // per_level for start in range(0, entries, per_level) if steps[start][3])
   return _Walk(entries // per_level, per_level - 1, attending, complex_head="out2.0.in_layers.2.weight" in tensors)
 
 
-def _ncsnpp_walk(tensors, dialect):
+def _ncsnpp_walk(tensors, dialect, stated):
   """`all_modules` is one sequence: down, (block, attention, block), up, which begins with a block that joins a skip."""
   kinds, previous = [], None
   count = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("all_modules."))
@@ -274,4 +313,4 @@ def _ncsnpp_walk(tensors, dialect):
   return _Walk(levels, blocks, tuple(sorted(attending)), attends_once=True)
 
 
-_WALKS = {"openai": _openai_walk, "ncsnpp": _ncsnpp_walk}
+_WALKS = {"openai": _openai_walk, "consistency": _openai_walk, "ncsnpp": _ncsnpp_walk}

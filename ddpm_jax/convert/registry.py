@@ -17,6 +17,7 @@ from ddpm_jax.files import download as fetch
 
 _MARCH = "https://openaipublic.blob.core.windows.net/diffusion/march-2021/"
 _JULY = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
+_CONSISTENCY = "https://openaipublic.blob.core.windows.net/consistency/"
 _HEIBOX = "https://heibox.uni-heidelberg.de/f/"
 _DRIVE = "https://drive.google.com/file/d/"
 
@@ -59,7 +60,7 @@ class Published:
     """What to fetch; of a TensorFlow checkpoint, whose name is a prefix, the index, beside which its data belong."""
     file = self.file or f"{self.name}.pt"
     name = f"files/{file}.index" if ".ckpt-" in file else f"files/{file}"
-    page = self.url.startswith((_DRIVE, "https://www.dropbox.com"))
+    page = self.url.startswith((_DRIVE, "https://www.dropbox.com", "https://github.com"))
     return fetch.File(name, self.url, self.md5 and f"md5:{self.md5}", by_hand=page)
 
   def config(self) -> ConfigDict:
@@ -253,7 +254,27 @@ def _ddim_and_analytic() -> list[Published]:
   return entries
 
 
-PUBLISHED: dict[str, Published] = {entry.name: entry for entry in (*_ho(), *_ddim_and_analytic(), *_openai())}
+def _consistency_and_p2() -> list[Published]:
+  """consistency_models' twelve files, and P2's network of faces."""
+  results = {  # FID with one and two evaluations; of EDM with 79
+    "imagenet64": ("ImageNet-64", "2.44 (79 evaluations)", "6.20, 4.70 with two", "13.0, 11.1 with two"),
+    "bedroom256": ("LSUN bedroom 256", "3.57 (79 evaluations)", "7.80, 5.22 with two", "16.0, 7.85 with two"),
+    "cat256": ("LSUN cat 256", "6.69 (79 evaluations)", "11.0, 8.84 with two", "20.7, 11.7 with two"),
+  }
+  entries = []
+  for name, (data, edm, cd, ct) in results.items():
+    variant = "imagenet64" if name == "imagenet64" else "lsun"
+    files = {"edm": ("edm_{}_ema", edm), "cd-l2": ("cd_{}_l2", ""), "cd-lpips": ("cd_{}_lpips", cd), "ct": ("ct_{}", ct)}
+    for kind, (file, expected) in files.items():
+      file = f"{file.format(name)}.pt"
+      config = f"consistency:{variant}{'_edm' if kind == 'edm' else ''}"
+      entries.append(Published(f"{name}-{kind}", file, data, config, expected, f"{_CONSISTENCY}{file}"))
+  page = "https://github.com/jychoi118/P2-weighting"
+  return [*entries, Published("ffhq-p2", None, "FFHQ 256", "ffhq_p2", "6.92 (1000 steps)", page)]
+
+
+_ENTRIES = (*_ho(), *_ddim_and_analytic(), *_openai(), *_consistency_and_p2())
+PUBLISHED: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
 
 
 def find(name: str) -> Published | None:

@@ -2,17 +2,17 @@
 
 | file                         | written by                                                                  |
 |------------------------------|-----------------------------------------------------------------------------|
-| .pt .pth .ckpt               | PyTorch (torch_files.py)                                                    |
+| .pt .pth .ckpt .bin          | PyTorch (files/torch_files.py)                                              |
+| .pkl                         | EDM's training: whole modules (files/torch_modules.py)                      |
 | .safetensors                 | diffusers and others                                                        |
-| a folder                     | diffusers: config.json beside the tensors, perhaps in a subfolder `unet`    |
-| PREFIX.index, PREFIX.data-…  | TensorFlow (bundle.py)                                                      |
+| a folder                     | diffusers (diffusers_folder.py)                                             |
+| PREFIX.index, PREFIX.data-…  | TensorFlow (files/tf_bundle.py)                                             |
 
 None of them needs the library that wrote it. Tensors stay mapped from disk as far as the format allows, so that a
-large model is in memory once: converted.
+large model is in memory only once: converted.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -20,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.convert import diffusers_folder, weight_sets
+from ddpm_jax.convert.weight_sets import WeightSet
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import tf_bundle, torch_files
+from ddpm_jax.files import tf_bundle, torch_files, torch_modules
 from ddpm_jax.files.atomic import writing
 from ddpm_jax.files.safetensors import read as read_safetensors
 from ddpm_jax.files.safetensors import write as write_safetensors
+from ddpm_jax.files.tables import read_json
 
 PathLike = str | pathlib.Path
 
@@ -34,17 +37,25 @@ class Contents:
   """One set of weights out of a file, and what the file says about it.
 
   Attributes:
-    tensors: by their names there, without a wrapper's prefix such as "module.".
-    which: what was chosen, to be told to the user: "ema_models_states/eps_model".
+    tensors: by their names there, without the prefixes of wrappers such as "module.".
+    which: what was chosen, as reported to the user: "ema_models_states/eps_model".
     averaged: whether these are averaged weights; None when the file does not say.
-    network, scheduler: diffusers' config.json and scheduler_config.json, or empty.
+    network, scheduler: diffusers' config.json and scheduler_config.json; None where there is no such file.
+    beside: tensors beside the weights that have no place in a network, such as a schedule's betas.
+    rate: the average's decay, where the file says it.
+    step: the training step, where the file says it.
+    notes: what was left out, in sentences.
   """
 
   tensors: dict[str, np.ndarray]
   which: str
   averaged: bool | None
-  network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  network: Mapping[str, Any] | None = None
+  scheduler: Mapping[str, Any] | None = None
+  beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  rate: str | None = None
+  step: int | None = None
+  notes: tuple[str, ...] = ()
 
 
 def write(path: PathLike, tensors: Mapping[str, np.ndarray]):
@@ -61,24 +72,116 @@ def write(path: PathLike, tensors: Mapping[str, np.ndarray]):
 
 
 def read(path: PathLike, weights: str | None = None) -> Contents:
-  """The weights in `path`, averaged ones if there are any.
+  """The weights in `path`; averaged ones if there are any.
 
   Args:
     weights: which set, when a file has several: one of the names that the error message lists.
 
   Raises:
-    UserError: if there is no such file, it is damaged, holds code or an optimizer, or several sets to choose from.
+    UserError: if the file does not exist, is damaged, is of another kind, or holds several sets to choose from.
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    return _diffusers_folder(path)
+    return _of_folder(path, weights)
   if path.with_name(f"{prefix(path).name}.index").exists() or prefix(path) != path:
-    return _choose(_variable_sets(tf_bundle.read(prefix(path))), weights, path)
+    return contents_of(_variable_sets(tf_bundle.read(prefix(path))), weights, path)
   if not path.is_file():
     raise UserError(f"{path} does not exist.")
-  if path.suffix == ".safetensors":
-    return _choose({"": read_safetensors(path)}, weights, path)
-  return _choose(_tensor_sets(torch_files.load(path), path), weights, path)
+  content = _load(path)
+  contents = contents_of(_tensor_sets(content, path), weights, path)
+  step = content.get("step") if isinstance(content, Mapping) else None
+  return dataclasses.replace(contents, step=step if type(step) is int else None)
+
+
+def _load(path: pathlib.Path) -> Any:
+  """What a file holds, by its kind."""
+  if path.name.endswith(".json"):
+    return read_shards(path)
+  _check_container(path)
+  if path.suffix == ".pkl":
+    return torch_modules.tensors(path)
+  return read_safetensors(path) if path.suffix == ".safetensors" else torch_files.load(path)
+
+
+def _of_folder(folder: pathlib.Path, weights: str | None) -> Contents:
+  """The model in a folder of diffusers, under the names that its layers have today."""
+  located = diffusers_folder.locate(folder, weights)
+  (model,) = weight_sets.of_object(_load(located.file), located.file)
+  return Contents(
+    {_renamed(key): tensor for key, tensor in model.tensors.items()},
+    located.which,
+    located.averaged,
+    network=located.network,
+    scheduler=located.scheduler,
+    rate=located.rate,
+    notes=located.notes,
+  )
+
+
+def _renamed(key: str) -> str:
+  """The name of a layer that was called "attentions.0.query" in 2022."""
+  for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
+    key = key.replace(f".{old}.", f".{new}.")
+  return key
+
+
+def contents_of(sets: Mapping[str, WeightSet], weights: str | None, path: pathlib.Path) -> Contents:
+  """The chosen one of `sets`, and whether it is an average.
+
+  OpenAI's training writes one file per average, whose name is `ema_RATE_STEP.pt`. No other name of a file counts.
+  """
+  chosen = weight_sets.choose(list(sets.values()), weights, path)
+  by_name = re.fullmatch(r"ema_(0?\.\d+)_\d+\.(pt|safetensors)", path.name)
+  others = [name for name, item in sets.items() if item is not chosen]
+  averaged = True if chosen.averaged or by_name else False if any(item.averaged for item in sets.values()) else None
+  notes = (f"Took {chosen.name or path.name}, left out {', '.join(others)}.",) if others else ()
+  return Contents(
+    chosen.tensors,
+    chosen.name or path.name,
+    averaged,
+    beside=chosen.beside,
+    rate=by_name[1] if by_name else None,
+    notes=notes,
+  )
+
+
+def _tensor_sets(content: Any, path: PathLike) -> dict[str, WeightSet]:
+  """The models inside what a file holds, by name."""
+  return {item.name: item for item in weight_sets.of_object(content, path)}
+
+
+def read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors of all the files that a `….index.json` names, in its order.
+
+  Raises:
+    UserError: if a shard is missing or lacks one of its tensors.
+  """
+  listed = read_json(index).get("weight_map")
+  if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+    raise UserError(f"{index} has no weight_map of names to files: fetch it again.")
+  shards = {}
+  for name in dict.fromkeys(listed.values()):
+    shard = index.parent / name
+    if shard.parent != index.parent or not shard.is_file():
+      raise UserError(f"{index.name} names the file {name}, which is not beside it: fetch all the shards of this model.")
+    shards[name] = read_safetensors(shard) if shard.suffix == ".safetensors" else torch_files.load(shard)
+  try:
+    return {key: shards[name][key] for key, name in listed.items()}
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{index.name} promises the tensor {error.args[0]}, which its file does not have.") from None
+
+
+_COMPRESSED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz")}
+_COMPRESSED |= {b"\x28\xb5\x2f\xfd": ("zstd", "unzstd")}
+
+
+def _check_container(path: pathlib.Path) -> None:
+  """Raises UserError for a compressed file, with the command that unpacks it."""
+  with path.open("rb") as file:
+    start = file.read(6)
+  for magic, (kind, command) in _COMPRESSED.items():
+    if start.startswith(magic):
+      raise UserError(f"{path} is compressed with {kind}: unpack it first ({command} {path.name}) and convert the result.")
 
 
 def prefix(path: PathLike) -> pathlib.Path:
@@ -87,59 +190,7 @@ def prefix(path: PathLike) -> pathlib.Path:
   return path.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", path.name))
 
 
-# ---------------------------------------------------------------- one set of several
-
-_WRAPPERS = ("module.", "model.")  # of DistributedDataParallel and of Lightning
-
-
-def _choose(sets: dict[str, dict], weights: str | None, path: pathlib.Path) -> Contents:
-  if weights is not None and weights not in sets:
-    raise UserError(f"{path} has no weights {weights!r}; it has {', '.join(sets)}.")
-  averaged = [name for name in sets if "ema" in name.lower()]
-  names = [weights] if weights is not None else averaged or list(sets)
-  if len(names) > 1:
-    raise UserError(f"{path} holds several sets of weights: {', '.join(names)}. Choose one with --weights NAME.")
-  (name,) = names
-  tensors = sets[name]
-  for wrapper in _WRAPPERS:
-    if all(key.startswith(wrapper) for key in tensors):
-      tensors = {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}
-  named = name + path.name + path.parent.name
-  known = len(sets) > 1 or "ema" in named.lower()
-  return Contents(tensors, name or path.name, bool("ema" in named.lower()) if known else None)
-
-
-def _tensor_sets(obj: Any, path: pathlib.Path) -> dict[str, dict]:
-  """Every mapping of names to tensors inside a torch file, by where it is; optimizers are left out."""
-  if _is_optimizer(obj):
-    raise UserError(f"{path} is the state of an optimizer, not a model; give the model's file (ema_….pt, model….pt).")
-  sets: dict[str, dict] = {}
-
-  def walk(node, where):
-    if isinstance(node, Mapping) and node and all(map(_is_tensor, node.values())):
-      sets["/".join(where)] = dict(node)
-    elif not _is_optimizer(node):
-      children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
-      for key, child in children:
-        walk(child, [*where, str(key)])
-
-  walk(obj, [])
-  if set(sets) == {"0", "4"} and isinstance(obj, list | tuple):  # the DDIM code's [model, optimizer, epoch, step, EMA]
-    sets = {"model": sets["0"], "ema": sets["4"]}
-  if not sets:
-    raise UserError(f"{path} holds no tensors by name; it is not a model.")
-  return sets
-
-
-def _is_optimizer(node):
-  return isinstance(node, Mapping) and {"state", "param_groups"} <= node.keys()
-
-
-def _is_tensor(value):
-  return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _variable_sets(variables: Mapping[str, np.ndarray]) -> dict[str, dict]:
+def _variable_sets(variables: Mapping[str, np.ndarray]) -> dict[str, WeightSet]:
   """Raw and averaged variables of a TensorFlow model, without Adam's slots and the counters."""
   average = "/ExponentialMovingAverage"
   sets: dict[str, dict] = {"model": {}, "ema": {}}
@@ -149,40 +200,4 @@ def _variable_sets(variables: Mapping[str, np.ndarray]) -> dict[str, dict]:
       sets["ema"][short.removesuffix(average)] = tensor
     elif not re.search(r"(/Adam(_1)?|_power|global_step)$", name):
       sets["model"][short] = tensor
-  return {name: tensors for name, tensors in sets.items() if tensors}
-
-
-# ---------------------------------------------------------------- diffusers
-
-
-def _diffusers_folder(folder: pathlib.Path) -> Contents:
-  """`unet/` of a pipeline, or the folder of a bare model, with the scheduler's settings when they are there."""
-  unet = folder / "unet" if (folder / "unet").is_dir() else folder
-  config = _json(unet / "config.json")
-  if config.get("_class_name") != "UNet2DModel":
-    kind = config.get("_class_name", "model of no name")
-    raise UserError(f"{folder} holds a {kind}; of diffusers' networks, UNet2DModel is supported.")
-  found = [file for name in ("safetensors", "bin") for file in sorted(unet.glob(f"diffusion_pytorch_model*.{name}"))]
-  if not found:
-    raise UserError(f"{unet} has no diffusion_pytorch_model.safetensors and no diffusion_pytorch_model.bin.")
-  contents = read(found[0])
-  tensors = {_renamed(key): tensor for key, tensor in contents.tensors.items()}
-  schedulers = [folder / "scheduler/scheduler_config.json", folder / "scheduler_config.json"]
-  scheduler = next((_json(file) for file in schedulers if file.is_file()), {})
-  return Contents(tensors, contents.which, None, network=config, scheduler=scheduler)
-
-
-def _renamed(key):
-  """What diffusers calls now what it called "attentions.0.query" in 2022."""
-  for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
-    key = key.replace(f".{old}.", f".{new}.")
-  return key
-
-
-def _json(path):
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    raise UserError(f"{path} does not exist; a diffusers folder has a config.json beside its tensors.") from None
-  except ValueError:
-    raise UserError(f"{path} is damaged: it is not JSON.") from None
+  return {name: WeightSet(name, tensors) for name, tensors in sets.items() if tensors}

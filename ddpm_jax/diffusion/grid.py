@@ -44,10 +44,12 @@ def sections(T: int, spec: str) -> np.ndarray:
   start = 1
   for section, count in enumerate(counts):
     length = size + (section < extra)
-    if not 1 <= count <= length:
+    if not 0 <= count <= length:
       raise UserError(f'Section {section + 1} of "{spec}" has {length} levels (T = {T}), so it cannot give {count}.')
     levels.append(start + _round_steps(0, length - 1, count))
     start += length
+  if not any(map(len, levels)):
+    raise UserError(f'"{spec}" takes no level at all: ask for at least one, such as "250" or "10,0,20".')
   return _downwards(np.concatenate(levels))
 
 
@@ -67,6 +69,26 @@ def ddim_plus1(T: int, K: int) -> np.ndarray:
   """
   check_steps(T, K)
   return np.append(np.arange(2, T + 2, T // K)[::-1], 1)
+
+
+def leading(T: int, K: int, offset: int = 0) -> np.ndarray:
+  """K levels with the stride T // K, from level 1 + offset (diffusers' timestep_spacing "leading" and its steps_offset).
+
+  `ddim_uniform` takes further steps where K does not divide T.
+  """
+  check_steps(T, K)
+  levels = 1 + offset + np.arange(K) * (T // K)
+  if levels[-1] > T:
+    raise UserError(
+      f"{K} steps of stride {T // K} from level {1 + offset} leave a chain of T = {T} levels: take fewer steps."
+    )
+  return _downwards(levels)
+
+
+def trailing(T: int, K: int) -> np.ndarray:
+  """K levels with the stride T / K, down from T (diffusers' timestep_spacing "trailing"; Lin et al. 2024, table 2)."""
+  check_steps(T, K)
+  return np.append(np.rint(np.arange(T, 0, -T / K)[:K]).astype(int), 0)
 
 
 def quadratic(T: int, K: int) -> np.ndarray:
@@ -146,7 +168,7 @@ def _round_steps(first: int, last: int, count: int) -> np.ndarray:
   for _ in range(count):
     levels.append(round(at))
     at += stride
-  return np.array(levels)
+  return np.array(levels, int)
 
 
 def _log_snr_above(schedule: Schedule, K: int, noisiest: float) -> np.ndarray:

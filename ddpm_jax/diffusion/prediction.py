@@ -52,7 +52,7 @@ def of_level(table: jax.Array, level: Level, x_t: jax.Array) -> jax.Array:
   return value[None] if jnp.ndim(value) else value
 
 
-class _Mean:
+class Parameterization:
   """A parameterization: how one output of the network encodes x_0.
 
   `target(x_0, eps, level)` is what the network regresses, and `decode(out, x_t, level)` inverts it.
@@ -61,13 +61,17 @@ class _Mean:
 
   channels = 1  # output channels per image channel
 
+  def input(self, x_t: jax.Array, level: Level) -> jax.Array:
+    """What the network is given in place of x_t."""
+    return x_t
+
   def split(self, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """(the regressed half, the second head or None)."""
     return out, None
 
 
 @struct.dataclass
-class Eps(_Mean):
+class Eps(Parameterization):
   """The network predicts the noise (DDPM section 3.2)."""
 
   def target(self, x_0, eps, level):
@@ -81,7 +85,7 @@ class Eps(_Mean):
 
 
 @struct.dataclass
-class X0(_Mean):
+class X0(Parameterization):
   """The network predicts the image."""
 
   def target(self, x_0, eps, level):
@@ -95,7 +99,7 @@ class X0(_Mean):
 
 
 @struct.dataclass
-class V(_Mean):
+class V(Parameterization):
   """The network predicts v = alpha eps - sigma x_0 (Salimans & Ho 2022, section 4)."""
 
   def target(self, x_0, eps, level):
@@ -111,7 +115,7 @@ class V(_Mean):
 
 
 @struct.dataclass
-class XPrev(_Mean):
+class XPrev(Parameterization):
   """The network predicts the mean of q(x_s | x_t, x_0) = c_x0 x_0 + c_xt x_t of one chain (DDPM section 3.2).
 
   `x_prev(steps)` builds it for one chain. In the references clipping does not change the mean of this parameterization,
@@ -175,7 +179,7 @@ class Network:
   params: Any
   apply: Callable = struct.field(pytree_node=False)
   parameterization: Any = Eps()
-  time: TimeScale = TimeScale()
+  time: Any = TimeScale()
 
   def output(self, x_t: jax.Array, level: Level, cond: Any = None) -> jax.Array:
     """The raw output at x_t [B,H,W,C]. `level` has leaves [] or [B].
@@ -183,7 +187,8 @@ class Network:
     Raises:
       UserError: if the number of output channels is not the one that the parameterization expects.
     """
-    out = self.apply(self.params, x_t, jnp.broadcast_to(self.time(level.n), x_t.shape[:1]), cond)
+    x = self.parameterization.input(x_t, level)
+    out = self.apply(self.params, x, jnp.broadcast_to(self.time(level.n), x_t.shape[:1]), cond)
     expected = self.parameterization.channels * x_t.shape[-1]
     if out.shape[-1] != expected:
       raise UserError(

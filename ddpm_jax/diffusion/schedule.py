@@ -137,6 +137,46 @@ def cosine(T: int = 1000, max_beta: float = 0.999) -> Schedule:
   return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
 
 
+def logistic(T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999) -> Schedule:
+  """alpha_bar that follows a logistic function of the level (Jabri et al. 2022, arXiv 2212.11972, figure 8).
+
+  It is 1 / (1 + exp(u / tau)) for u in even steps from `start` to `end`, scaled to begin at 1 and to end at 0. The betas are
+  clipped at `max_beta`. `sigmoid` is another schedule, whose betas follow the logistic function.
+  """
+  falling = 1 / (1 + np.exp(np.linspace(start, end, T + 1) / tau))
+  f = (falling - falling[-1]) / (falling[0] - falling[-1])
+  return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
+
+
+def karras(T: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
+  """Levels with sigma / alpha from sigma_min to sigma_max, even in the power 1 / rho (EDM eq. 5).
+
+  In EDM's sigma, alpha is 1 / sqrt(1 + sigma^2). These are its sampling steps, for networks that are told sigma itself
+  (preconditioning.py).
+  """
+  if not 0 < sigma_min < sigma_max or not rho > 0:
+    raise UserError(f"karras() needs 0 < sigma_min < sigma_max and rho > 0, not {sigma_min:g}, {sigma_max:g} and {rho:g}.")
+  sigma = np.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), T) ** rho
+  return Schedule(np.append(1.0, 1 / (1 + sigma**2)))
+
+
+def zero_snr(T: int = 1000, base: str = "linear", start: float | None = None, end: float | None = None) -> Schedule:
+  """The schedule `base`, shifted and scaled so that nothing of the image is left at level T (Lin et al. 2024, algorithm 1).
+
+  The square roots of alpha_bar lose their last value and are scaled to keep their first. As with `jsd`, predict x_0 or v.
+
+  Args:
+    base: the name of another schedule.
+    start, end: its ends, where it takes them; None for its defaults.
+  """
+  if base not in SCHEDULES or base in ("zero_snr", "from_betas", "karras", "vp_sde"):
+    raise UserError(f"schedule.base = {base!r} has no zero-terminal form; use linear, quad, cosine, sigmoid or const.")
+  ends = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
+  root = np.sqrt(SCHEDULES[base](T, **ends).alpha_bar)
+  shifted = (root[1:] - root[-1]) * root[1] / (root[1] - root[-1])
+  return Schedule(np.append(1.0, shifted**2))
+
+
 def vp_sde(T: int = 1000, start: float = 0.1, end: float = 20.0) -> Schedule:
   """Levels t = n / T of the variance-preserving SDE with beta(t) = start + (end - start) t (score_sde eq. 32).
 
@@ -159,6 +199,9 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
   "warmup": warmup,
   "sigmoid": sigmoid,
   "cosine": cosine,
+  "logistic": logistic,
+  "karras": karras,
+  "zero_snr": zero_snr,
   "vp_sde": vp_sde,
   "from_betas": from_betas,
 }

@@ -141,6 +141,9 @@ class TwoHeads:
       raise UserError(f"The second head {name!r} is unknown; choose one of {', '.join(SECOND_HEADS)}.")
     return cls(mean, SECOND_HEADS[name]())
 
+  def input(self, x_t, level):
+    return self.mean.input(x_t, level)
+
   def target(self, x_0, eps, level):
     return self.mean.target(x_0, eps, level)
 

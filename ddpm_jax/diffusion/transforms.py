@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ddpm_jax.diffusion.prediction import Prediction, eps_from_x0, of_level
@@ -33,17 +34,18 @@ class ClipX0:
 class DynamicThreshold:
   """Clips x0 of each image at a quantile of its |x0| and rescales to [-1, 1] (Imagen, section 2.3).
 
-  A threshold below 1 is replaced by 1, so that images within the range do not change.
+  A threshold below 1 is replaced by 1, so that images within the range do not change; one above `most` by `most`.
   """
 
   inner: Any
   quantile: float = struct.field(pytree_node=False, default=0.995)
+  most: float = struct.field(pytree_node=False, default=np.inf)
   keep_eps: bool = struct.field(pytree_node=False, default=False)
 
   def __call__(self, x_t, level, cond=None) -> Prediction:
     pred = self.inner(x_t, level, cond)
     size = jnp.abs(pred.x0).reshape(len(x_t), -1)
-    bound = like(jnp.maximum(jnp.quantile(size, self.quantile, axis=1), 1.0), x_t)
+    bound = like(jnp.clip(jnp.quantile(size, self.quantile, axis=1), 1.0, self.most), x_t)
     return _with_x0(pred, jnp.clip(pred.x0, -bound, bound) / bound, x_t, level, self.keep_eps)
 
 

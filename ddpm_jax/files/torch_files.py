@@ -4,7 +4,8 @@ Since version 1.6 a file is an uncompressed zip archive: a pickle `data.pkl`, an
 is verified here. Older files are a sequence of pickles with the storages at the end.
 
 A pickle is a program. The interpreter here (pickles.py) calls nothing but the functions below, each of which only arranges
-numbers. A file that names anything else is refused, as by `torch.load(weights_only=True)`.
+numbers. Settings that lie beside weights become inert objects (harmless.py). A file that names anything else is refused, as
+by `torch.load(weights_only=True)`.
 """
 
 import collections
@@ -21,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import archives, limits, pickles
+from ddpm_jax.files import archives, harmless, limits, pickles
 from ddpm_jax.files.limits import PathLike, shown
 from ddpm_jax.files.pickles import Bounded, Unpickler
 
@@ -67,7 +68,13 @@ def load(path: PathLike, unknown: Unknown | None = None, inside: Callable[[Any],
   except UserError:
     raise
   except pickles.Forbidden as error:
-    raise UserError(f"{shown(path)} names {error}, which could run code: only files of plain tensors are read.") from None
+    raise UserError(
+      f"{shown(path)} names {error}, which could run code: only files of plain tensors are read. Where it was trained, save "
+      "the weights alone: "
+      "import torch; "
+      "weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}; "
+      'torch.save(weights, "weights.pt")'
+    ) from None
   except Exception as error:  # damaged bytes are instructions to an unpickler, and fail in every way
     raise UserError(
       f"{shown(path)} is damaged or cut short, or no PyTorch file ({limits.reason(error)}); fetch it again."
@@ -147,7 +154,14 @@ def _unpickle(file: Bounded, storage: Callable[[type, str, int], np.ndarray], un
       raise ValueError("a storage without type or name")
     return storage(dtype, key, count)
 
-  return Unpickler(file, _ALLOWED, unknown=unknown, storage=persistent).load()
+  def other(module: str, name: str) -> Any:
+    if (setting := harmless.stand_in(module, name)) is not None:
+      return setting
+    if unknown is None:
+      raise pickles.Forbidden(shown(f"{module}.{name}"))
+    return unknown(module, name)
+
+  return Unpickler(file, _ALLOWED, unknown=other, storage=persistent).load()
 
 
 def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:

@@ -85,6 +85,7 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
     config.train.label_dropout *= config.train.class_conditional
   module = build.model(config, info.channels, info.num_classes)
   module.check_size(*info.shape[:2])
+  start = _starting_weights(config, module)
   mesh = layout.make_mesh(**config.mesh, devices=devices)
   recipe = dict(config.optimizer)
   rate = optimizer.schedule(
@@ -100,7 +101,7 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
 
   def init() -> state.TrainState:
     weights_key, run_key = jax.random.split(jax.random.key(config.seed))
-    params = build.initial_params(module, weights_key, info.image_size, info.channels)
+    params = build.initial_params(module, weights_key, info.image_size, info.channels) if start is None else start
     if backbone:
       params = build.put_on(backbone.network.params, params)
     rates = tuple(config.ema.rates)
@@ -131,6 +132,23 @@ def _check_test_split(config: ConfigDict) -> None:
     dataset(config, split)
   except UserError as error:
     raise UserError(f"data.test_split = {split!r} cannot be opened: {error}") from None
+
+
+def _starting_weights(config: ConfigDict, module: Any) -> Any:
+  """The parameters of train.init, its slowest average; None for random weights.
+
+  Raises:
+    UserError: if they are not those of this network, naming the first difference.
+  """
+  if config.train.init is None:
+    return None
+  source = load(config.train.init)
+  build.check_weights(config, module, source.network.params)
+  for section in ("schedule", "prediction"):
+    before, now = source.config[section].to_dict(), config[section].to_dict()
+    if before != now:
+      log.warning("%s was trained with another %s: %s, not %s.", config.train.init, section, before, now)
+  return source.network.params
 
 
 def train(

@@ -11,13 +11,20 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.heads import TwoHeaded
 from ddpm_jax.models.ncsnpp import NCSNpp
+from ddpm_jax.models.unet_2d import UNet2D
 from ddpm_jax.models.unet_adm import UNetADM
 from ddpm_jax.models.unet_ddpm import UNetDDPM
+from ddpm_jax.models.unet_edm import SongUNet, UNetEDM
+from ddpm_jax.models.unet_lucidrains import UNetLucidrains
 
 NETWORKS: dict[str, type[nn.Module]] = {
   "unet_ddpm": UNetDDPM,
   "unet_adm": UNetADM,
+  "unet_2d": UNet2D,
   "ncsnpp": NCSNpp,
+  "unet_edm": UNetEDM,
+  "song_unet": SongUNet,
+  "unet_lucidrains": UNetLucidrains,
   "two_headed": TwoHeaded,
   "classifier": Classifier,
 }

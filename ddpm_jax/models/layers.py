@@ -327,10 +327,14 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-  """Self-attention over all positions, with `heads` heads and logits q.k / sqrt(channels per head)."""
+  """Self-attention over all positions, with `heads` heads and logits q.k / sqrt(channels per head).
+
+  normalize: whether a norm comes first.
+  """
 
   style: Style
   heads: int = 1
+  normalize: bool = True
 
   @nn.compact
   def __call__(self, x):
@@ -339,7 +343,9 @@ class Attention(nn.Module):
       raise UserError(f"{channels} channels do not divide into {self.heads} attention heads; choose a divisor of {channels}")
     if self.style.attention == "cudnn" and self.style.dtype == jnp.float32:
       raise UserError('attention="cudnn" computes in half precision: set dtype="bfloat16", or attention="auto"')
-    h, x = self.style.norm(x, "norm")
+    h = x
+    if self.normalize:
+      h, x = self.style.norm(x, "norm")
     qkv = self.style.qkv(h.reshape(b, height * width, channels), "qkv")
     q, k, v = (y.reshape(b, height * width, self.heads, channels // self.heads) for y in qkv)
     h = costly(attention(q, k, v, self.style.attention))
