@@ -2,7 +2,7 @@
 
     ddpm-jax sample --weights ffhq-p2 --seeds 0-15
 
-The network and its sampling are ADM's. The authors train with weights 1 / (1 + snr) on the mean's loss, which is not this loss.
+The network and its sampling are ADM's. The authors train with weights 1 / (1 + snr) on the mean's loss.
 """
 
 from ddpm_jax.configs._published import shrink
