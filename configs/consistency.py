@@ -1,4 +1,4 @@
-"""Consistency models, and the EDM networks that they were distilled from (Song et al. 2023, tables 1 and 2). FID with one and
+"""Consistency models, and the EDM networks that they were distilled from (Song et al. 2023, tables 1, 2). FID with one and
 two evaluations: ImageNet 64x64 CD 6.20 and 4.70, CT 13.0 and 11.1; LSUN 256x256 bedroom CD 7.80 and 5.22, CT 16.0 and 7.85;
 cat CD 11.0 and 8.84, CT 20.7 and 11.7. EDM: ImageNet 2.44 (79 evaluations), bedroom 3.57, cat 6.69.
 

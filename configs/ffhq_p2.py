@@ -1,4 +1,4 @@
-"""P2 weighting on FFHQ, 256x256 pixels (Choi et al. 2022, table 1): FID 6.92 with 1000 steps; a small ADM of 93.6 M parameters.
+"""P2 weighting on FFHQ, 256x256 pixels (Choi et al. 2022, table 1): FID 6.92 with 1000 steps, by a small ADM.
 
     ddpm-jax sample --weights ffhq-p2 --seeds 0-15
 
