@@ -26,7 +26,9 @@ def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
   backbone = of.network.to_dict()
   heads = 2 if of.prediction.second else 1
   backbone["out_channels"] = of.data.channels * heads * backbone.get("block_size", 1) ** 2
-  head = dict(name="two_headed", initialization=HEAD_INITIALIZATIONS[backbone["name"]]) | config.network.to_dict()
+  head = (
+    dict(name="two_headed", initialization=HEAD_INITIALIZATIONS.get(backbone["name"], "torch")) | config.network.to_dict()
+  )
   with config.unlocked(), config.ignore_type():
     config.data = {k: v if v != usual[k] else of.data[k] for k, v in changed.items()}
     config.schedule = of.schedule.to_dict()

@@ -27,7 +27,10 @@ def loss(config: ConfigDict) -> Callable:
   if fields["name"] in loss_weights.WEIGHTS:
     made = named.make(loss_weights.WEIGHTS, fields, "loss", schedule=schedule(config), mean=config.prediction.mean)
     return _noisy_low_res(config, losses.Simple(chain(config), weight=made.astype(np.float32)))
-  made = named.make(LOSSES | loss_weights.WEIGHTS, fields, "loss", steps=chain(config))
+  given: dict[str, Any] = {"steps": chain(config)}
+  if fields["name"] == "simple":
+    given["weight"] = None  # which the names of WEIGHTS choose
+  made = named.make(LOSSES | loss_weights.WEIGHTS, fields, "loss", **given)
   return _noisy_low_res(config, made)
 
 

@@ -36,7 +36,18 @@ IDLE = {  # what changes nothing of a comparison
   "make_reference": ("clip", "metrics", "out"),
   "captions": ("features", "inception", "metrics"),
 }
-OF_COMPARISONS = ("num_samples", "features", "inception", "clip", "metrics", "batch_size", "keep", "out")
+OF_COMPARISONS = (
+  "num_samples",
+  "image_size",
+  "crop",
+  "features",
+  "inception",
+  "clip",
+  "metrics",
+  "batch_size",
+  "keep",
+  "out",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   what.add_argument("--make_reference", metavar="FILE", help="write the moments of the samples to FILE instead")
   what.add_argument("--captions", metavar="FILE", help="a line of text for each sample: measure the CLIP score instead")
   group.add_argument(
+    "--image_size",
+    metavar="N",
+    help="resize and crop the images of --samples and --reference to N or HEIGHT,WIDTH (default: as the run does)",
+  )
+  group.add_argument("--crop", help="how they are fitted: adm, lsun, ddim, celeba (default: as the run does, or adm)")
+  group.add_argument(
     "--num_samples", type=int, metavar="N", help="how many samples there are, or are drawn (default: 50,000, as published)"
   )
   kinds = "; ".join(f"{name}: {meaning}" for name, meaning in INCEPTIONS.items())
@@ -123,7 +140,8 @@ def run(args: argparse.Namespace) -> int:
       raise UserError(f"--{flag} is about a network and means nothing for --samples: leave it out, or give a --workdir.")
     if not compared:
       raise UserError("--samples have to be compared with something: give --reference, --make_reference or --captions.")
-    against(args, image_sets.open_set(*_set(args.samples)), args.out or "metrics.json")
+    fit = _fit(args)
+    against(args, image_sets.open_set(*_set(args.samples), **fit), args.out or "metrics.json", fit)
     return 0
 
   if not compared and (odd := next((name for name in OF_COMPARISONS if getattr(args, name) is not None), None)):
@@ -136,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
       raise UserError(f"--{odd} is about a network that draws images, and this is a noisy classifier: leave it out.")
     accuracy(trained, out)
     return 0
+  trained = trained.with_moments()
   count = args.likelihood
   if count is None and (args.covariance or not (compared or args.ode or args.distance or args.figures)):
     count = 128
@@ -146,7 +165,8 @@ def run(args: argparse.Namespace) -> int:
   if args.distance:
     measure.check_distance(trained, out, args.distance)
   if compared:
-    against(args, image_sets.of_run(trained, _count(args)), args.out or out / "metrics.json")
+    fit = _fit(args, trained.config.data)
+    against(args, image_sets.of_run(trained, _count(args)), args.out or out / "metrics.json", fit)
   if count:
     likelihood(trained, out, count, args.covariance)
   if args.ode:
@@ -214,8 +234,8 @@ def figures(trained, out) -> None:
 # ---------------------------------------------------------------- of samples against a reference
 
 
-def against(args: argparse.Namespace, samples, out) -> None:
-  """Prints and writes what --reference, --make_reference or --captions ask for."""
+def against(args: argparse.Namespace, samples, out, fit: dict) -> None:
+  """Prints and writes what --reference, --make_reference or --captions ask for; `fit` says how references are fitted."""
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import evaluate, references
   from ddpm_jax.files import atomic, download
@@ -232,9 +252,12 @@ def against(args: argparse.Namespace, samples, out) -> None:
   else:
     metrics = None if args.metrics is None else args.metrics.split(",")
     evaluate.check_names(metrics or ())
-    reference = None if args.make_reference else _reference(args.reference)
+    reference = None if args.make_reference else _reference(args.reference, fit)
+    features = args.features or "inception_tf"
+    if reference is not None and not features.startswith("inception") and not features.endswith(".npz"):
+      evaluate.possible(metrics, {"features": 0, "logits": 0}, reference)  # before a classifier is trained for them
     by_moments = metrics is None or {"fid", "sfid"} & set(metrics)
-    extractor = _extractor(args.features or "inception_tf", args.inception, len(samples) if by_moments else None)
+    extractor = _extractor(features, args.inception, len(samples) if by_moments else None)
     print(f"features: {extractor.name}, {extractor.digest[:16]}…" + _accuracy_of(extractor))
     if args.make_reference:
       references.write(args.make_reference, references.make(samples, extractor, **options))
@@ -284,7 +307,22 @@ def _set(text: str) -> tuple[str, str]:
   return (name, split) if at and not os.path.exists(text) else (text, "train")
 
 
-def _reference(text: str):
+def _fit(args: argparse.Namespace, data=None) -> dict:
+  """How images of other sizes are fitted: as the flags say, else as the run with the section `data` does."""
+  from ddpm_jax import sizes
+  from ddpm_jax.cli.numbers import integers
+
+  fit = {} if data is None else {"image_size": data.image_size, "crop": data.crop}
+  if args.image_size:
+    numbers = integers(args.image_size, "--image_size")
+    fit["image_size"] = numbers[0] if len(numbers) == 1 else tuple(numbers)
+    sizes.pair(fit["image_size"])
+  if args.crop:
+    fit["crop"] = args.crop
+  return fit
+
+
+def _reference(text: str, fit: dict):
   """Moments if the file holds some, else images."""
   from ddpm_jax.evaluation import image_sets, references
   from ddpm_jax.files import npz
@@ -292,7 +330,7 @@ def _reference(text: str):
   if text.endswith(".npz"):
     arrays = npz.read_npz(text)
     return (references if "mu" in arrays else image_sets).of_arrays(text, arrays)
-  return image_sets.open_set(*_set(text))
+  return image_sets.open_set(*_set(text), **fit)
 
 
 def _extractor(name: str, weights: str | None, count: int | None):

@@ -14,6 +14,7 @@ Image i comes from seed i alone, whatever the batch size or the machine.
 """
 
 import argparse
+import re
 
 import ddpm_jax
 from ddpm_jax.cli import environment, short
@@ -25,6 +26,10 @@ FORMATS = {
   "gif": "denoising.gif, what is believed about x_0 on the way, for the first 16 images",
   "strip": "denoising.png, the same as rows of a picture, for the first 8 images",
 }
+
+
+TEXTS = ("sampler", "classifier", "weaker")  # short flags that are no numbers
+MOST_FRAMED = 16  # images of an animation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import plots
   from ddpm_jax.files import atomic
+  from ddpm_jax.jobs import drawing
   from ddpm_jax.jobs.trained import check_low_res
 
   formats = args.formats.split(",")
@@ -73,6 +79,10 @@ def run(args: argparse.Namespace) -> int:
   trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides, **short.of(args))
   if not args.dry_run:
     trained = trained.with_moments()
+  elif build.lacks_moments(trained.config):
+    print("Moments of the network would be measured first.")
+    print(trained.config)
+    return 0
   labels = None
   if args.classes:
     classes = class_numbers(args.classes, trained.config.data.class_names, trained.config.data.num_classes)
@@ -93,20 +103,30 @@ def run(args: argparse.Namespace) -> int:
     print("levels:", ", ".join(str(n) for n in [*steps.t.n[:8], *(["..."] if len(steps.t.n) > 8 else [])]))
     return 0
 
-  named = f"step{trained.step}_{how.replace(' ', '_')}"
-  out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples" / named)
-  atomic.check(out / "grid.png")
-  images, frames = draw(trained, seeds, labels, {"gif", "strip"} & set(formats))
+  words = [f"step{trained.step}", how]
+  if args.ema:
+    words.append(trained.weights)
+  if args.classes:
+    words.append(f"classes {args.classes}")
   if upsampler:
-    labels_of_upsampler = trained.labels(seeds, labels) if upsampler.config.train.class_conditional else None
-    images = upsampler.sample(seeds, labels_of_upsampler, low_res=images, progress=True)
+    words.append(f"by {pathlib.Path(args.upsampler).name}")
+  out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples" / re.sub(r"[^\w.+-]+", "_", " ".join(words)))
+  atomic.check(out / "grid.png")
+  settings = drawing.settings(trained, upsampler)
+  drawing.check(out, settings)
+
+  def each(seeds, images):
+    if "png" in formats:
+      for seed, image in zip(seeds, images, strict=True):
+        pixels.save_png(out / "png" / f"{seed:06d}.png", image)
+
+  frames = believed(trained, seeds, labels) if {"gif", "strip"} & set(formats) else None
+  images = drawing.draw(trained, seeds, labels, out, upsampler=upsampler, each=each)
+  drawing.record(out, settings)
   scale = max(1, 64 // images.shape[1])
   for name in formats:
     if name == "grid":
       pixels.save_png(out / "grid.png", pixels.grid(images, scale=scale))
-    elif name == "png":
-      for seed, image in zip(seeds, images, strict=True):
-        pixels.save_png(out / "png" / f"{seed:06d}.png", image)
     elif name == "npz":
       pixels.save_npz(out / "samples.npz", images, trained.labels(seeds, labels))
     elif name == "gif":
@@ -117,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
       pixels.save_png(out / "denoising.png", strip)
   if other:
     other_how = describe(other.config.sampling, len(build.sampler(other.config).steps.left))
-    others, _ = draw(other, seeds, labels)
+    others = other.sample(seeds, labels, progress=True)
     plots.side_by_side({how: images, other_how: others}, out / "beside.png")
     formats.append("beside.png")
   print(f"Wrote {', '.join(formats)} to {out}")
@@ -136,48 +156,49 @@ def beside(trained, changes: list[str]):
   if odd or not changes:
     what = repr(odd[0]) if odd else "nothing"
     raise UserError(f'--beside changes how images are drawn, not {what}: write "sampler=ddim steps=20 sampling.clip=none".')
-  numbers = {name: value if name in ("sampler", "classifier", "weaker") else value_of(value) for name, value in how.items()}
-  if wrong := next(
-    (
-      name
-      for name, value in numbers.items()
-      if name not in ("sampler", "classifier", "weaker") and type(value) not in ((int,) if name == "steps" else (int, float))
-    ),
-    None,
-  ):
-    raise UserError(f"--beside {wrong}={how[wrong]} should be a number.")
+  numbers = {name: value if name in TEXTS else value_of(value) for name, value in how.items()}
+  for name, value in numbers.items():
+    if not isinstance(value, (str,) if name in TEXTS else (int,) if name == "steps" else (int, float)):
+      raise UserError(f"--beside {name}={value} should be a number.")
   other = trained.using(*fields, **numbers).with_moments()
   build.sampling(other.config, other.network, other.guide)  # refuses now whatever cannot work
   return other
 
 
-def draw(trained, seeds, labels, with_frames=()):
-  """(images, what was believed about x_0 on the way for the first of them, [frames, n, H, W, C] or None)."""
-  import numpy as np
-
+def believed(trained, seeds, labels):
+  """What was believed about x_0 on the way for the first seeds, uint8 [frames, n, H, W, C]."""
   from ddpm_jax import build
   from ddpm_jax.data import images as pixels
 
-  if not with_frames:
-    return trained.sample(seeds, labels, progress=True), None
-  first = trained.config.sampling.batch_size
+  first = min(trained.config.sampling.batch_size, MOST_FRAMED)
   every = max(1, len(build.sampler(trained.config).steps.left) // 32)
-  images, frames = trained.sample(seeds[:first], labels and labels[:first], save=_belief, save_every=every, progress=True)
-  if len(seeds) > first:
-    rest = trained.sample(seeds[first:], labels and labels[first:], progress=True)
-    images = np.concatenate([images, rest])
-  return images, pixels.to_uint8(frames)
+  _, frames = trained.sample(seeds[:first], labels and labels[:first], save=_belief, save_every=every, progress=True)
+  return pixels.to_uint8(frames)
 
 
 def describe(sampling, steps: int) -> str:
-  """How images were drawn, in a few words: they name the directory."""
-  words = [sampling.solver if sampling.solver != "gaussian" else f"eta{sampling.eta:g}", f"{steps}steps"]
+  """How images were drawn, in words that differ where the settings do; they name the directory."""
+  solver = sampling.solver.rpartition(":")[2]
+  words = [solver if solver != "gaussian" else f"eta{sampling.eta:g}", f"{steps}steps"]
   if sampling.grid not in ("full", "uniform"):
     words.append(str(sampling.grid).replace(",", "-"))
-  if sampling.covariance:
-    words.append(sampling.covariance)
-  if sampling.guidance.kind:
-    words.append(f"{sampling.guidance.kind}{sampling.guidance.scale:g}")
+  if sampling.covariance and solver == "gaussian":
+    words.append(sampling.covariance.rpartition(":")[2])
+  if sampling.cap_pixels is not None and solver == "gaussian":
+    words.append(f"cap{sampling.cap_pixels:g}x{sampling.cap_steps}")
+  if sampling.skip:
+    words.append(f"skip{sampling.skip:g}")
+  if sampling.clip != "x0":
+    words.append(f"clip_{sampling.clip}")
+  words += [name for name in ("residual", "keep_eps") if sampling[name]]
+  if sampling.rounding != "truncate":
+    words.append("rounded")
+  guidance = sampling.guidance
+  if guidance.kind:
+    words.append(f"{guidance.kind}{guidance.scale:g}")
+    words += [str(value) for value in (guidance.form, guidance.ema, guidance.step) if value is not None]
+    if guidance.interval:
+      words.append("levels{}-{}".format(*guidance.interval))
   return " ".join(words)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from ddpm_jax import importable
 from ddpm_jax.data import crops, headers, viewing
 from ddpm_jax.data.containers import open_container
 from ddpm_jax.data.digits import SPLITS, digits
@@ -50,9 +51,10 @@ def load(
   """Opens a data set. A small one is decoded once and kept in memory. Nothing is downloaded or written.
 
   Args:
-    name: "digits" (embedded) or another of SOURCES; a TFDS data set prepared as array_record under `data_dir`, such as
-      "mnist", "celeb_a_hq/256" or "mnist:3.0.1"; or the path of a folder or .zip of images, or of Hugging Face's Parquet
-      files, which begins with "/", "./", "../" or "~" or ends in ".zip" or ".parquet".
+    name: "digits" (embedded) or another of SOURCES; "package.module:function", called like those; a TFDS data set prepared
+      as array_record under `data_dir`, such as "mnist", "celeb_a_hq/256" or "mnist:3.0.1"; or the path of a folder or .zip
+      of images, or of Hugging Face's Parquet files, which begins with "/", "./", "../" or "~" or ends in ".zip" or
+      ".parquet".
     split: "train", "test", ..., or a part of one: "train[:90%]", "test[1000:2000]". For folders see
       `image_files.FileRecords`. A part of a folder is a random sample, as in TFDS, because the first files are often of
       one class.
@@ -79,6 +81,8 @@ def load(
     raise UserError(f"holdout must be a share from 0 to below 1, not {holdout}.")
   if name in SOURCES:
     return SOURCES[name](split, image_size, channels, crop)
+  if importable.is_code(name):
+    return importable.load(name)(split, image_size, channels, crop)
 
   path = _path(name)
   if path is not None:

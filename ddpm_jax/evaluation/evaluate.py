@@ -61,7 +61,7 @@ def evaluate(
   """
   start = time.perf_counter()
   outputs = outputs_of(extractor, samples.image_shape)
-  metrics = _possible(metrics, outputs, reference)
+  metrics = possible(metrics, outputs, reference)
   _check_sides(samples, reference, extractor)
   _check_counts(samples, reference, outputs, metrics, count)
 
@@ -101,7 +101,7 @@ def evaluate(
   }
 
 
-def _possible(metrics: Sequence[str] | None, outputs: dict[str, int], reference: Reference | ImageSet) -> tuple[str, ...]:
+def possible(metrics: Sequence[str] | None, outputs: dict[str, int], reference: Reference | ImageSet) -> tuple[str, ...]:
   """The metrics to compute; refuses those that were asked for and cannot be had."""
   missing = {}
   for metric, needs in NEEDS.items():

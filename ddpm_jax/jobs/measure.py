@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,14 @@ def held_out(trained: Trained) -> data.Source:
   return trained.dataset(trained.config.data.test_split)
 
 
+def split_ending(trained: Trained) -> str:
+  """What is appended to file names where another split than the run's own test split is measured, such as "_on_train"."""
+  split = trained.config.data.test_split
+  if trained.held_out in (None, split):
+    return ""
+  return "_on_" + re.sub(r"\W+", "_", split).strip("_")
+
+
 # ---------------------------------------------------------------- likelihood
 
 
@@ -59,19 +68,22 @@ def bits_per_dim(
     names = build.covariances(trained.config) if "all" in covariances else covariances
     for name in names:
       build.covariance_of(trained.config, name, eta=1.0)
-  source, results, bounds = held_out(trained), [], {}
+  source = held_out(trained)
+  other = split_ending(trained)
+  results = []
+  bounds = {}
   for name in names:
     using = trained if name is None else trained.changed(evaluation=dict(covariance=name))
     bound = using.bits_per_dim(source, count, progress=True)
     result = _of_bound(using, source, bound)
-    ending = "" if name is None else f"_{name}"
+    ending = ("" if name is None else f"_{name.rpartition(':')[2]}") + other
     write_json(folder / f"bits_per_dim{ending}.json", result)
     results.append(result)
     bounds[result["covariance"]] = bound
   levels = build.bound(trained.config)[0].t.n
-  plots.bound_terms(bounds, levels, folder / ("bits_per_dim.png" if covariances is None else "covariances.png"))
+  plots.bound_terms(bounds, levels, folder / f"{'bits_per_dim' if covariances is None else 'covariances'}{other}.png")
   if covariances is None:
-    plots.rate_distortion(bound, levels, folder / "rate_distortion.png")
+    plots.rate_distortion(bound, levels, folder / f"rate_distortion{other}.png")
   return results
 
 
@@ -107,7 +119,7 @@ def ode_bits_per_dim(trained: Trained, folder: str | os.PathLike, count: int) ->
     "steps": float(found.steps.mean()),
     **_whose(trained),
   }
-  write_json(pathlib.Path(folder) / "ode_bits_per_dim.json", result)
+  write_json(pathlib.Path(folder) / f"ode_bits_per_dim{split_ending(trained)}.json", result)
   return result
 
 
@@ -127,7 +139,7 @@ def accuracy(trained: Trained, folder: str | os.PathLike) -> dict[str, Any]:
   """Of a noisy classifier on all test images, in all and by quarters of the noise level: accuracy.json."""
   source = held_out(trained)
   result = trained.accuracy(source) | {"images": len(source), "split": source.info.split, **_whose(trained)}
-  write_json(pathlib.Path(folder) / "accuracy.json", result)
+  write_json(pathlib.Path(folder) / f"accuracy{split_ending(trained)}.json", result)
   return result
 
 

@@ -65,7 +65,9 @@ def load(
   config = build.configure(configs.from_dict(weights.config), list(overrides), build.Request(**how))
   module = build.model(config, config.data.channels, config.data.num_classes)
   build.check_weights(config, module, weights.params)
-  return Trained(config, build.network(config, module, weights.params), weights.step, weights.source, pathlib.Path(workdir))
+  network = build.network(config, module, weights.params)
+  held_out = weights.config["data"]["test_split"]
+  return Trained(config, network, weights.step, weights.source, pathlib.Path(workdir), held_out)
 
 
 def dataset(config: ConfigDict, split: str) -> data.Source:
@@ -101,6 +103,7 @@ class Trained:
   step: int
   weights: str  # which ones: "EMA 0.9999" or "raw parameters"
   workdir: pathlib.Path | None = None  # where it was loaded from, and where what is measured of it is kept
+  held_out: str | None = None  # the test split of its training; None: that of the config
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

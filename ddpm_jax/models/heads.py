@@ -5,6 +5,8 @@ can leave out the backbone (training/trainable.py). The backbone stays different
 Jacobian covariance need its Jacobian.
 """
 
+import inspect
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -18,8 +20,10 @@ class TwoHeaded(nn.Module):
   Of a backbone that also outputs variances only the first C channels, the mean, are kept. With train=True the
   backbone's dropout is on, as it was when the published heads were trained; backbone_dropout=False turns it off.
 
+  A backbone that takes no `features` argument, as one's own network may not, gets an `OwnHead`.
+
   Attributes:
-    backbone: the pretrained UNet.
+    backbone: the pretrained network.
     complex: put a residual block before the head's norm, SiLU and convolution.
     initialization: of the head. X-DPM: "torch" on Ho's UNet, "openai" on OpenAI's, "ho" on NCSN++.
     backbone_dropout: whether train=True reaches the backbone.
@@ -33,6 +37,10 @@ class TwoHeaded(nn.Module):
   @nn.compact
   def __call__(self, x, time, cond=None, *, train: bool = False):
     channels = x.shape[-1]
+    if "features" not in inspect.signature(type(self.backbone).__call__).parameters:
+      out = self.backbone(x, time, cond, train=train and self.backbone_dropout)
+      head = OwnHead(layers.Style(self.initialization, groups=8), channels, name="head")
+      return jnp.concatenate([out[..., :channels], head(x, out[..., :channels], time, train)], axis=-1)
     out, (h, emb) = self.backbone(x, time, cond, train=train and self.backbone_dropout, features=True)
     style = self.backbone.style.replace(initialization=self.initialization)
     head = layers.Readout(style, channels, self.complex, self.backbone.dropout, name="head")
@@ -41,3 +49,17 @@ class TwoHeaded(nn.Module):
   def check_size(self, height: int, width: int):
     """Raises UserError when the backbone does not fit images of this size."""
     self.backbone.check_size(height, width)
+
+
+class OwnHead(nn.Module):
+  """A second head for a backbone that does not return its last feature map: a residual block on x_t and the output."""
+
+  style: layers.Style
+  features: int
+  width: int = 64
+
+  @nn.compact
+  def __call__(self, x, out, time, train):
+    emb = layers.TimeEmbedding(self.style, 4 * self.width, name="time_embed")(layers.sin_cos(time, self.width))
+    h = self.style.conv(jnp.concatenate([x, out], axis=-1), self.width, "conv_in")
+    return layers.Readout(self.style, self.features, True, name="readout")(h, emb, train)

@@ -1,11 +1,9 @@
-"""A data set of one's own. A folder or zip of images needs no code; this is for images that a program makes."""
+"""A data set of your own. A folder or zip of images needs no code; this is for images that a program makes."""
 
 import numpy as np
 
-from ddpm_jax import config, data
-from ddpm_jax.data.datasets import SOURCES
+from ddpm_jax import data
 from ddpm_jax.data.sources import Info, Source
-from ddpm_jax.jobs import train
 
 
 class Discs(Source):
@@ -23,8 +21,10 @@ class Discs(Source):
     return (255 * (apart < radius[:, None, None])).astype(np.uint8)[..., None], (radius > 3.5).astype(np.int32)
 
 
-SOURCES["discs"] = lambda split, *fit: Discs()  # from now on configs know it
-cfg = config.override(config.load("digits"), ["data.name=discs", "network.attention_resolutions=(8,)"])
-print(train.prepare(cfg).source.info)  # train.train(cfg, "runs/discs") would train on it
-batch = data.train_batches(Discs(), 8)[0]  # shuffled; the same for this step in every run and on every machine
-print("image", batch["image"].shape, batch["image"].min(), "to", batch["image"].max(), "labels", batch["label"].tolist())
+def discs(split, image_size, channels, crop):
+  return Discs()
+
+
+if __name__ == "__main__":
+  batch = data.train_batches(Discs(), 8)[0]  # shuffled; the same for this step in every run and on every machine
+  print("image", batch["image"].shape, batch["image"].min(), "to", batch["image"].max(), "labels", batch["label"].tolist())

@@ -1,14 +1,14 @@
-"""A network of one's own: any Flax module with this signature; then every config can name it."""
+"""A network of your own: any Flax module with this signature."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax import build, config, models
+from ddpm_jax import build, config
 
 
 class Perceptron(nn.Module):
-  out_channels: int  # the image's channels, twice so many with a second head; the config works it out
+  out_channels: int  # the image's channels, twice as many with a second head; the config works it out
   width: int = 64
 
   @nn.compact
@@ -18,13 +18,12 @@ class Perceptron(nn.Module):
     return nn.Dense(x[0, ..., :1].size * self.out_channels)(h).reshape(*x.shape[:-1], self.out_channels)
 
   def check_size(self, height, width):
-    """Raises UserError for images that the network cannot take; this one takes all."""
+    """Raises UserError for images that the network cannot take. This one takes all."""
 
 
-models.NETWORKS["perceptron"] = Perceptron
-cfg = config.default()
-cfg.network = dict(name="perceptron", width=32)
-module = build.model(cfg, channels=1, num_classes=None)
-network = build.network(cfg, module, build.initial_params(module, jax.random.key(0), 8, 1))
-pred = network(jnp.zeros((2, 8, 8, 1)), build.schedule(cfg).level(500))
-print("believes in images of shape", pred.x0.shape)
+if __name__ == "__main__":
+  cfg = config.default()
+  cfg.network = dict(name=f"{__file__}:Perceptron", width=32)
+  module = build.model(cfg, channels=1, num_classes=None)
+  network = build.network(cfg, module, build.initial_params(module, jax.random.key(0), 8, 1))
+  print("predicts images of shape", network(jnp.zeros((2, 8, 8, 1)), build.schedule(cfg).level(500)).x0.shape)

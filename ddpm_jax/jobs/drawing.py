@@ -1,0 +1,139 @@
+"""Drawing into a folder: images are kept as they are drawn, and an interrupted command continues where it stopped.
+
+Beside what the user asked for, the folder holds settings.json, so that samples of other settings do not overwrite these.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.files import atomic
+from ddpm_jax.jobs.trained import Trained
+
+
+def settings(trained: Trained, upsampler: Trained | None = None) -> dict[str, Any]:
+  """Everything beside seeds and classes that decides what is drawn, as JSON. Batches do not."""
+
+  def of(one: Trained) -> dict[str, Any]:
+    sampling = one.config.sampling.to_dict()
+    del sampling["batch_size"]
+    files = {name: _digest(sampling[name]) for name in ("moments", "costs", "flow") if sampling.get(name)}
+    return {"step": one.step, "weights": one.weights, "sampling": sampling, "files": files}
+
+  found = of(trained) | ({} if upsampler is None else {"upsampler": {"run": str(upsampler.workdir), **of(upsampler)}})
+  return json.loads(json.dumps(found))
+
+
+def check(folder: pathlib.Path, wanted: dict[str, Any]) -> None:
+  """Raises UserError if the folder holds samples of other settings."""
+  try:
+    there = json.loads((folder / "settings.json").read_text())
+  except OSError:
+    return
+  except ValueError:
+    there = None
+  if there != wanted:
+    what = _difference(there, wanted) if isinstance(there, dict) else "its settings.json cannot be read"
+    raise UserError(f"{folder} holds samples of other settings ({what}): choose another --out, or delete the folder.")
+
+
+def record(folder: pathlib.Path, wanted: dict[str, Any]) -> None:
+  """Writes down what the samples of a folder are."""
+  with atomic.writing(folder / "settings.json") as temporary:
+    temporary.write_text(json.dumps(wanted, indent=2))
+
+
+def draw(
+  trained: Trained,
+  seeds: Sequence[int],
+  labels: Sequence[int] | None,
+  folder: pathlib.Path,
+  *,
+  upsampler: Trained | None = None,
+  each: Callable[[Sequence[int], np.ndarray], None] = lambda seeds, images: None,
+) -> np.ndarray:
+  """uint8 [N,H,W,C] of `seeds`. What is drawn is kept in `folder` until all of it is there.
+
+  The images are those of `Trained.sample`, bit by bit, whether or not the command was interrupted.
+
+  Args:
+    labels: as for Trained.sample.
+    upsampler: enlarges what is drawn.
+    each: called with every batch as it is there, in order.
+  """
+  size = trained.config.sampling.batch_size
+  labels = trained.labels(seeds, labels)
+  if len(seeds) <= size or jax.process_count() > 1:
+    images = _drawn(trained, seeds, labels, upsampler, progress=True)
+    each(seeds, images)
+    return images
+  identity = [settings(trained, upsampler), list(map(int, seeds)), None if labels is None else labels.tolist(), size]
+  parts = folder / f".parts_{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
+  found = []
+  with tqdm.tqdm(total=len(seeds), unit="image") as bar:
+    for start in range(0, len(seeds), size):
+      chosen = np.minimum(np.arange(start, start + size), len(seeds) - 1)  # of one shape, so that one program draws all
+      path = parts / f"{start:08d}.npy"
+      images = _kept(path, trained if upsampler is None else upsampler, size)
+      if images is None:
+        of_batch = None if labels is None else labels[chosen]
+        images = _drawn(trained, np.asarray(seeds)[chosen], of_batch, upsampler)
+        with atomic.writing(path) as temporary:
+          np.save(temporary, images)
+      images = images[: len(seeds) - start]
+      each(seeds[start : start + size], images)
+      found.append(images)
+      bar.update(len(images))
+  shutil.rmtree(parts)
+  return np.concatenate(found)
+
+
+def _drawn(
+  trained: Trained,
+  seeds: Sequence[int],
+  labels: np.ndarray | None,
+  upsampler: Trained | None,
+  *,
+  progress: bool = False,
+) -> np.ndarray:
+  images = trained.sample(seeds, labels, progress=progress)
+  if upsampler is None:
+    return images
+  wanted = labels if upsampler.config.train.class_conditional else None
+  return upsampler.sample(seeds, wanted, low_res=images, progress=progress)
+
+
+def _kept(path: pathlib.Path, last: Trained, size: int) -> np.ndarray | None:
+  """What an interrupted command left, if it is whole."""
+  try:
+    images = np.load(path, allow_pickle=False)
+  except (OSError, ValueError, EOFError):
+    return None
+  whole = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == (size, *last.image_shape)
+  return images if whole else None
+
+
+def _digest(path: str) -> str:
+  """SHA-256 of a file of measurements; of its name, if it is not there."""
+  file = pathlib.Path(path)
+  return hashlib.sha256(file.read_bytes() if file.is_file() else path.encode()).hexdigest()[:16]
+
+
+def _difference(there: dict, here: dict, prefix: str = "") -> str:
+  """The first field that differs, with both values."""
+  for name in {**there, **here}:
+    old = there.get(name)
+    new = here.get(name)
+    if isinstance(old, dict) and isinstance(new, dict) and old != new:
+      return _difference(old, new, f"{prefix}{name}.")
+    if old != new:
+      return f"{prefix}{name} is {old} there, and {new} here"
+  return "nothing"
