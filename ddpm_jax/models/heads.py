@@ -10,7 +10,7 @@ import inspect
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ddpm_jax.models import layers
+from ddpm_jax.models import embeddings, layers
 from ddpm_jax.models.unet import UNet
 
 
@@ -60,6 +60,6 @@ class OwnHead(nn.Module):
 
   @nn.compact
   def __call__(self, x, out, time, train):
-    emb = layers.TimeEmbedding(self.style, 4 * self.width, name="time_embed")(layers.sin_cos(time, self.width))
+    emb = layers.TimeEmbedding(self.style, 4 * self.width, name="time_embed")(embeddings.sin_cos(time, self.width))
     h = self.style.conv(jnp.concatenate([x, out], axis=-1), self.width, "conv_in")
     return layers.Readout(self.style, self.features, True, name="readout")(h, emb, train)
