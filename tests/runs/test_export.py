@@ -10,11 +10,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from weights import save_weights
 
 import ddpm_jax
 from ddpm_jax import build, config
 from ddpm_jax.cli import main
-from ddpm_jax.training import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ["network.channels=8", "network.channel_mult=(1,)", "network.groups=4", "network.attention_resolutions=()"]
@@ -35,7 +35,7 @@ def untrained(folder: pathlib.Path, *changes: str) -> pathlib.Path:
     made.data.update(image_size=8, channels=1, num_classes=10)
   params = build.initial_params(build.model(made, 1, 10), jax.random.key(0), 8, 1)
   params = jax.tree.map(lambda w: w + 0.01, params)
-  checkpoints.save_weights(str(folder / "checkpoints"), params, made.to_dict(), rate="0.999", step=0)
+  save_weights(str(folder / "checkpoints"), params, made.to_dict(), rate="0.999", step=0)
   return folder
 
 
