@@ -19,7 +19,9 @@ from ddpm_jax import build, config
 from ddpm_jax.diffusion import grid, moments, schedule, trajectory
 from ddpm_jax.diffusion.steps import gaussian
 
-BATCH, LEVELS, BATCHES = 64, 10, 2
+BATCH = 64
+LEVELS = 10
+BATCHES = 2
 
 
 def throughput() -> dict:
@@ -59,7 +61,8 @@ def dynamic_programming(T: int, K: int) -> dict:
   chain = schedule.cosine(T)
   gamma = 0.5 * sum((1 - chain.alpha_bar) / (1 - chain.alpha_bar + chain.alpha_bar * v) for v in (0.01, 1.0))
   s, t = np.indices((T + 1, T + 1))
-  table, result = (t - s) ** 2.0 * (1 + 0.1 * s), {"T": T, "K": K}
+  table = (t - s) ** 2.0 * (1 + 0.1 * s)
+  result = {"T": T, "K": K}
   programs = {"dp_seg": lambda: trajectory.dp_seg(chain, gamma, K), "dp_vb": lambda: trajectory.dp_vb(table, K)}
   for name, choose in programs.items():
     tracemalloc.start()

@@ -35,7 +35,8 @@ def main() -> None:
   args, overrides = parser.parse_known_args()
   overrides = [text.removeprefix("--config.") for text in overrides]
   base, upsampler = (ddpm_jax.load(run, overrides=overrides) for run in (args.workdir, args.upsampler))
-  size, seeds = upsampler.image_shape[0], range(args.samples)
+  size = upsampler.image_shape[0]
+  seeds = range(args.samples)
   train, test = (upsampler.dataset(split) for split in (upsampler.config.data.train_split, upsampler.config.data.test_split))
   folder = pathlib.Path(args.upsampler) / "evaluation"
   folder.mkdir(exist_ok=True)

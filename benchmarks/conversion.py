@@ -31,7 +31,8 @@ def write(config: str, path: pathlib.Path) -> dict:
   with loaded.data.ignore_type():
     loaded.data.update(image_size=info.image_size, channels=info.channels, num_classes=info.num_classes)
   module = build.model(loaded, info.channels, info.num_classes)
-  random, tensors = np.random.default_rng(0), {}
+  random = np.random.default_rng(0)
+  tensors = {}
   for entry in names.entries(module, convert.parameter_shapes(module, loaded), "openai"):
     tensors |= {name: random.standard_normal(entry.their_shape, np.float32) for name in entry.theirs}
   weight_files.write(path, tensors)

@@ -21,7 +21,10 @@ from ddpm_jax.diffusion.mixture import Mixture
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.transforms import AnalyticMoments
 
-T, K, IMAGES, SHAPE = 1000, 5, 4000, (4, 4, 1)
+T = 1000
+K = 5
+IMAGES = 4000
+SHAPE = (4, 4, 1)
 LEVELS = schedule.linear(T)
 VISITED = grid.uniform(T, K)
 METHODS = {  # label: covariance, color

@@ -39,21 +39,27 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--out")
   args = parser.parse_args()
-  trained, guide = ddpm_jax.load(args.workdir), ddpm_jax.load(args.classifier).network
-  net, levels = trained.network, build.schedule(trained.config)
+  trained = ddpm_jax.load(args.workdir)
+  guide = ddpm_jax.load(args.classifier).network
+  net = trained.network
+  levels = build.schedule(trained.config)
   keys = image_keys(np.arange(args.batch))
-  x, cond = PerImage(keys).initial(trained.image_shape), {"label": jnp.arange(args.batch) % 10}
+  x = PerImage(keys).initial(trained.image_shape)
+  cond = {"label": jnp.arange(args.batch) % 10}
   sampler = GaussianSampler(steps.gaussian(levels, grid.uniform(levels.T, STEPS), 0.0), ReverseKernel())
   level = levels.level(np.array(levels.T // 2))
-  network, gradient = flops(net, x, level, cond), flops(guide, x, level, cond)
+  network = flops(net, x, level, cond)
+  gradient = flops(guide, x, level, cond)
   kinds = {
     "none": (lambda scale: net, 1.0),
     "classifier": (lambda scale: ClassifierScore(net, guide, scale), 1 + gradient / network),
     "classifier_free": (lambda scale: ClassifierFree(net, scale, {"label": 10}), 2.0),
   }
-  result, unguided = {"load": os.getloadavg()[0], "device": str(jax.devices()[0]), "batch": args.batch}, None
+  result = {"load": os.getloadavg()[0], "device": str(jax.devices()[0]), "batch": args.batch}
+  unguided = None
   for name, (guided, predicted) in kinds.items():
-    before, times = sample._cache_size(), []
+    before = sample._cache_size()
+    times = []
     for attempt in range(6):
       start = time.perf_counter()
       jax.block_until_ready(sample(keys, guided(np.float32(attempt)), sampler, x, cond)[0])

@@ -288,17 +288,21 @@ def _child(run, write: int) -> None:
   sys.stderr = stderr
   try:
     run()
-    result, text = "value", ""
+    result = "value"
+    text = ""
   except UserError as error:
     last = stderr.getvalue().strip().splitlines()
     text = str(error) if not last else last[-1].removeprefix("ddpm-jax: ")
     result = "refused" if len(text) <= LONGEST and text.isprintable() else "message"
   except SystemExit as error:
-    result, text = ("refused" if error.code == 2 else "traceback"), stderr.getvalue()[-200:]
+    result = "refused" if error.code == 2 else "traceback"
+    text = stderr.getvalue()[-200:]
   except BaseException:
-    result, text = "traceback", traceback.format_exc()[-1500:]
+    result = "traceback"
+    text = traceback.format_exc()[-1500:]
   if executed:
-    result, text = "execution", executed[0]
+    result = "execution"
+    text = executed[0]
   os.write(write, f"{result}\n{text}".encode())
   os._exit(0)
 

@@ -14,7 +14,11 @@ import platform
 import resource
 import time
 
-SAMPLES, REFERENCE, NEAR_REFERENCE, DIMS, CLASSES = 50_000, 50_000, 10_000, 2048, 1008
+SAMPLES = 50_000
+REFERENCE = 50_000
+NEAR_REFERENCE = 10_000
+DIMS = 2048
+CLASSES = 1008
 
 
 def measure(name: str) -> dict:
@@ -39,10 +43,13 @@ def measure(name: str) -> dict:
     "inception_score": (inception_score, lambda: (features(0, SAMPLES, CLASSES),)),
   }[name]
   arguments = arguments()
-  start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+  start = time.perf_counter()
+  before = resource.getrusage(resource.RUSAGE_SELF)
   metric(*arguments)
-  seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-  user, kernel = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+  seconds = time.perf_counter() - start
+  after = resource.getrusage(resource.RUSAGE_SELF)
+  user = after.ru_utime - before.ru_utime
+  kernel = after.ru_stime - before.ru_stime
   return {
     "seconds": round(seconds, 2),
     "cpu_seconds": round(user + kernel, 2),

@@ -32,8 +32,11 @@ class Ours:
     jax.config.update("jax_enable_compilation_cache", False)
     from ddpm_jax.devices import mesh as layout
 
-    self.name, self.jax, self.layout = name, jax, layout
-    self.mesh, self.module = layout.make_mesh(), peers.module(name)
+    self.name = name
+    self.jax = jax
+    self.layout = layout
+    self.mesh = layout.make_mesh()
+    self.module = peers.module(name)
     self.params = jax.device_put(peers.weights(name), layout.replicated(self.mesh))
     self.programs = {}
 
@@ -109,7 +112,9 @@ class Torch:
   def __init__(self, name, compiled, batch):
     import torch
 
-    self.torch, self.name, self.compiled = torch, name, compiled
+    self.torch = torch
+    self.name = name
+    self.compiled = compiled
     self.network = peers.torch_network(name)
     x, t = peers.inputs(name, batch)
     layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -155,7 +160,8 @@ class Torch:
 
   def _train(self, batch):
     torch = self.torch
-    (x, t), params = self._inputs(batch), list(self.network.parameters())
+    (x, t) = self._inputs(batch)
+    params = list(self.network.parameters())
     averages = [p.detach().clone() for p in params]
     adam = torch.optim.Adam(params, lr=peers.RATE, fused=True)
     eps = torch.randn_like(x)
@@ -201,7 +207,8 @@ def main() -> None:
         assert difference < 1e-4, f"{name} computes something else: {difference}"
         first[name]["difference"] = float(f"{difference:.1e}")
     times = side_by_side.compare(f"{args.network} {case}", side_by_side.rounds(here, args.rounds, "time", kind, size))
-    peak, ours = contenders["ddpm_jax"].ask("peak"), first["ddpm_jax"]
+    peak = contenders["ddpm_jax"].ask("peak")
+    ours = first["ddpm_jax"]
     share = round(ours["gflop_of_equations_per_device"] / times["ddpm_jax"]["median_s"] / peak, 3)
     print(f"  {share} of the {peak:.0f} GFLOP/s that each device reaches in large products", flush=True)
     ours |= {"peak_gflop_per_s": round(peak, 1), "share_of_peak": share}

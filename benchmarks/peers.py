@@ -33,7 +33,9 @@ NETWORKS = {  # network section of a config, image size, image channels
   "adm64": (dict(name="unet_adm", head_channels=64, resblock_updown=True, **ADM64), 64, 3),
   "tiny": (dict(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,)), 8, 1),
 }
-CLIP, RATE, DROPOUT = 1.0, 2e-4, 0.1  # of training steps
+CLIP = 1.0  # of training steps
+RATE = 2e-4
+DROPOUT = 0.1
 
 
 def config(name: str):

@@ -53,7 +53,8 @@ def measure() -> None:
         continue
       print(name, flush=True)
       with tempfile.TemporaryDirectory() as scratch:
-        file, began = pathlib.Path(scratch) / "plan.json", time.perf_counter()
+        file = pathlib.Path(scratch) / "plan.json"
+        began = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "ddpm_jax", *words, "--json", str(file)])
         if done.returncode:
           print(f"exit code {done.returncode}", flush=True)
@@ -76,7 +77,8 @@ def table() -> None:
       if row[name] is None:
         print(f"{label}| does not fit | | | | | | |")
         continue
-      fit, program = row[name], row[name]["program"]
+      fit = row[name]
+      program = row[name]["program"]
       shared = program["images"] // program["devices"] // fit["per_device"]
       size = f"{fit['per_device']}" + (f" x {shared}" if shared > 1 else "")
       bounds = fit["seconds"]

@@ -52,7 +52,8 @@ def farthest(curve: list[float], other: list[float]) -> float:
   return max(abs(a - b) / abs(b) for a, b in zip(curve, other, strict=True))
 
 
-report, reference = {"steps": args.steps, "arrangements": []}, None
+report = {"steps": args.steps, "arrangements": []}
+reference = None
 with tempfile.TemporaryDirectory() as scratch:
   for processes, devices, fsdp in ARRANGEMENTS:
     directory = pathlib.Path(scratch) / f"{processes}x{devices}_fsdp{fsdp}"
@@ -64,7 +65,8 @@ with tempfile.TemporaryDirectory() as scratch:
     report["arrangements"].append(row)
     print(row, flush=True)
 
-  directory, middle = pathlib.Path(scratch) / "changed", args.steps // 2
+  directory = pathlib.Path(scratch) / "changed"
+  middle = args.steps // 2
   killed = run(directory, 4, 1, 4, "--at", str(middle), "--who", "3")
   resumed = run(directory, 2, 2, 2)
   report["killed_and_resumed"] = dict(

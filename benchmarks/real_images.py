@@ -41,7 +41,8 @@ def own_features() -> dict:
   """The table of distances, with the recipe and the accuracy of the classifier."""
   start = time.perf_counter()
   net = quality.classifier_for("cifar10")
-  rows, about = {}, {"trained_in_seconds": round(time.perf_counter() - start, 1), "features": net.describe()}
+  rows = {}
+  about = {"trained_in_seconds": round(time.perf_counter() - start, 1), "features": net.describe()}
   for title, (samples, reference) in COMPARED.items():
     samples, reference = (image_sets.open_set("cifar10", split) for split in (samples, reference))
     options = dict(metrics=("fid", "precision_recall"), batch_size=250, folder=download.cache_folder() / "features")
@@ -109,13 +110,16 @@ def random_inception(form: str) -> Inception:
 def inception(count: int) -> dict:
   """What both forms cost and give."""
   images = image_sets.open_set("cifar10", f"test[:{count}]")
-  names, rows = ("features", "spatial", "logits"), {}
+  names = ("features", "spatial", "logits")
+  rows = {}
   for form in ("tf", "torch"):
     net = random_inception(form)
     options = dict(outputs=names, batch_size=16)
-    took, found = {}, {}
+    took = {}
+    found = {}
     for devices in (1, 4):
-      start, cpu = time.perf_counter(), time.process_time()
+      start = time.perf_counter()
+      cpu = time.process_time()
       found[devices] = extract(net, images.source, devices=jax.devices()[:devices], **options)
       took[f"seconds_on_{devices}"] = round(time.perf_counter() - start, 1)
       took[f"cpu_seconds_on_{devices}"] = round(time.process_time() - cpu, 1)

@@ -69,7 +69,8 @@ def main() -> None:
 def loss_of(name: str, remat: str, images: int = 1):
   """(loss of weights and images in training, shapes of these)."""
   config = with_remat(plan.complete(configs.load(name)), remat)
-  data, key = config.data, jax.random.key(0)
+  data = config.data
+  key = jax.random.key(0)
   module = build.model(config, data.channels, data.num_classes)
   cond = {"label": jnp.zeros(images, jnp.int32)}
 
@@ -91,7 +92,8 @@ def per_image(name: str, remat: str) -> dict[str, float]:
 
 def here(name: str, images: int, rounds: int = 3) -> dict[str, dict]:
   """Temporaries and seconds of a gradient on the first device here, the policies in turns."""
-  gradients, seconds = {}, {remat: [] for remat in REMAT}
+  gradients = {}
+  seconds = {remat: [] for remat in REMAT}
   for remat in REMAT:
     loss, given = loss_of(name, remat, images)
     gradients[remat] = jax.jit(jax.grad(loss)).lower(*given).compile()
@@ -137,7 +139,8 @@ def tables(found: dict) -> None:
         images = next(change.partition("=")[2] for change in row["changes"] if "per_device_batch" in change)
         print(f"| {config} | {remat} | {images} | does not fit | | | |")
         continue
-      program, seconds = fit["program"], fit["seconds"]
+      program = fit["program"]
+      seconds = fit["seconds"]
       shared = program["images"] // program["devices"] // fit["per_device"]
       bound = max(seconds, key=seconds.get)
       print(

@@ -21,7 +21,9 @@ import time
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parent / "tests" / "programs"
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{HERE.parent}:{TESTS}"}
-FLIPS, KILLS, TERMS = 200, 100, 10
+FLIPS = 200
+KILLS = 100
+TERMS = 10
 
 
 def start(directory: pathlib.Path, *arguments: str, limit: int | None = None, **environment: str) -> subprocess.Popen:
@@ -52,8 +54,10 @@ class Damage:
 
     from ddpm_jax.training.checkpoints import Checkpoints
 
-    self.checkpoints, self.fingerprint = Checkpoints, tiny_run.fingerprint
-    self.sound, self.copy = directory / "sound", directory / "copy"
+    self.checkpoints = Checkpoints
+    self.fingerprint = tiny_run.fingerprint
+    self.sound = directory / "sound"
+    self.copy = directory / "copy"
     if not self.sound.exists():
       tiny_run.run(self.sound, keep=2)
     shapes = jax.eval_shape(tiny_run.make()[0])
@@ -91,7 +95,8 @@ def kind(path: pathlib.Path) -> str:
 
 def flips(directory: pathlib.Path) -> dict:
   """One flipped bit in step 40, each byte of the checkpoint as likely as another."""
-  damage, rng = Damage(directory), random.Random(0)
+  damage = Damage(directory)
+  rng = random.Random(0)
   files = damage.files()
   sizes = [(damage.sound / "40" / path).stat().st_size for path in files]
   counts = collections.Counter()
@@ -109,7 +114,8 @@ def flips(directory: pathlib.Path) -> dict:
 
 def truncations(directory: pathlib.Path) -> dict:
   """Each kind of file cut at 10 offsets."""
-  damage, counts = Damage(directory), collections.Counter()
+  damage = Damage(directory)
+  counts = collections.Counter()
   size = lambda path: (damage.sound / "40" / path).stat().st_size
   for path in {kind(path): path for path in sorted(damage.files(), key=size)}.values():  # the largest of each kind
     for tenth in range(10):
@@ -124,7 +130,8 @@ def truncations(directory: pathlib.Path) -> dict:
 
 def missing(directory: pathlib.Path) -> dict:
   """Each file taken away in turn; what happened to the files of each kind."""
-  damage, outcomes = Damage(directory), collections.defaultdict(set)
+  damage = Damage(directory)
+  outcomes = collections.defaultdict(set)
   for path in damage.files():
     outcomes[kind(path)].add(damage.outcome(lambda step, path=path: (step / path).unlink()))
   return {name: sorted(found) for name, found in outcomes.items()}
@@ -138,8 +145,12 @@ def kills(directory: pathlib.Path, every: int = 2) -> dict:
 
   None may cost more than `every` steps, whatever is being written.
   """
-  rng, run = random.Random(0), directory / "run"
-  reached, lost, damaged, leftovers = 0, [], 0, 0
+  rng = random.Random(0)
+  run = directory / "run"
+  reached = 0
+  lost = []
+  damaged = 0
+  leftovers = 0
   for _ in range(KILLS):
     process = start(run, "--steps", "1000000", "--every", str(every), "--verbose")
     done = reached
@@ -176,7 +187,11 @@ def kills(directory: pathlib.Path, every: int = 2) -> dict:
 
 def terms(directory: pathlib.Path) -> dict:
   """SIGTERM at a random moment of training."""
-  rng, run, seconds, codes, lost = random.Random(1), directory / "run", [], [], []
+  rng = random.Random(1)
+  run = directory / "run"
+  seconds = []
+  codes = []
+  lost = []
   reached = 0
   for _ in range(TERMS):
     process = start(run, "--steps", "1000000", "--every", "1000000", "--verbose")

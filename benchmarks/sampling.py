@@ -39,7 +39,8 @@ class Ours:
     from ddpm_jax.devices import mesh as layout
 
     params = jax.device_put(peers.weights(name), layout.replicated(layout.make_mesh()))
-    config, self.name = peers.config(name), name
+    config = peers.config(name)
+    self.name = name
     self.trained = Trained(config, build.network(config, peers.module(name), params), 0, "random")
 
   def ready(self, kind, batch):
@@ -60,7 +61,8 @@ class Ours:
     """Seconds of as many calls of the network, one program each, and nothing else."""
     from ddpm_jax.devices import mesh as layout
 
-    params, mesh = self.changed.network.params, layout.make_mesh()
+    params = self.changed.network.params
+    mesh = layout.make_mesh()
     x, t = (layout.put_whole(each, mesh) for each in peers.inputs(self.name, batch))
     self.apply(params, x, t).block_until_ready()
     return timed(lambda: [self.apply(params, x, t) for _ in range(KINDS[kind][1])][-1].block_until_ready())
@@ -74,7 +76,8 @@ class Ours:
     from ddpm_jax.diffusion.samplers import sample
 
     config = self.changed.config
-    x, denoiser = jnp.asarray(peers.inputs(self.name, batch)[0]), build.guided(config, self.changed.network, None)
+    x = jnp.asarray(peers.inputs(self.name, batch)[0])
+    denoiser = build.guided(config, self.changed.network, None)
     return np.asarray(sample(image_keys(np.arange(batch)), denoiser, build.sampler(config), x)[0])
 
 
@@ -84,7 +87,10 @@ class Torch:
   def __init__(self, name, way, batch):
     import torch
 
-    self.torch, self.name, self.way, self.network = torch, name, way, peers.torch_network(name)
+    self.torch = torch
+    self.name = name
+    self.way = way
+    self.network = peers.torch_network(name)
     self.layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     x, t = peers.inputs(name, batch)
 
@@ -119,7 +125,8 @@ class Torch:
   def calls(self, kind, batch):
     """As Ours.calls."""
     x, t = peers.inputs(self.name, batch)
-    x, t = peers.to_torch(x, self.choice["layout"]), self.torch.from_numpy(t)
+    x = peers.to_torch(x, self.choice["layout"])
+    t = self.torch.from_numpy(t)
 
     def work():
       with self.torch.no_grad():
@@ -133,7 +140,8 @@ class Torch:
     return self._loop(x, 50).permute(0, 2, 3, 1).numpy()
 
   def _images(self, kind, batch):
-    torch, steps = self.torch, KINDS[kind][1] or 1000
+    torch = self.torch
+    steps = KINDS[kind][1] or 1000
     generator = torch.Generator().manual_seed(0)
     if self.way == "pipeline":
       images = self.pipeline(batch, generator=generator, num_inference_steps=steps, output_type="np").images
@@ -162,8 +170,12 @@ def _untuned(name, way):
   made = Torch.__new__(Torch)
   import torch
 
-  made.torch, made.name, made.way, made.network = torch, name, way, peers.torch_network(name)
-  made.layouts, made.choice = {"channels_last": torch.channels_last}, {"layout": "channels_last"}
+  made.torch = torch
+  made.name = name
+  made.way = way
+  made.network = peers.torch_network(name)
+  made.layouts = {"channels_last": torch.channels_last}
+  made.choice = {"layout": "channels_last"}
   made.network.to(memory_format=torch.channels_last)
   made.call = torch.compile(made.network, dynamic=False) if way == "compiled" else made.network
   return made

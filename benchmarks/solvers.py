@@ -34,7 +34,8 @@ SOLVERS = {  # name: (solver, grid)
 def images_of(trained, seeds, solver: str, grid: str, steps: int) -> tuple[np.ndarray, int]:
   """(x [B,H,W,C], evaluations of the network)."""
   trained = trained.changed(sampling=dict(solver=solver, grid=grid, steps=steps, clip="none"))
-  sampler, keys = build.sampler(trained.config), image_keys(np.asarray(seeds, np.uint32))
+  sampler = build.sampler(trained.config)
+  keys = image_keys(np.asarray(seeds, np.uint32))
   denoiser = build.guided(trained.config, trained.network, trained.guide)
   labels = trained.labels(seeds)
   cond = None if labels is None else {"label": np.asarray(labels, np.int32)}
@@ -51,7 +52,8 @@ def main() -> None:
   parser.add_argument("--out", required=True, type=pathlib.Path)
   args, overrides = parser.parse_known_args()
   trained = ddpm_jax.load(args.workdir, overrides=[text.removeprefix("--config.") for text in overrides])
-  seeds, T = range(args.seeds), build.schedule(trained.config).T
+  seeds = range(args.seeds)
+  T = build.schedule(trained.config).T
   truth, _ = images_of(trained, seeds, "heun", "log_snr", min(args.truth, T))
   wanted = [int(text) for text in args.steps.split(",") if int(text) <= T]
   errors = {}

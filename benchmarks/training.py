@@ -37,11 +37,13 @@ class Bare:
     from ddpm_jax.training import state
 
     run = experiment.prepare(configs.override(configs.load(config), [text.removeprefix("--config.") for text in overrides]))
-    self.jax, self.batch_size = jax, run.config.train.batch_size
+    self.jax = jax
+    self.batch_size = run.config.train.batch_size
     self.recipe = run.config.train
     image, label = run.source.gather(range(self.batch_size))
     named = {"image": image} | ({"label": label} if run.config.loss.name == "classifier" else {})
-    self.batch, self.state = layout.put_batch(named, run.mesh), state.place(run.init, run.mesh)
+    self.batch = layout.put_batch(named, run.mesh)
+    self.state = state.place(run.init, run.mesh)
     self.step = compiler.repeated(run.step, self.state, self.batch, times=self.recipe.checkpoint_every)
 
   def between_checkpoints(self):

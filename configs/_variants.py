@@ -9,7 +9,8 @@ def variants(variant: str, known: tuple[str, ...] = ("",)) -> tuple[str, bool]:
   Raises:
     UserError: for a variant that is not known.
   """
-  which, smoke = variant.removesuffix("smoke").removesuffix("-"), variant.endswith("smoke")
+  which = variant.removesuffix("smoke").removesuffix("-")
+  smoke = variant.endswith("smoke")
   which = which or known[0]
   if which not in known:
     raise UserError(f"This config has no variant {which!r}; choose from {', '.join([*filter(None, known), 'smoke'])}.")

@@ -22,7 +22,8 @@ def page() -> str:
     for name in names
     if not name.startswith(OURS)
   ]
-  before, after = PAGE.read_text().split("| name |")[0], "\n\n## Configs\n\n"
+  before = PAGE.read_text().split("| name |")[0]
+  after = "\n\n## Configs\n\n"
   return before + "\n".join(rows) + after + "\n".join(sections)
 
 

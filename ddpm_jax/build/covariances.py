@@ -19,7 +19,8 @@ from ddpm_jax.named import Entry
 
 def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
   """(rows, kernel) of the bits/dim that `config.evaluation` asks for."""
-  levels, section = schedule(config), config.evaluation
+  levels = schedule(config)
+  section = config.evaluation
   which = covariance_of(config, bound_covariance(config), eta=1.0)
   if isinstance(which, Full):
     raise UserError(

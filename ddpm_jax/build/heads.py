@@ -22,7 +22,9 @@ def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
       f"train.backbone is for a second head: set prediction.second to {' or '.join(map(repr, OPTIMAL_HEADS))} "
       'and loss.name to "second_head", as the configs npr, sn and ocm do.'
     )
-  second, changed, usual = config.prediction.second, config.data.to_dict(), default().data
+  second = config.prediction.second
+  changed = config.data.to_dict()
+  usual = default().data
   backbone = of.network.to_dict()
   heads = 2 if of.prediction.second else 1
   backbone["out_channels"] = of.data.channels * heads * backbone.get("block_size", 1) ** 2
@@ -34,7 +36,8 @@ def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
     config.schedule = of.schedule.to_dict()
     config.network = head | {"backbone": backbone}
     config.prediction = of.prediction.to_dict() | {"second": second}
-    config.train.class_conditional, config.train.label_dropout = of.train.class_conditional, of.train.label_dropout
+    config.train.class_conditional = of.train.class_conditional
+    config.train.label_dropout = of.train.label_dropout
   return config
 
 

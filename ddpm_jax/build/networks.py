@@ -145,7 +145,8 @@ def time_scale(config: ConfigDict) -> Any:
 
 def parameterization(config: ConfigDict, steps: tables.GaussianSteps | None = None) -> Any:
   """What the network's output means; x_prev is tied to the chain `steps` (default: the full one)."""
-  mean, second = config.prediction.mean, config.prediction.second
+  mean = config.prediction.mean
+  second = config.prediction.second
   if mean == "x_prev":
     heads = prediction.x_prev(chain(config) if steps is None else steps)
   elif mean in prediction.MEANS:

@@ -174,7 +174,9 @@ class _Look:
   """Tensors by our names."""
 
   def __init__(self, tensors: Tensors, dialect: Dialect, plan: Plan):
-    self.tensors, self.dialect, self.plan = tensors, dialect, plan
+    self.tensors = tensors
+    self.dialect = dialect
+    self.plan = plan
 
   def key(self, layer: str) -> str:
     found: Layer = self.dialect.find(self.plan, f"{layer}/kernel")
@@ -208,7 +210,8 @@ class _Walk:
     """As if from the names of our parameters."""
     modules = ["mid_block_0", "mid_attn_0", "mid_block_1"]
     for level in range(self.levels):
-      down, up = range(self.blocks), range(self.blocks + 1)
+      down = range(self.blocks)
+      up = range(self.blocks + 1)
       modules += [f"down_{level}_block_{i}" for i in down] + [f"up_{level}_block_{i}" for i in up]
       modules += [f"down_{level}_downsample"] if level < self.levels - 1 else []
       modules += [f"up_{level}_upsample"] if level else []
@@ -288,14 +291,16 @@ def _openai_walk(tensors, dialect, stated):
 
 def _ncsnpp_walk(tensors, dialect, stated):
   """`all_modules` is one sequence: down, (block, attention, block), up, which begins with a block that joins a skip."""
-  kinds, previous = [], None
+  kinds = []
+  previous = None
   count = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("all_modules."))
   for k in range(3, count):
     conv = tensors.get(f"all_modules.{k}.Conv_0.weight")
     if conv is None:
       kinds.append("attn")
       continue
-    width, joined = conv.shape[0], conv.shape[1]
+    width = conv.shape[0]
+    joined = conv.shape[1]
     if previous is not None and joined != previous:
       break
     resamples = width == joined and f"all_modules.{k}.Conv_2.weight" in tensors
@@ -305,7 +310,8 @@ def _ncsnpp_walk(tensors, dialect, stated):
   levels = 1 + down.count("resample")
   first = down.index("resample") if "resample" in down else len(down)
   blocks = down[:first].count("block")
-  attending, level = set(), 0
+  attending = set()
+  level = 0
   for kind in down:
     level += kind == "resample"
     if kind == "attn":

@@ -153,7 +153,8 @@ def _step(source):
 
 
 def _verify(module, config, params, published):
-  got, want = fingerprint(module, params, config), np.asarray(published.fingerprint)
+  got = fingerprint(module, params, config)
+  want = np.asarray(published.fingerprint)
   error = np.abs(got - want).max()
   if not error <= 1e-3 * np.abs(want).max():
     raise UserError(

@@ -15,7 +15,8 @@ class Layer:
   """
 
   def __init__(self, *names: str, rank: int = 2):
-    self.names, self.rank = names, rank
+    self.names = names
+    self.rank = rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Dialect:
     around = self.around(plan)
     key = f"{module}/{layer}" if layer else module
     if key in around:
-      found, where = around[key], ""
+      found = around[key]
+      where = ""
     else:
       place = place_of(module)
       found = self.layers.get(f"{place[2]}/{layer}" if place else layer) or self.layers.get(layer)

@@ -143,7 +143,8 @@ def scheduler_config(config: ConfigDict) -> dict[str, Any]:
 def _levels(config: ConfigDict) -> dict[str, Any]:
   """The fields of a schedule; the betas themselves where diffusers has no name for it."""
   section = config.schedule.to_dict()
-  name, levels = section["name"], build.schedule(config)
+  name = section["name"]
+  levels = build.schedule(config)
   base = section.get("base", "linear") if name == "zero_snr" else name
   found: dict[str, Any] = {
     "num_train_timesteps": levels.T,
@@ -152,7 +153,8 @@ def _levels(config: ConfigDict) -> dict[str, Any]:
   }
   if base in _BETAS and "max_beta" not in section:
     scale = 1000 / levels.T if base == "linear" else 1.0
-    start, end = section.get("start"), section.get("end")
+    start = section.get("start")
+    end = section.get("end")
     ends = {"beta_start": scale * 1e-4 if start is None else start, "beta_end": scale * 0.02 if end is None else end}
     return found | ends | {"beta_schedule": _BETAS[base]}
   return found | {"beta_schedule": "linear", "trained_betas": list(section.get("betas", levels.betas.tolist()))}

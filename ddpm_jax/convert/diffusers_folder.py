@@ -53,7 +53,8 @@ def locate(folder: pathlib.Path, weights: str | None = None) -> Located:
   components = [name for name in ("unet_ema", "unet") if (folder / name).is_dir()] or [""]
   wanted, _, variant = (weights or "").partition("/")
   if wanted and wanted not in components:
-    wanted, variant = "", weights or ""
+    wanted = ""
+    variant = weights or ""
   component = wanted or components[0]
   root = folder / component
   network = read_json(root / "config.json")

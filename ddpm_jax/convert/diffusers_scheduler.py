@@ -90,7 +90,8 @@ def notes(scheduler: Mapping[str, Any]) -> list[str]:
 
 
 def _levels(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> None:
-  name, betas = scheduler.get("beta_schedule", "linear"), scheduler.get("trained_betas")
+  name = scheduler.get("beta_schedule", "linear")
+  betas = scheduler.get("trained_betas")
   T = scheduler.get("num_train_timesteps", 1000)
   if type(T) is not int or T < 2:
     raise UserError(f"The {kind} has num_train_timesteps={T!r}; it should be an integer of at least 2.")
@@ -115,7 +116,8 @@ def _levels(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> None
 
 
 def _prediction(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> None:
-  mean, variance = scheduler.get("prediction_type", "epsilon"), scheduler.get("variance_type", None)
+  mean = scheduler.get("prediction_type", "epsilon")
+  variance = scheduler.get("variance_type", None)
   if mean not in _MEANS:
     raise UserError(f"The {kind} has prediction_type={mean!r}; supported are {', '.join(_MEANS)}.")
   if variance not in _COVARIANCES:
@@ -150,7 +152,8 @@ def _clipping(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> No
 
 def _visits(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> None:
   """The 50 steps of DDIM that a pipeline takes by default."""
-  spacing, offset = scheduler.get("timestep_spacing", "leading"), scheduler.get("steps_offset", 0)
+  spacing = scheduler.get("timestep_spacing", "leading")
+  offset = scheduler.get("steps_offset", 0)
   grids = {("leading", 0): "leading", ("leading", 1): "leading1", ("linspace", offset): "uniform"}
   grids["trailing", offset] = "trailing"
   if (spacing, offset) not in grids:

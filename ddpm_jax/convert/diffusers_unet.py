@@ -76,11 +76,13 @@ def apply(config: ConfigDict, network: Mapping[str, Any], image_size: ImageSize 
   """
   _check(network)
   given = {**_DEFAULTS, **network}
-  down, up = list(given["down_block_types"]), list(given["up_block_types"])
+  down = list(given["down_block_types"])
+  up = list(given["up_block_types"])
   attends = [kind.startswith("Attn") for kind in down]
   if attends[::-1] != [kind.startswith("Attn") for kind in up]:
     raise UserError("This UNet2DModel attends at other sizes on the way up than on the way down, which is not supported.")
-  size, widths = image_size or _size(given["sample_size"]), given["block_out_channels"]
+  size = image_size or _size(given["sample_size"])
+  widths = given["block_out_channels"]
   shared = dict(
     channels=widths[0],
     channel_mult=tuple(int(w / widths[0]) if w % widths[0] == 0 else w / widths[0] for w in widths),

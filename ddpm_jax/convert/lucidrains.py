@@ -75,7 +75,8 @@ def infer(tensors: Tensors) -> dict[str, Any]:
       raise UserError(f"This denoising-diffusion-pytorch network has {option} ({key}), which is not supported.")
   channels = tensors["time_mlp.1.weight"].shape[1]
   levels = 1 + max(int(found[1]) for key in tensors if (found := re.match(r"downs\.(\d+)\.", key)))
-  inputs, outputs = tensors["init_conv.weight"].shape[1], tensors["final_conv.weight"].shape[0]
+  inputs = tensors["init_conv.weight"].shape[1]
+  outputs = tensors["final_conv.weight"].shape[0]
   if inputs == 2 * outputs:
     raise UserError(f"This network takes {inputs} channels and gives {outputs}: self-conditioning is not supported.")
   halve = lambda level: "downs.{}.3.1.weight" if level < levels - 1 else "downs.{}.3.weight"

@@ -94,7 +94,10 @@ def load(table: Iterable[Entry], tensors: MutableMapping[str, Array], *, consume
 
   consume: remove each tensor from `tensors` once it is used, so that a large model is held only once.
   """
-  params, missing, misshapen, used = {}, [], [], set()
+  params = {}
+  missing = []
+  misshapen = []
+  used = set()
   for entry in table:
     absent = [key for key in entry.theirs if key not in tensors]
     wrong = [key for key in entry.theirs if key in tensors and tensors[key].shape != entry.their_shape]
@@ -131,14 +134,17 @@ def _entry(path, shape, dialect, plan, order, heads):
   part_shape = (*shape[:-1], shape[-1] // parts)
 
   if param == "g":  # of a norm over channels, [C]
-    there, back = (lambda a: a.reshape(1, -1, 1, 1)), (lambda a: a.reshape(-1))
+    there = lambda a: a.reshape(1, -1, 1, 1)
+    back = lambda a: a.reshape(-1)
   elif param == "mem_kv":
     there = back = lambda a: a
   elif len(shape) == 4 and not dialect.tensorflow:
-    there, back = (lambda a: a.transpose(3, 2, 0, 1)), (lambda a: a.transpose(2, 3, 1, 0))
+    there = lambda a: a.transpose(3, 2, 0, 1)
+    back = lambda a: a.transpose(2, 3, 1, 0)
   elif len(shape) == 2 and param != "embedding" and layer.rank and not dialect.tensorflow:
     rank = layer.rank if param == "kernel" else 2
-    there, back = (lambda a: a.T.reshape(a.shape[::-1] + (1,) * (rank - 2))), (lambda a: a.reshape(a.shape[:2]).T)
+    there = lambda a: a.T.reshape(a.shape[::-1] + (1,) * (rank - 2))
+    back = lambda a: a.reshape(a.shape[:2]).T
   else:
     there = back = lambda a: a
 

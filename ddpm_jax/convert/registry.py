@@ -97,7 +97,8 @@ def _ho() -> list[Published]:
   }
   entries = []
   for key, (link, md5) in ports.items():
-    averaged, model = key.startswith("ema_"), key.removeprefix("ema_")
+    averaged = key.startswith("ema_")
+    model = key.removeprefix("ema_")
     step, data, config, expected = models[model]
     name = f"{model.replace('_', '-')}-ddpm" + ("" if averaged else "-raw")
     file = f"{'ema_' if averaged else ''}diffusion_{model}_model/model-{step}.ckpt"
@@ -105,7 +106,8 @@ def _ho() -> list[Published]:
     entries.append(Published(name, file, data, config, expected, f"{_HEIBOX}{link}/?dl=1", md5, step, averaged))
   page = "https://www.dropbox.com/sh/pm6tn31da21yrx4/AABWKZnBzIROmDjGxpB6vn6Ja"
   for model, (step, data, config, expected) in models.items():
-    name, file = f"{model.replace('_', '-')}-ddpm-tf", f"diffusion_{model}_model/model.ckpt-{step}"
+    name = f"{model.replace('_', '-')}-ddpm-tf"
+    file = f"diffusion_{model}_model/model.ckpt-{step}"
     entries.append(Published(name, file, data, config, expected, page, step=step))
   return entries
 
@@ -193,7 +195,8 @@ def _ddim_and_analytic() -> list[Published]:
   drive = lambda link: f"{_DRIVE}{link}/view"
   celeba = "3.51 (DDIM, 1000 steps), 6.53 (100), 9.17 (50), 13.73 (20), 17.33 (10)"
   archive = drive("1WyoUFDQeJUJblAT85Tc1ntbqklvqMP3J")
-  linear, cosine = "5.11, DDIM 4.13 (1000 steps)", "4.92, DDIM 4.89 (1000 steps)"
+  linear = "5.11, DDIM 4.13 (1000 steps)"
+  cosine = "4.92, DDIM 4.89 (1000 steps)"
   entries = [
     Published("celeba64-ddim", None, "CelebA 64", "celeba64_ddim", celeba, drive("1R_H-fJYXSH79wfSKs9D-fuKQVan5L-GR")),
     Published("cifar10-adpm-linear", "400000.ckpt.pth", "CIFAR-10", "cifar10_adpm", linear, archive, step=400_000),

@@ -97,7 +97,8 @@ def class_numbers(text: str, names: Sequence[str] | None, count: int | None) -> 
     if names is not None and part.strip() in names:
       found.append(names.index(part.strip()))
     elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip()):
-      first, last = int(match[1]), int(match[2] or match[1])
+      first = int(match[1])
+      last = int(match[2] or match[1])
       if count is None or not first <= last < count:
         raise UserError(f"--classes {part.strip()!r}: classes are numbered from 0 to {(count or 0) - 1}.")
       found += range(first, last + 1)
@@ -185,7 +186,8 @@ def _from_tables(
   """Classes from one table, or one in each split."""
   paths = tables.Paths(below, [layout.top, *layout.folders.values()])
   classes: dict[str, Any] = {}
-  notes, absent = [], 0
+  notes = []
+  absent = 0
   for table in found:
     folder = posixpath.dirname(table)
     folder = f"{folder}/" if folder and table in container.paths else ""

@@ -30,7 +30,8 @@ class Folder:
   def __init__(self, root: pathlib.Path):
     self.root = root
     self.hidden = 0
-    found, seen = [], {os.path.realpath(root)}
+    found = []
+    seen = {os.path.realpath(root)}
     for folder, folders, files in os.walk(root, followlinks=True):
       inner = pathlib.Path(folder).relative_to(root)
       for name in list(folders):

@@ -34,7 +34,8 @@ def digits(split: str) -> Arrays:
   """The 1,437 "train" or the 360 "test" digits, uint8 [N, 8, 8, 1]."""
   scikit_learn = importlib.metadata.distribution("scikit-learn")  # importing it would take 1.3 s
   table = np.loadtxt(str(scikit_learn.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
-  images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+  images = table[:, :-1].reshape(-1, 8, 8)
+  labels = table[:, -1].astype(int)
   # RandomState's stream is frozen by NumPy: this permutation is always the same.
   order = np.random.RandomState(0).permutation(len(labels))
   chosen = order[: SPLITS["test"]] if split == "test" else order[SPLITS["test"] :]

@@ -74,7 +74,8 @@ def _read(files: Files) -> list[Header | None]:
       return None
 
   found: list[Header | None] = []
-  count, said = len(files.paths), time.monotonic()
+  count = len(files.paths)
+  said = time.monotonic()
   with concurrent.futures.ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
     for start in range(0, count, BLOCK):
       found += pool.map(one, range(start, min(start + BLOCK, count)))

@@ -45,7 +45,8 @@ def mnist(path: pathlib.Path, labels: str = "auto") -> dict[str, Part]:
 
   parts = {}
   for split, prefix in (("train", "train"), ("test", "t10k")):
-    images, classes = read(f"{prefix}-images-idx3-ubyte", 3), read(f"{prefix}-labels-idx1-ubyte", 1)
+    images = read(f"{prefix}-images-idx3-ubyte", 3)
+    classes = read(f"{prefix}-labels-idx1-ubyte", 1)
     if len(images) != len(classes) or images.shape[1:] != (28, 28):
       raise UserError(f"{path} has {images.shape} images and {len(classes)} labels for {split}: download MNIST again.")
     parts[split] = _arrays(split, images[..., None], classes)
@@ -72,7 +73,8 @@ def _cifar_batch(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
       batch = pickles.Unpickler(pickles.Bounded.of(data), pickles.NUMPY, encoding="bytes").load()
     except pickles.Forbidden as error:
       raise UserError(f"{limits.shown(name)} names {error}, which could run code: download CIFAR-10 again.") from None
-    pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    pixels = np.asarray(batch[b"data"])
+    labels = np.asarray(batch[b"labels"])
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072) or labels.dtype.kind not in "iu":
       raise ValueError(f"it has {pixels.dtype} {list(pixels.shape)} pixels and {len(labels)} labels")
     return pixels, labels
@@ -127,7 +129,8 @@ class LmdbRecords:
         self._keys = list(transaction.cursor().iternext(values=False))
     except lmdb.Error as error:
       raise UserError(f"{path} cannot be read as an lmdb ({error}): unpack LSUN's zip again.") from None
-    self._path, self.keys = path, [key.decode() for key in self._keys]
+    self._path = path
+    self.keys = [key.decode() for key in self._keys]
 
   def __len__(self) -> int:
     return len(self._keys)
@@ -144,7 +147,8 @@ class _ArrayRecords:
   """Arrays of pixels, as PNGs."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int):
-    self._images, self._labels = images, labels
+    self._images = images
+    self._labels = labels
     self.shape = images.shape[1:]
     self.num_classes = num_classes
     self.class_names = None

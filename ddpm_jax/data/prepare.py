@@ -206,7 +206,8 @@ class _Manifest:
   """manifest.json: what the data set is made of, and an entry for every shard that is whole."""
 
   def __init__(self, folder: pathlib.Path, decoder: Decoder, origin: str):
-    self.folder, self._lock = folder, threading.Lock()
+    self.folder = folder
+    self._lock = threading.Lock()
     self.file = folder / "manifest.json"
     if not self.file.exists() and (folder / "dataset_info.json").exists():
       raise UserError(f"{folder} holds a data set that was not made by this command: choose another data_dir.")
@@ -220,7 +221,8 @@ class _Manifest:
 
   def holds(self, shard: _Shard) -> bool:
     """Whether a shard was made of the same images in the same way, and has not changed since."""
-    entry, file = self.content["shards"].get(shard.file), self.folder / shard.file
+    entry = self.content["shards"].get(shard.file)
+    file = self.folder / shard.file
     return bool(entry and entry["plan"] == shard.plan and file.exists() and _sha256(file) == entry["sha256"])
 
   def enter(self, shard: _Shard, entry: dict) -> None:
@@ -239,7 +241,9 @@ def _make(manifest: _Manifest, shard: _Shard, corrupt: str, stop: threading.Even
 
   if stop.is_set() or manifest.holds(shard):
     return
-  pixels, labels, skipped = hashlib.sha256(), collections.Counter(), []
+  pixels = hashlib.sha256()
+  labels = collections.Counter()
+  skipped = []
   try:
     with writing(manifest.folder / shard.file) as temporary:
       writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")

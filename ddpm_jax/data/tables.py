@@ -171,7 +171,8 @@ def as_numbers(title: str, classes: Iterable[Any]) -> dict[Any, int] | None:
   if not all(type(name) is int or (isinstance(name, str) and re.fullmatch(r"-?\d{1,18}", name)) for name in classes):
     return None
   numbers = {name: int(name) for name in classes}
-  low, high = min(numbers.values()), max(numbers.values())
+  low = min(numbers.values())
+  high = max(numbers.values())
   if low < 0:
     raise UserError(f"{title} has the class {low}: classes are numbered from 0.")
   if high >= 100_000 and high > 100 * len(classes):

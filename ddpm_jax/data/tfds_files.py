@@ -38,7 +38,8 @@ class TfdsRecords:
     self.shape = features["image"].shape
     self.num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else None
     self.class_names = None if self.num_classes is None else _names(label.names)
-    self._records, self._parse = source.data_source, tf_example_pb2.Example.FromString
+    self._records = source.data_source
+    self._parse = tf_example_pb2.Example.FromString
     self._title = f"{folder.parent.name} {split}"
 
   def __len__(self) -> int:

@@ -153,7 +153,8 @@ def _orientation(image: Image.Image) -> int:
 def _png_has(file: BinaryIO, name: bytes) -> bool:
   """Whether a PNG has a chunk of that name; the file's position is kept."""
   before = file.tell()
-  position, found = 8, b""
+  position = 8
+  found = b""
   while found not in (name, b"IEND"):
     file.seek(position)
     start = file.read(8)
@@ -198,7 +199,8 @@ def _shallow(data: bytes, image: Image.Image, value_range: tuple[float, float] |
     if value_range is None:
       raise ValueError(f"its pixels have 32 bits (mode {image.mode}): set data.value_range, or convert it to 8 or 16 bits")
     return Image.fromarray(to_bytes(np.asarray(image), *value_range))
-  values, transparent = _deep_values(data, image), image.info.get("transparency")
+  values = _deep_values(data, image)
+  transparent = image.info.get("transparency")
   low, high = value_range or (0, 65535)
   alpha = values[..., -1:] if values.shape[-1] in (2, 4) else None
   colors = to_bytes(values if alpha is None else values[..., :-1], low, high)

@@ -41,7 +41,8 @@ def _gpus(gpu: Gpu, topology: str, shape: str) -> list[jax.Device]:
   match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", shape)
   if match is None:
     raise UserError(f"{topology} is not a number of GPUs: write {gpu.name}:8, or {gpu.name}:4x8 for 4 hosts of 8.")
-  hosts, per_host = int(match[1] or 1), int(match[2])
+  hosts = int(match[1] or 1)
+  per_host = int(match[2])
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")

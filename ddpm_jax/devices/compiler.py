@@ -11,7 +11,8 @@ from ddpm_jax.devices import flops
 
 # Bytes. glibc reuses freed blocks below 32 MiB (its DEFAULT_MMAP_THRESHOLD_MAX). Pieces of 8 MB were as fast as 5 MB and
 # faster than 31 MB.
-_PIECE, _LARGEST_KEPT = 8_000_000, 31_000_000
+_PIECE = 8_000_000
+_LARGEST_KEPT = 31_000_000
 
 _LONG = 2.4e13  # operations per device: ten minutes of a core at 40 GFLOP/s
 

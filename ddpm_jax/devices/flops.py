@@ -20,13 +20,16 @@ def count(jaxpr: Any) -> int:
 
 
 def _of(equation: Any) -> int:
-  name, params = equation.primitive.name, equation.params
+  name = equation.primitive.name
+  params = equation.params
   if name == "dot_general":
     (contracted, _), _ = params["dimension_numbers"]
-    left, (out,) = equation.invars[0].aval, equation.outvars
+    left = equation.invars[0].aval
+    (out,) = equation.outvars
     return 2 * math.prod(out.aval.shape) * math.prod(left.shape[axis] for axis in contracted)
   if name == "conv_general_dilated":
-    kernel, (out,) = equation.invars[1].aval, equation.outvars
+    kernel = equation.invars[1].aval
+    (out,) = equation.outvars
     per_output = math.prod(kernel.shape) // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
     zeros_between = math.prod(params["lhs_dilation"])  # of a transposed convolution; implementations skip them
     return 2 * math.prod(out.aval.shape) * per_output // zeros_between

@@ -159,7 +159,8 @@ def _turns(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   """(computation -> its instructions by name, name of the entry)."""
   computations: dict[str, dict[str, Instruction]] = {}
-  current, entry = {}, ""
+  current = {}
+  entry = ""
   for line in text.splitlines():
     if header := _COMPUTATION.match(line):
       current = computations.setdefault(header[2], {})
@@ -193,7 +194,8 @@ def _split(rest: str) -> tuple[str, str]:
 
 
 def _moved_between_chips(kind: str, instruction: Instruction, operands: list[str]) -> int:
-  result, given = _size(instruction.result), sum(map(_size, operands))
+  result = _size(instruction.result)
+  given = sum(map(_size, operands))
   if kind == "reduce-scatter":
     return given
   if instruction.kind.endswith("-start") and kind in ("all-gather", "collective-permute") and result > given:

@@ -63,7 +63,8 @@ def summary(text: str, detail: int = 25) -> Summary:
   for name, instruction in computations[body].items():
     if hlo.is_free(instruction):
       continue
-    library, operation = targets.get(name, ""), names.get(name, "")
+    library = targets.get(name, "")
+    operation = names.get(name, "")
     moved = hlo.moved_by(instruction, computations[body], computations)
     found.append(Kernel(name, kind_of(instruction.kind, library, operation), library, moved, operation))
   moved = collections.Counter()

@@ -64,7 +64,8 @@ def t_ab(
   dtype: type = np.float32,
 ) -> SolverSteps:
   """DEIS in time. `beta` are the start and end that define it; the other arguments are those of `ipndm`."""
-  start, rise = beta[0], beta[1] - beta[0]
+  start = beta[0]
+  rise = beta[1] - beta[0]
 
   def time(rho):
     log_alpha_bar = -np.log1p(rho**2)  # = -(rise t^2 / 2 + start t)
@@ -78,7 +79,8 @@ def _table(schedule, grid, order, weights, lower_order_final, dtype) -> SolverSt
   grid = check(schedule, grid)
   if order not in EQUAL_STEPS:
     raise UserError(f"iPNDM and DEIS have orders 1 to 4, not {order}.")
-  t, s = grid[:-1], grid[1:]
+  t = grid[:-1]
+  s = grid[1:]
   alpha = np.sqrt(schedule.alpha_bar)
   sigma = np.sqrt(1 - schedule.alpha_bar)
   steps = first_order(schedule, t, s, beliefs=order)
@@ -103,7 +105,8 @@ def _integrals(nodes: np.ndarray, rho: np.ndarray, end: float, variable) -> np.n
   """The integrals over rho[0] ... end of the Lagrange polynomials at `nodes` [p], as functions of variable(rho), [p]."""
   points, weights = np.polynomial.legendre.leggauss(64)
   # rho = sinh(w): every noise level becomes a finite, smooth piece of w
-  first, last = np.arcsinh(rho[0]), np.arcsinh(end)
+  first = np.arcsinh(rho[0])
+  last = np.arcsinh(end)
   w = first + (last - first) * (points + 1) / 2
   at = variable(np.sinh(w))
   measure = (last - first) / 2 * weights * np.cosh(w)

@@ -51,7 +51,8 @@ def multistep(
     raise UserError(f"DPM-Solver++ multistep has orders 1, 2 and 3 (its SDE form 1 and 2), not {order}.")
   if sde and grid[1] > grid[0]:
     raise UserError("An upward grid inverts the flow without noise: use the solver without its SDE form.")
-  t, s = grid[:-1], grid[1:]
+  t = grid[:-1]
+  s = grid[1:]
   log_snr = schedule.log_snr[grid]
   steps = first_order(schedule, t, s, beliefs=order)
   alpha_s = np.sqrt(schedule.alpha_bar[s])

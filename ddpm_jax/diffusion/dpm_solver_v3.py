@@ -39,7 +39,8 @@ class Statistics:
     """The statistics with further points [M], by linear interpolation; constant beyond the ends."""
     points = np.union1d(self.log_snr, log_snr)
     after = np.clip(np.searchsorted(self.log_snr, points), 1, len(self.log_snr) - 1)
-    low, high = self.log_snr[after - 1], self.log_snr[after]
+    low = self.log_snr[after - 1]
+    high = self.log_snr[after]
     share = np.clip((points - low) / (high - low), 0, 1)
     at = lambda a: a[after - 1] + _wide(share, a) * (a[after] - a[after - 1])
     return Statistics(points, at(self.l), at(self.s), at(self.b))
@@ -149,8 +150,13 @@ class _Integrals:
 
     points: levels of the grid with a prediction, t first.
     """
-    i, j = self._at[t], self._at[s]
-    L, S, B, I, C = self._L, self._S, self._B, self._I, self._C
+    i = self._at[t]
+    j = self._at[s]
+    L = self._L
+    S = self._S
+    B = self._B
+    I = self._I
+    C = self._C
     shrink = np.exp(L[i] - L[j])
     constant = -np.exp(-L[j]) * (C[j] - C[i] - B[i] * (I[j] - I[i]))
     of_g = np.zeros((len(points), *L.shape[1:]))

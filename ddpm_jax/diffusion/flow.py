@@ -52,11 +52,15 @@ class Flow:
     step = _column(np.diff(log_snr), l)
     one = np.zeros((5, *l[1:].shape))
     one[0] = 1
-    before, after = 0 * one, 0 * one  # f at a level and at the next, as combinations of the five
-    before[1], before[2] = -1, 1 - l[:-1]
-    after[3], after[4] = -1, 1 - l[1:]
+    before = 0 * one  # f at a level and at the next, as combinations of the five
+    after = 0 * one
+    before[1] = -1
+    before[2] = 1 - l[:-1]
+    after[3] = -1
+    after[4] = 1 - l[1:]
     mean = lambda a, b: np.einsum("jm...,mjk...,km...->m...", a, self.moments, b)
-    middle, slope = (before + after) / 2, (after - before) / step[None]
+    middle = (before + after) / 2
+    slope = (after - before) / step[None]
     variance = mean(middle, middle) - mean(one, middle) ** 2
     covariance = mean(middle, slope) - mean(one, middle) * mean(one, slope)
     # where f varies by less than a hundredth, the slope of a regression would be that of rounding errors
@@ -109,7 +113,8 @@ def measure(
 
 def _flow(levels: np.ndarray, u: np.ndarray, x0: np.ndarray, rho: np.ndarray, per_pixel: bool) -> Flow:
   """The means over one batch, u and x0 [M,B,H,W,C]."""
-  u, x0 = u.astype(np.float64), x0.astype(np.float64)
+  u = u.astype(np.float64)
+  x0 = x0.astype(np.float64)
   eps = (u - x0) / _column(rho, u)
   mean = lambda a: a.mean(1) if per_pixel else a.mean(tuple(range(1, a.ndim)))
   five = [np.ones_like(u[:-1]), x0[:-1], u[:-1], x0[1:], u[1:]]

@@ -58,7 +58,8 @@ def apply(function: Callable[[jax.Array], jax.Array], operator: Operator, z: jax
     basis, v = carry  # [steps,B,N], [B,N]
     basis = basis.at[j].set(v)
     product = operator.times(v.reshape(z.shape)).reshape(flat.shape)
-    rest, column = product, 0.0
+    rest = product
+    column = 0.0
     for _ in range(2):  # once more, against rounding
       part = jnp.einsum("kbn,bn->kb", basis, rest)
       rest = rest - jnp.einsum("kbn,kb->bn", basis, part)

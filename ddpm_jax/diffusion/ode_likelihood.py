@@ -118,7 +118,8 @@ def integrate(
   """
 
   def unfinished(state):
-    t, tried = state[0], state[-1]
+    t = state[0]
+    tried = state[-1]
     return (t < last).any() & (tried < max_steps)
 
   def step(state):

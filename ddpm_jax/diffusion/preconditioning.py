@@ -100,7 +100,8 @@ def _edm(r: np.ndarray, d: float) -> tuple[np.ndarray, ...]:
 
 
 def _consistency(r: np.ndarray, d: float) -> tuple[np.ndarray, ...]:
-  root, above = np.sqrt(r**2 + d**2), r - r[0]
+  root = np.sqrt(r**2 + d**2)
+  above = r - r[0]
   return d**2 / (above**2 + d**2), above * d / root, 1 / root, 250 * np.log(r)
 
 

@@ -60,7 +60,8 @@ def euler_maruyama(schedule: Schedule, grid: np.ndarray, *, ode: bool = False) -
     raise UserError(
       "Euler-Maruyama follows the reverse SDE downwards, on at least 2 levels: begin the grid at its highest level."
     )
-  t, s = grid[:-1], grid[1:]
+  t = grid[:-1]
+  s = grid[1:]
   grows = np.gradient(-np.log(schedule.alpha_bar), edge_order=2)[t] * (t - s)  # beta h; exact where beta(t) is linear
   alpha = np.sqrt(schedule.alpha_bar[t])
   sigma = np.sqrt(1 - schedule.alpha_bar[t])

@@ -83,7 +83,8 @@ def transitions(schedule: Schedule, t: np.ndarray, s: np.ndarray, eta: float = 1
 
   Here log_var_min is always the log posterior variance, -inf where s = 0.
   """
-  alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+  alpha_bar_t = schedule.alpha_bar[t]
+  alpha_bar_s = schedule.alpha_bar[s]
   with np.errstate(divide="ignore", invalid="ignore"):  # upward, the ratio exceeds 1 and these columns are not used
     beta = 1 - alpha_bar_t / alpha_bar_s
     posterior = beta * (1 - alpha_bar_s) / (1 - alpha_bar_t)

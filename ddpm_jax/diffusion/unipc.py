@@ -47,7 +47,8 @@ def unipc(
   grid = check(schedule, grid)
   if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
     raise UserError(f'UniPC has orders 1 to 3 and variants "bh1" and "bh2", not order {order} and variant {variant!r}.')
-  t, s = grid[:-1], grid[1:]
+  t = grid[:-1]
+  s = grid[1:]
   log_snr = schedule.log_snr[grid]
   steps = first_order(schedule, t, s, anchor=order + 1, beliefs=order)
   alpha_s = np.sqrt(schedule.alpha_bar[s])
@@ -62,7 +63,8 @@ def unipc(
     rho = np.full(1, 0.5) if p == 2 else _rho(h[k], r, B)
     steps.next_x0[k] -= (alpha_s[k] * B * rho @ D)[:order]
     if k + 1 < len(t):  # the next row corrects: there the new prediction is x0_0
-      new, old = x0[0], x0[1:]
+      new = x0[0]
+      old = x0[1:]
       D = np.append((old[1:p] - old[0]) / r[:, None], [new - old[0]], axis=0)
       rho = np.full(1, 0.5) if p == 1 else _rho(h[k], np.append(r, 1.0), B)
       steps.anchor_x[k + 1] = 0

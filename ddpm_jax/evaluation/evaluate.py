@@ -73,9 +73,11 @@ def evaluate(
   if isinstance(reference, ImageSet):
     real = measured(reference, [metric for metric in metrics if metric != "inception_score"])
     moments = {name: Moments.of(array) for name, array in real.items() if name != "logits"}
-    near, about = real.get("features"), reference.describe()
+    near = real.get("features")
+    about = reference.describe()
   else:
-    moments, about = reference.moments, reference.about
+    moments = reference.moments
+    about = reference.about
     near = None
     if {"precision_recall", "kid"} & set(metrics):
       near = measured(reference.images, ["precision_recall"])["features"]
@@ -138,7 +140,8 @@ def _check_sides(samples: ImageSet, reference: Reference | ImageSet, extractor: 
     raise UserError(f"The samples are {ours}, the reference {about['name']} is {theirs}; take a reference of {ours}.")
   if isinstance(reference, ImageSet):
     return
-  made_with, here = about.get("features"), extractor.describe()
+  made_with = about.get("features")
+  here = extractor.describe()
   if made_with and made_with["sha256"] != here["sha256"]:
     theirs, ours = (f"{each['name']} ({each['sha256'][:8]})" for each in (made_with, here))
     raise UserError(

@@ -153,8 +153,11 @@ class _Drawn(Source):
   """Images by seed. A block of seeds is drawn at once and kept until another is asked for."""
 
   def __init__(self, draw, count: int, info: Info):
-    self._draw, self._count, self.info = draw, count, info
-    self._start, self._block = 0, np.zeros((0, *info.shape), np.uint8)
+    self._draw = draw
+    self._count = count
+    self.info = info
+    self._start = 0
+    self._block = np.zeros((0, *info.shape), np.uint8)
 
   def __len__(self) -> int:
     return self._count

@@ -42,7 +42,8 @@ def bound_terms(bounds: Mapping[str, BitsPerDim], levels: np.ndarray, path: str 
 def rate_distortion(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLike) -> None:
   """Distortion and rate over levels, and the one over the other (DDPM figure 5)."""
   curve = likelihood.rate_distortion(bound)
-  rate, distortion = "rate (bits/dim)", "distortion (RMSE, 0..255)"
+  rate = "rate (bits/dim)"
+  distortion = "distortion (RMSE, 0..255)"
   figure = Figure(figsize=(9.6, 3.0), layout="constrained")
   panels = figure.subplots(1, 3)
   panels[0].plot(levels, curve.rmse)

@@ -65,7 +65,8 @@ class Yardstick:
       raise UserError(
         f"{count} samples are compared with half of the {len(train)} training images: take at most {len(train) // 2}."
       )
-    self._train, self.net = train, classifier_of(train, test, path)
+    self._train = train
+    self.net = classifier_of(train, test, path)
 
   @functools.cached_property
   def real(self) -> np.ndarray:

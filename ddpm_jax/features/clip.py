@@ -25,7 +25,8 @@ from ddpm_jax.features.extract import extract
 from ddpm_jax.files import download, npz, torch_modules
 
 HEAD = 64  # width of a head
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pixels
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pixels
+STD = (0.26862954, 0.26130258, 0.27577711)
 _URL = "https://openaipublic.azureedge.net/clip/models/{}/{}"
 FILES = {
   name: download.File(f"{name}.pt", _URL.format(digest, f"{name}.pt"), f"sha256:{digest}")
@@ -95,7 +96,8 @@ class Clip:
   @property
   def image_size(self) -> int:
     """Height and width of the images that it takes."""
-    patch, (positions, _) = self.params["visual.conv1.weight"].shape[-1], self.params["visual.positional_embedding"].shape
+    patch = self.params["visual.conv1.weight"].shape[-1]
+    (positions, _) = self.params["visual.positional_embedding"].shape
     return patch * round((positions - 1) ** 0.5)
 
   @property
@@ -174,7 +176,9 @@ def fitted(images: Source, size: int) -> "Source":
 
 class _Fitted(Source):
   def __init__(self, images: Source, size: int):
-    self._images, self._size, self.info = images, size, images.info
+    self._images = images
+    self._size = size
+    self.info = images.info
 
   def __len__(self) -> int:
     return len(self._images)

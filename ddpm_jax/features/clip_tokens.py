@@ -17,7 +17,8 @@ from ddpm_jax.files import archives, download, limits, tables
 
 CONTEXT = 77  # tokens of a text, with the start and the end
 SIZE = 49_408  # of the vocabulary
-START, END = "<|startoftext|>", "<|endoftext|>"
+START = "<|startoftext|>"
+END = "<|endoftext|>"
 
 MERGES = download.File(
   "bpe_simple_vocab_16e6.txt.gz",
@@ -60,7 +61,8 @@ class Tokenizer:
       first = min(pairs, key=lambda pair: self._rank.get(pair, np.inf))
       if first not in self._rank:
         break
-      joined, position = [], 0
+      joined = []
+      position = 0
       while position < len(parts):
         both = tuple(parts[position : position + 2]) == first
         joined.append("".join(first) if both else parts[position])

@@ -101,7 +101,8 @@ def _all(path: pathlib.Path, layer: Callable[[str], dict], classes: Callable[[],
   """
   with limits.damaged(path, "file of the Inception-v3 of 2015", "fetch the published one"):
     try:
-      layers, matrix = {name: layer(name) for name in TORCHVISION}, np.ascontiguousarray(classes(), np.float32)
+      layers = {name: layer(name) for name in TORCHVISION}
+      matrix = np.ascontiguousarray(classes(), np.float32)
     except KeyError as error:
       raise UserError(f"{path} does not hold the Inception-v3 of 2015: it has no {error}.") from error
     for name, parts in [*layers.items(), ("classes", {"matrix": matrix})]:

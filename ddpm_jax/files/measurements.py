@@ -47,7 +47,8 @@ def load_moments(path: str | os.PathLike, schedule: Schedule) -> tuple[Moments, 
 
 def _check_moments(moments: Moments, T: int) -> None:
   """Raises ValueError for moments that cannot have been measured."""
-  levels, count = moments.levels, moments.count
+  levels = moments.levels
+  count = moments.count
   if levels.ndim != 1 or levels.dtype.kind not in "iu" or not levels.size or levels[0] < 0 or levels[-1] > T:
     raise ValueError(f"its levels are not integers between 0 and {T}")
   if (np.diff(levels.astype(np.int64)) <= 0).any():

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+VARINT = 0  # wire types
+FIXED64 = 1
+BYTES = 2
+FIXED32 = 5
 
 
 def fields(message: bytes | memoryview) -> Iterator[tuple[int, Any]]:

@@ -56,7 +56,8 @@ def read_with_metadata(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def _tensor(path: PathLike, size: int, start: int, key: str, entry: Mapping[str, Any]) -> np.ndarray:
-  dtype, shape = np.dtype(_TYPES[entry["dtype"]]), tuple(entry["shape"])
+  dtype = np.dtype(_TYPES[entry["dtype"]])
+  shape = tuple(entry["shape"])
   first, end = entry["data_offsets"]
   if any(type(number) is not int or number < 0 for number in (*shape, first, end)):
     raise ValueError(f"{key} has a shape or a place that is not made of numbers")

@@ -48,7 +48,8 @@ _KINDS = {dict: "a JSON object", list: "a JSON list", str: "a text", int: "a num
 
 def check_depth(value: Any, name: object, deepest: int = DEPTH) -> None:
   """Raises UserError if dicts and lists are nested more than `deepest` deep."""
-  level, depth = [value], 0
+  level = [value]
+  depth = 0
   while level := [child for node in level for child in _children(node)]:
     depth += 1
     if depth > deepest:

@@ -47,10 +47,12 @@ def moments(
     per_pixel: also measures the moments of each pixel. A file that has them keeps them.
   """
   build.check_draws(trained.config)
-  schedule, batches = build.schedule(trained.config), _Batches(trained, images, seed)
+  schedule = build.schedule(trained.config)
+  batches = _Batches(trained, images, seed)
   levels = np.sort(grids.full(schedule.T) if K is None else grids.uniform(schedule.T, K))[1:]
   source = {"step": trained.step, "weights": trained.weights, "split": batches.source.info.split, "seed": seed}
-  found, saved = measured.Moments.none(levels), time.monotonic()
+  found = measured.Moments.none(levels)
+  saved = time.monotonic()
   if os.path.exists(path):
     before, of = measurements.load_moments(path, schedule)
     if of != source or not np.array_equal(before.levels, levels):
@@ -111,7 +113,8 @@ def costs(trained: Trained, path: str | os.PathLike, covariance: str, images: in
   trained = trained.changed(sampling=dict(clip="x0", keep_eps=False, covariance=covariance, cap_pixels=None))
   which = build.covariance_of(trained.config, covariance, eta=1.0)
   denoiser = build.denoiser(trained.config, trained.network)
-  schedule, batches = build.schedule(trained.config), _Batches(trained, images, seed)
+  schedule = build.schedule(trained.config)
+  batches = _Batches(trained, images, seed)
   with tqdm.tqdm(total=batches.count, unit="image") as bar:
     for found in step_costs.estimate(schedule, denoiser, which, batches.starting(0), seed=seed):
       bar.update(found[0] - bar.n)
@@ -127,8 +130,10 @@ class _Batches:
   def __init__(self, trained: Trained, count: int, seed: int):
     if count < 1 or seed < 0:
       raise UserError(f"{count} images, seed {seed}: take at least 1 image, and a seed that is not negative.")
-    self.trained, self.source = trained, trained.dataset(trained.config.data.train_split)
-    count, devices = min(count, len(self.source)), jax.device_count()
+    self.trained = trained
+    self.source = trained.dataset(trained.config.data.train_split)
+    count = min(count, len(self.source))
+    devices = jax.device_count()
     self.size = max(1, min(trained.config.evaluation.batch_size, count) // devices) * devices
     whole = max(1, count // self.size) * self.size
     self.order = np.random.default_rng(seed).permutation(len(self.source))[:whole]

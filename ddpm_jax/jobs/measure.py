@@ -61,7 +61,8 @@ def bits_per_dim(
   Raises:
     UserError: for an unknown covariance, or one that the network cannot tell.
   """
-  folder, names = pathlib.Path(folder), [None]
+  folder = pathlib.Path(folder)
+  names = [None]
   if covariances is not None:
     if trained.config.sampling.moments is None and (moments := folder / "moments.npz").exists():
       trained = trained.changed(sampling=dict(moments=str(moments)))
@@ -88,7 +89,8 @@ def bits_per_dim(
 
 
 def _of_bound(trained: Trained, source: data.Source, bound: BitsPerDim) -> dict[str, Any]:
-  total, terms = np.asarray(bound.total, float), np.asarray(bound.terms, float)
+  total = np.asarray(bound.total, float)
+  terms = np.asarray(bound.terms, float)
   levels = len(np.unique(source.gather(source.some(1000))[0]))
   return {
     "images": len(total),
@@ -155,7 +157,8 @@ def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality
   Raises:
     UserError: for data without labels, fewer samples than features, or more than half of the training images.
   """
-  folder, judge = pathlib.Path(folder), yardstick(trained, folder, count)
+  folder = pathlib.Path(folder)
+  judge = yardstick(trained, folder, count)
   samples = trained.sample(range(count), progress=True)
   found = judge(samples)
   write_json(folder / "distance.json", dataclasses.asdict(found) | _whose(trained))

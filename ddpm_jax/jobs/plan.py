@@ -249,10 +249,12 @@ def largest(measure: Callable[[int], Program], memory: int, most: int) -> tuple[
   one = program = measure(1)
   if one.peak > memory:
     raise TooLarge(f"One image per chip needs {one.peak / 2**30:.1f} GiB of {memory / 2**30:.1f} GiB.")
-  fits, guess = 1, min(2, most)
+  fits = 1
+  guess = min(2, most)
   while guess > fits:
     if (larger := _fitting(measure, guess, memory)) is not None:
-      fits, program = guess, larger
+      fits = guess
+      program = larger
       per_image = max((program.peak - one.peak) / (fits - 1), 1)
       guess = min(most, max(2 * fits, int(1 + (memory - one.peak) / per_image)))
     else:
@@ -283,7 +285,9 @@ def described(config: ConfigDict) -> Info:
   """
   data = config.data
   size, channels, classes = KNOWN.get(data.name, (None, 3, None))
-  size, channels, classes = data.image_size or size, data.channels or channels, data.num_classes or classes
+  size = data.image_size or size
+  channels = data.channels or channels
+  classes = data.num_classes or classes
   if size is None:
     raise UserError(
       f"The image size of {data.name!r} is unknown, and planning reads no data: add --config.data.image_size=N."

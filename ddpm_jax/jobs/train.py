@@ -145,7 +145,8 @@ def _starting_weights(config: ConfigDict, module: Any) -> Any:
   source = load(config.train.init)
   build.check_weights(config, module, source.network.params)
   for section in ("schedule", "prediction"):
-    before, now = source.config[section].to_dict(), config[section].to_dict()
+    before = source.config[section].to_dict()
+    now = config[section].to_dict()
     if before != now:
       log.warning("%s was trained with another %s: %s, not %s.", config.train.init, section, before, now)
   return source.network.params

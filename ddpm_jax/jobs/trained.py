@@ -159,7 +159,8 @@ class Trained:
     pixels.to_uint8(np.zeros(0), config.rounding)  # refused now rather than after hours of drawing
     denoiser, sampler = build.sampling(self.config, self.network, self.guide)
     labels = self.labels(seeds, labels)
-    images, saved = [], []
+    images = []
+    saved = []
     for part in _batches(len(seeds), config.batch_size):
       keys = self._keys(np.asarray(seeds)[part])
       cond = self._cond(keys, *(None if a is None else a[part] for a in (labels, low_res)))
@@ -206,7 +207,8 @@ class Trained:
     """The bound on `count` images (None: all; which, says Source.some), as config.evaluation asks for; NumPy leaves."""
     steps, kernel = build.bound(self.config)
     denoiser = build.denoiser(self.config, self.network, "evaluation")
-    chosen, bounds = source.some(count), []
+    chosen = source.some(count)
+    bounds = []
     for part in _batches(len(chosen), self.config.evaluation.batch_size):
       numbers = chosen[part]
       keys = self._keys(numbers)
@@ -219,7 +221,9 @@ class Trained:
 
   def ode_bits_per_dim(self, source: data.Source, count: int | None = None) -> ode_likelihood.OdeBits:
     """Bits/dim of `count` images (see bits_per_dim) under the ODE of a network of the schedule vp_sde; NumPy leaves."""
-    sde, chosen, parts = build.sde(self.config), source.some(count), []
+    sde = build.sde(self.config)
+    chosen = source.some(count)
+    parts = []
     for part in _batches(len(chosen), self.config.evaluation.batch_size):
       numbers = chosen[part]
       x_0, cond = self.images(source, numbers)
@@ -263,9 +267,11 @@ class Trained:
 
     Levels are spread evenly; parts named ..._q0, the least noisy quarter of levels, to ..._q3 are means over a quarter.
     """
-    loss, T = losses.NoisyClassifier(build.chain(self.config)), build.schedule(self.config).T
+    loss = losses.NoisyClassifier(build.chain(self.config))
+    T = build.schedule(self.config).T
     parts_of = jax.jit(lambda network, *inputs: loss(inputs[0], network, *inputs[1:])[1])
-    chosen, found = source.some(count), []
+    chosen = source.some(count)
+    found = []
     count = len(chosen)
     n = (1 + np.random.default_rng(0).permutation(count) * T // count).astype(np.int32)
     for part in _batches(count, self.config.evaluation.batch_size):
@@ -313,7 +319,8 @@ class Trained:
 
   def _cond(self, keys: jax.Array, labels: np.ndarray | None = None, low_res: np.ndarray | None = None) -> dict | None:
     """The condition of the network, as in training."""
-    cond, size = {}, self.config.data.low_res_size
+    cond = {}
+    size = self.config.data.low_res_size
     check_low_res(self.config.data, None if low_res is None else low_res.shape[1:])
     if size is not None:
       noise = normal(keys, low_res.shape[1:], build.schedule(self.config).T + 1)  # a stream beyond those of the levels

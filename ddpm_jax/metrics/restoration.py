@@ -29,10 +29,12 @@ def ssim(images: np.ndarray, others: np.ndarray) -> np.ndarray:
       x = np.lib.stride_tricks.sliding_window_view(x, len(window), axis) @ window
     return x
 
-  mu_a, mu_b = mean(images), mean(others)
+  mu_a = mean(images)
+  mu_b = mean(others)
   var_a = mean(images**2) - mu_a**2
   var_b = mean(others**2) - mu_b**2
   cov = mean(images * others) - mu_a * mu_b
-  c_1, c_2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+  c_1 = (0.01 * 255) ** 2
+  c_2 = (0.03 * 255) ** 2
   value = (2 * mu_a * mu_b + c_1) * (2 * cov + c_2) / ((mu_a**2 + mu_b**2 + c_1) * (var_a + var_b + c_2))
   return value.mean((1, 2, 3))

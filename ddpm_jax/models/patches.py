@@ -19,7 +19,9 @@ class Patches(nn.Module):
   def __call__(self, x, time, cond=None, *, train: bool = False):
     batch, height, width, channels = x.shape
     self.check_size(height, width)
-    rows, columns, size = height // self.size, width // self.size, self.size
+    rows = height // self.size
+    columns = width // self.size
+    size = self.size
     x = x.reshape(batch, rows, size, columns, size, channels).transpose(0, 1, 3, 2, 4, 5)
     out = self.network(x.reshape(batch, rows, columns, -1), time, cond, train=train)
     out = out.reshape(batch, rows, columns, -1, size, size, channels).transpose(0, 1, 4, 2, 5, 3, 6)

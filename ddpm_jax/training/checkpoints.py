@@ -147,7 +147,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      manager, self._manager = self._manager, None
+      manager = self._manager
+      self._manager = None
       with contextlib.suppress(Exception):
         manager.close()
       last = max(steps_in(self.directory), default=None)
@@ -265,7 +266,8 @@ def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -
   damaged: dict[int, str] = {}
   steps = candidates or steps_in(path)
   for step in reversed(steps):
-    result, reason = None, None
+    result = None
+    reason = None
     try:
       result = read(step)
     except Mismatch:

@@ -39,7 +39,8 @@ def unflatten(tree: Any) -> Any:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _unflatten(form, vector):
   structure, shapes = form
-  leaves, begin = [], 0
+  leaves = []
+  begin = 0
   for shape in shapes:
     size = math.prod(shape)
     leaves.append(jax.lax.slice(vector, (begin,), (begin + size,)).reshape(shape))

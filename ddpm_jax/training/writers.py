@@ -140,7 +140,8 @@ class TensorBoard:
       from tensorboardX import summary
       from tensorboardX.event_file_writer import EventsWriter
       from tensorboardX.proto.event_pb2 import Event, SessionLog
-    self.summary, self.event = summary, Event
+    self.summary = summary
+    self.event = Event
     directory.mkdir(parents=True, exist_ok=True)
     self.events = EventsWriter(str(directory / "events"))
     self.events.write_event(Event(step=after + 1, session_log=SessionLog(status=SessionLog.START)))  # forget from there on
@@ -194,7 +195,8 @@ def line(step: int, total_steps: int, scalars: Scalars) -> str:
   if scalars.get("skipped"):
     parts.append(f"{scalars['skipped']:.0f} updates skipped")
   if "images_per_second" in scalars:
-    speed, seconds = float(f"{scalars['images_per_second']:.3g}"), round(scalars["seconds_left"])
+    speed = float(f"{scalars['images_per_second']:.3g}")
+    seconds = round(scalars["seconds_left"])
     parts.append(f"{speed:g} images/s  data wait {scalars['data_wait']:.0%}")
     parts.append(f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left")
   return "  ".join(parts)
@@ -230,7 +232,8 @@ class Meter:
     ended = time.perf_counter()
     if self._ended is not None:
       self.times.append((images, self._waited, ended - self._ended))
-    self._ended, self._waited = ended, 0.0
+    self._ended = ended
+    self._waited = 0.0
     for name, value in metrics.items():
       self.values.setdefault(name, []).append(np.asarray(value))
 

@@ -14,7 +14,8 @@ class AdamsBashforth:
 
   def step(self, noise, state, row, denoise, cond):
     x, before, last = state
-    pred, h = denoise(x, row.t, cond), row.s.sigma / row.s.alpha - row.t.sigma / row.t.alpha
+    pred = denoise(x, row.t, cond)
+    h = row.s.sigma / row.s.alpha - row.t.sigma / row.t.alpha
     slope = pred.eps + jnp.where(last == 0, 0, h / (2 * last)) * (pred.eps - before)
     return (row.s.alpha * (x / row.t.alpha + h * slope), pred.eps, h), pred
 
@@ -22,9 +23,12 @@ class AdamsBashforth:
 adams = lambda levels, visited: AdamsBashforth(steps.gaussian(levels, visited, eta=0.0))  # (schedule, grid) -> sampler
 
 if __name__ == "__main__":
-  levels, keys = schedule.linear(1000), noise.image_keys(jnp.arange(50))
-  data, x_T = mixture.Mixture(jnp.ones(1), jnp.zeros(1), jnp.full(1, 0.09)), noise.PerImage(keys).initial((4, 4, 1))
+  levels = schedule.linear(1000)
+  keys = noise.image_keys(jnp.arange(50))
+  data = mixture.Mixture(jnp.ones(1), jnp.zeros(1), jnp.full(1, 0.09))
+  x_T = noise.PerImage(keys).initial((4, 4, 1))
   ddim = lambda visited: samplers.GaussianSampler(steps.gaussian(levels, visited, eta=0.0))
-  fine, visited = samplers.sample(keys, data, ddim(grid.full(1000)), x_T)[0], grid.log_snr(levels, 20)
+  fine = samplers.sample(keys, data, ddim(grid.full(1000)), x_T)[0]
+  visited = grid.log_snr(levels, 20)
   for name, sampler in (("DDIM", ddim(visited)), ("Adams-Bashforth", adams(levels, visited))):
     print(f"{name}: {abs(samplers.sample(keys, data, sampler, x_T)[0] - fine).mean():.4f} from 1000 DDIM steps")

@@ -40,7 +40,9 @@ def posterior_of_x0(data, x_t, alpha, sigma):
   for weight, mean, var in zip(*map(np.float64, (data.weight, data.mean, data.var)), strict=True):
     x_0 = mean + np.sqrt(var) * Z
     likelihood = weight * W * np.exp(-0.5 * ((x_t[:, None] - alpha * x_0) / sigma) ** 2)
-    first, second, total = first + likelihood @ x_0, second + likelihood @ x_0**2, total + likelihood.sum(1)
+    first = first + likelihood @ x_0
+    second = second + likelihood @ x_0**2
+    total = total + likelihood.sum(1)
   return first / total, second / total - (first / total) ** 2
 
 
@@ -93,10 +95,12 @@ def measured(data_id, count=4000):
 
 @pytest.mark.parametrize("name", ["gaussian", "mixture"])
 def test_estimated_moments_agree_with_quadrature_within_their_standard_error(name):
-  data, found = {"gaussian": GAUSSIAN, "mixture": TWO}[name], measured(name)
+  data = {"gaussian": GAUSSIAN, "mixture": TWO}[name]
+  found = measured(name)
   gamma = exact_gamma(data, CHAIN)
   if name == "gaussian":  # eps_hat = sigma (x_t - alpha m) / (alpha^2 v + sigma^2)
-    alpha_bar, v = CHAIN.alpha_bar[1:], float(data.var[0])
+    alpha_bar = CHAIN.alpha_bar[1:]
+    v = float(data.var[0])
     np.testing.assert_allclose(gamma[1:], (1 - alpha_bar) / (alpha_bar * v + 1 - alpha_bar), rtol=1e-10)
   off = (found.mean - [gamma[1:], 1 - gamma[1:]]) / found.standard_error  # by both formulas
   assert np.abs(off).max() < 4.5 and 0.5 < np.sqrt(np.mean(off**2)) < 1.5  # 200 numbers from 4000 images of 16 pixels
@@ -112,7 +116,8 @@ def test_optimal_variance_is_the_mean_square_of_what_the_step_gets_wrong(eta):
   table = steps.gaussian(CHAIN, grid.uniform(100, 6), eta)
   found = np.exp(Optimal()(Prediction(None, None, eps_var=1 - gamma[table.t.n]), table))
   for k, (t, s) in enumerate(zip(table.t.n, table.s.n, strict=True)):
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = levels_in_float64(CHAIN, t), levels_in_float64(CHAIN, s)
+    (alpha_t, sigma_t) = levels_in_float64(CHAIN, t)
+    (alpha_s, sigma_s) = levels_in_float64(CHAIN, s)
     var = (eta * sigma_s / sigma_t) ** 2 * (1 - (alpha_t / alpha_s) ** 2)
     apart = (alpha_s - np.sqrt(sigma_s**2 - var) * alpha_t / sigma_t) ** 2
     x0_var = expectation(TWO, alpha_t, sigma_t, lambda x, a=alpha_t, b=sigma_t: components(TWO, x, a, b)[1])
@@ -150,7 +155,8 @@ def test_bounds_are_those_of_table_7(chain, K, posterior_var, upper_bound):
 @pytest.mark.parametrize("name", ["gaussian", "mixture"])
 def test_in_five_steps_only_the_optimal_covariance_makes_samples_of_the_right_variance(name):
   """The figure of the README: fixed-small collapses, fixed-large explodes, the estimated optimum is right."""
-  data, chain = {"gaussian": GAUSSIAN, "mixture": TWO}[name], schedule.linear(1000)
+  data = {"gaussian": GAUSSIAN, "mixture": TWO}[name]
+  chain = schedule.linear(1000)
   x_0 = data.sample(jax.random.key(2), (500, 4, 4, 1))
   visited = grid.uniform(1000, 5)
   *_, found = moments.estimate(chain, data, [(x_0, None)], levels=visited[:-1], chunk=5)
@@ -175,7 +181,8 @@ def test_a_measured_cost_is_the_gain_in_variance():
   *_, (count, table) = step_costs.estimate(chain, GAUSSIAN, Optimal(), [(x_0, None)])
   assert count == 100
   s, t = np.triu_indices(31, 1)
-  s, t = s[s > 0], t[s > 0]
+  t = t[s > 0]
+  s = s[s > 0]
   assert np.isinf(table[np.tril_indices(31)]).all()
   rows = steps.transitions(chain, t, s)
   v = float(GAUSSIAN.var[0])
@@ -191,7 +198,8 @@ def test_a_measured_cost_is_the_gain_in_variance():
 @pytest.mark.parametrize("covariance", [marginal, Optimal()], ids=["one for all pixels", "per pixel"])
 def test_the_costs_along_a_path_are_its_bound(covariance):
   """The same draws: image i has the same noise at level t in the table and in bits_per_dim."""
-  chain, x_0 = schedule.linear(30), TWO.sample(jax.random.key(3), (100, 8, 8, 1))
+  chain = schedule.linear(30)
+  x_0 = TWO.sample(jax.random.key(3), (100, 8, 8, 1))
   *_, (_, table) = step_costs.estimate(chain, TWO, covariance, [(x_0, None)], seed=3)
   kernel = ReverseKernel(fix_last_to_full_chain(covariance, chain))
   for visited in (grid.uniform(30, 3), np.array([30, 11, 4, 0]), trajectory.dp_vb(table, 3)):

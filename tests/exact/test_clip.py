@@ -33,7 +33,8 @@ def test_merges_are_applied_in_their_order():
 
 def test_tokens_have_a_start_and_an_end_and_are_cut_between_them():
   tokenizer = Tokenizer(MERGES)
-  start, end = VOCABULARY - 2, VOCABULARY - 1
+  start = VOCABULARY - 2
+  end = VOCABULARY - 1
   short, long = tokenizer(["the cat", "cat " * 200])
   assert short[:4].tolist() == [start, 512 + 1, 512 + 3, end] and not short[4:].any()
   assert long[0] == start and long[-1] == end and (long[1:-1] == 512 + 3).all()
@@ -122,7 +123,8 @@ def test_features_and_score_are_those_of_torch(tmp_path):
   net = clip.load(tmp_path / "clip.pt")
   assert net.image_size == 32 and net.name == "clip_vit_32_8"
   images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
-  texts, tokenizer = ["the cat", "a cat", "that"], Tokenizer(MERGES)
+  texts = ["the cat", "a cat", "that"]
+  tokenizer = Tokenizer(MERGES)
   resized = np.stack([Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in images])
   seen, read = torch_features(torch, weights, resized, tokenizer(texts))
   found = jax.jit(lambda net, images, tokens: (net(images)["features"], net.text(tokens)))(net, resized, tokenizer(texts))

@@ -36,7 +36,8 @@ def draw(shape, seed):
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_derivatives_are_those_of_lax(case):
   shape, features, *how = CASES[case]
-  x, kernel = draw(shape, 0), draw((3, 3, shape[-1], features), 1)
+  x = draw(shape, 0)
+  kernel = draw((3, 3, shape[-1], features), 1)
   moved = draw(shape, 2), draw(kernel.shape, 3)
 
   def everything(convolution, x, kernel):
@@ -50,13 +51,15 @@ def test_value_and_derivatives_are_those_of_lax(case):
 
 def test_gradients_of_one_image_at_a_time():
   shape, features, *how = CASES["odd"]
-  x, kernel = draw(shape, 0), draw((3, 3, shape[-1], features), 1)
+  x = draw(shape, 0)
+  kernel = draw((3, 3, shape[-1], features), 1)
   gradient = lambda f: jax.vmap(jax.grad(lambda x, kernel: jnp.sum(f(x[None], kernel) ** 2), 1), (0, None))(x, kernel)
   np.testing.assert_allclose(gradient(ours(*how)), gradient(laxs(*how)), rtol=1e-5, atol=1e-4)  # entries up to 100
 
 
 def test_winograds_derivatives_of_the_second_order_and_of_one_image_at_a_time():
-  x, kernel = draw((2, 7, 8, 3), 0), draw((3, 3, 3, 4), 1)
+  x = draw((2, 7, 8, 3), 0)
+  kernel = draw((3, 3, 3, 4), 1)
 
   def everything(f, x, kernel):
     first = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(f(x, kernel))), (0, 1))
@@ -89,7 +92,8 @@ def test_inside_a_loop_both_gradients_have_the_axes_that_are_fast(case):
 
 
 def test_winograd_in_parts_of_the_batch(monkeypatch):
-  x, kernel = draw((6, 8, 11, 4), 0), draw((3, 3, 4, 5), 1)
+  x = draw((6, 8, 11, 4), 0)
+  kernel = draw((3, 3, 4, 5), 1)
   monkeypatch.setattr(winograd, "_PART", 2 * 8 * 11 * 4 // 4)  # two images at a time
   program = jax.jit(winograd.convolve)
   assert "while" in program.lower(x, kernel).as_text()
@@ -111,7 +115,8 @@ def test_kernels_are_transformed_before_a_loop():
 
 
 def test_other_platforms_get_laxs_own():
-  f, shapes = ours(1, (1, 1)), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 8, 8, 64), (3, 3, 64, 64))]
+  f = ours(1, (1, 1))
+  shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 8, 8, 64), (3, 3, 64, 64))]
   gradient = jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1))
   program = jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
   assert program.count("stablehlo.convolution") == 3 and "dot_general" not in program

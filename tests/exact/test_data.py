@@ -73,7 +73,8 @@ def test_tfds_is_read_at_random_in_parts_and_at_another_size(tfds_dir):
 def test_digits_are_scikit_learns_in_two_fixed_parts():
   from sklearn.datasets import load_digits
 
-  train, test = digits("train"), digits("test")
+  train = digits("train")
+  test = digits("test")
   assert (len(train), len(test)) == (1437, 360)
   assert train.info == data.Info("digits", "train", image_size=8, channels=1, num_classes=10)
   ours = np.concatenate([train.images, test.images])
@@ -139,10 +140,12 @@ def test_lsun_and_ddim_crops_shrink_a_ramp_to_its_middle():
 
 def test_random_crop_is_a_window_of_a_shrunken_image_of_every_allowed_size():
   noise = np.random.RandomState(0).randint(0, 256, (90, 70, 3)).astype(np.uint8)
-  image, size = Image.fromarray(noise), 16
+  image = Image.fromarray(noise)
+  size = 16
   shorts = range(size, math.ceil(size / 0.8) + 1)
   whole = {short: np.asarray(crops.adm(image.crop((0, 0, 70, 70)), short)) for short in shorts}
-  square, seen = image.crop((0, 0, 70, 70)), set()
+  square = image.crop((0, 0, 70, 70))
+  seen = set()
   for draw in range(60):
     cropped = np.asarray(crops.random(square, size, draw))
     np.testing.assert_array_equal(cropped, np.asarray(crops.random(square, size, draw)))

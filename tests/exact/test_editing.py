@@ -16,7 +16,8 @@ from ddpm_jax.errors import UserError
 
 S = schedule.linear(1000)
 MIXTURE = Mixture(np.float32([0.5, 0.5]), np.float32([-0.6, 0.6]), np.float32([0.04, 0.04]))
-RHO, STD = 0.9, 0.5  # of the pairs
+RHO = 0.9  # of the pairs
+STD = 0.5
 
 
 @struct.dataclass
@@ -25,9 +26,11 @@ class Pairs:
 
   def __call__(self, x_t, level, cond=None):
     # Sum and difference of the pixels are independent, with variances STD^2 (1 + RHO) and STD^2 (1 - RHO) along unit axes.
-    along, across = (x_t[:, :, :1] + x_t[:, :, 1:]) / 2, (x_t[:, :, :1] - x_t[:, :, 1:]) / 2
+    along = (x_t[:, :, :1] + x_t[:, :, 1:]) / 2
+    across = (x_t[:, :, :1] - x_t[:, :, 1:]) / 2
     shrink = lambda var: level.alpha * var / (level.alpha**2 * var + level.sigma**2)
-    along, across = shrink(STD**2 * (1 + RHO)) * along, shrink(STD**2 * (1 - RHO)) * across
+    along = shrink(STD**2 * (1 + RHO)) * along
+    across = shrink(STD**2 * (1 - RHO)) * across
     x0 = jnp.concatenate([along + across, along - across], axis=2)
     return Prediction(x0, eps_from_x0(x0, x_t, level))
 
@@ -53,7 +56,8 @@ def test_reconstruction_error_falls_with_steps_and_order(images):
 
 
 def test_latents_of_gaussian_pixels_are_their_quantiles():
-  data, z = Mixture(np.float32([1]), np.float32([0.2]), np.float32([0.25])), jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
+  data = Mixture(np.float32([1]), np.float32([0.2]), np.float32([0.25]))
+  z = jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
   x_T = encode(data, S, grid.full(1000), 0.2 + 0.5 * z)
   # 1000 Euler steps, and level 1 for level 0
   np.testing.assert_allclose(x_T, S.level(np.array(1000)).alpha * 0.2 + z, atol=0.02)
@@ -68,7 +72,8 @@ def test_reconstruction_error_is_of_pixels_from_0_to_1():
 
 
 def test_image_to_image_diffuses_to_the_first_level_and_samples(images):
-  keys, g = noise.image_keys(np.arange(32)), grid.below(grid.uniform(1000, 20), 0.4)
+  keys = noise.image_keys(np.arange(32))
+  g = grid.below(grid.uniform(1000, 20), 0.4)
   sampler = GaussianSampler(steps.gaussian(S, g), ReverseKernel())
   x = image_to_image(keys, MIXTURE, sampler, images)
   x_t = S.level(g[0]).diffuse(images, noise.PerImage(keys).initial((2, 2, 1)))
@@ -134,8 +139,10 @@ class ByLevel:
 
 
 def test_nothing_known_is_sampling_and_all_known_is_the_image(images):
-  keys, g = noise.image_keys(np.arange(32)), grid.uniform(1000, 10)
-  table, x_T = repaint(S, g, jump=3), noise.PerImage(keys).initial((2, 2, 1))
+  keys = noise.image_keys(np.arange(32))
+  g = grid.uniform(1000, 10)
+  table = repaint(S, g, jump=3)
+  x_T = noise.PerImage(keys).initial((2, 2, 1))
   none = sample(keys, MIXTURE, Inpaint(table, images, jnp.zeros((1, 1, 1, 1), bool)), x_T, noise=ByLevel(keys, g[:-1]))[0]
   plain = sample(keys, MIXTURE, GaussianSampler(steps.gaussian(S, g), ReverseKernel()), x_T)[0]
   np.testing.assert_allclose(none, plain, atol=1e-6)

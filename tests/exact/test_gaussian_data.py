@@ -93,7 +93,8 @@ def test_fixed_small_makes_too_little_variance_and_fixed_large_too_much():
 
 
 def test_the_last_step_returns_the_mean_belief():
-  m, v = 0.3, 0.2
+  m = 0.3
+  v = 0.2
   sampler = GaussianSampler(steps.gaussian(LEVELS, grid.uniform(100, 5)), ReverseKernel(Optimal()))
   mean, var = moments(gaussian_data(m, v), sampler, *marginals(LEVELS, 100, m, v))
   alpha_bar = LEVELS.alpha_bar[1]
@@ -103,10 +104,12 @@ def test_the_last_step_returns_the_mean_belief():
 
 def test_analytic_moments_are_the_exact_covariance():
   """For Gaussian data Var[eps | x_t] is one number per level, 1 - E[eps_hat^2] (Analytic-DPM eq. 8)."""
-  m, v = 0.3, 0.2
+  m = 0.3
+  v = 0.2
   alpha_bar = LEVELS.alpha_bar
   gamma = np.float32((1 - alpha_bar) / (alpha_bar * v + 1 - alpha_bar))
-  x, level = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 2, 2, 1), LEVELS.level(np.array([100, 50, 1]))
+  x = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 2, 2, 1)
+  level = LEVELS.level(np.array([100, 50, 1]))
   exact = beliefs(gaussian_data(m, v), x, level).eps_var
   ours = beliefs(AnalyticMoments(gaussian_data(m, v), gamma), x, level).eps_var
   np.testing.assert_allclose(np.broadcast_to(ours, exact.shape), exact, rtol=1e-5, atol=6e-8)  # rounding of gamma
@@ -116,9 +119,11 @@ def test_analytic_moments_are_the_exact_covariance():
 @pytest.mark.parametrize("kind", ["residual", "second_moment"])
 def test_second_heads_tell_the_exact_variance(mean, kind):
   """A head that knows E[(y - out)^2] or E[y^2] of what its network regresses knows Var[eps | x_t]."""
-  data, level = gaussian_data(0.3, 0.2), LEVELS.level(np.array([90, 50, 10]))
+  data = gaussian_data(0.3, 0.2)
+  level = LEVELS.level(np.array([90, 50, 10]))
   x = np.linspace(-2, 2, 12, dtype=np.float32).reshape(3, 2, 2, 1)
-  exact, wide = beliefs(data, x, level), like(level, x)
+  exact = beliefs(data, x, level)
+  wide = like(level, x)
   out = mean.target(exact.x0, exact.eps, level)
   # x_0 and eps move together given x_t: alpha dx_0 = -sigma deps
   y_var = exact.eps_var * np.square(mean.target(-wide.sigma / wide.alpha, jnp.ones_like(x), level))
@@ -130,12 +135,15 @@ def test_second_heads_tell_the_exact_variance(mean, kind):
 
 def flow(levels, x, t, s, m, v):
   """The exact solution of DDIM's differential equation: standardized x stays put."""
-  (mean_t, var_t), (mean_s, var_s) = marginals(levels, t, m, v), marginals(levels, s, m, v)
+  (mean_t, var_t) = marginals(levels, t, m, v)
+  (mean_s, var_s) = marginals(levels, s, m, v)
   return mean_s + np.sqrt(var_s / var_t) * (x - mean_t)
 
 
 def test_ddim_is_a_first_order_method_up_and_down():
-  levels, m, v = schedule.vp_sde(1280), 0.3, 0.05
+  levels = schedule.vp_sde(1280)
+  m = 0.3
+  v = 0.05
   x = np.linspace(-2, 2, 16, dtype=np.float32).reshape(1, 4, 4, 1)
   keys = noise.image_keys(np.arange(1))
   for first, last in ((1280, 256), (256, 1280)):
@@ -149,9 +157,11 @@ def test_ddim_is_a_first_order_method_up_and_down():
 
 
 def test_inversion_and_decoding_return_the_image():
-  levels, data = schedule.vp_sde(1280), gaussian_data(0.3, 0.05)
+  levels = schedule.vp_sde(1280)
+  data = gaussian_data(0.3, 0.05)
   x_0 = np.linspace(-0.5, 1, 16, dtype=np.float32).reshape(1, 4, 4, 1)
-  keys, errors = noise.image_keys(np.arange(1)), []
+  keys = noise.image_keys(np.arange(1))
+  errors = []
   for stride in (32, 16, 8):
     visited = np.append(np.arange(1280, 0, -stride), 1)
     down, up = (GaussianSampler(steps.gaussian(levels, way, eta=0.0)) for way in (visited, visited[::-1]))
@@ -164,7 +174,8 @@ def test_inversion_and_decoding_return_the_image():
 # own law p(x_0 ... x_T) = q(x_0 ... x_T), and -log p(x_0:T) / q(x_1:T | x_0) = -log q(x_0) for each x_0 and each path: the
 # bound is tight, image by image, in any number of steps. What remains: 8-bit pixels are bins of width 2/255 and not points,
 # which is nothing where the first level's noise is much wider (here 0.1); and q(x_T) is not quite N(0, I) (alpha_T = 0.01).
-M, V = 0.1, 0.09
+M = 0.1
+V = 0.09
 WIDE = schedule.from_betas(np.linspace(0.01, 0.5, 30))
 
 
@@ -184,7 +195,8 @@ def bound(levels, visited, covariance, x_0):
   quantiles = scipy.special.ndtri((np.arange(256) + 0.5) / 256)
   draw = np.float32(quantiles / quantiles.std()).reshape(16, 16, 1)
   draws = np.broadcast_to(draw, (len(visited) - 1, len(x_0), 16, 16, 1))
-  table, keys = steps.gaussian(levels, visited), noise.image_keys(np.arange(len(x_0)))
+  table = steps.gaussian(levels, visited)
+  keys = noise.image_keys(np.arange(len(x_0)))
   return bits_per_dim(keys, gaussian_data(M, V), ReverseKernel(covariance), table, x_0, noise=Stored(draws)).total
 
 
@@ -198,10 +210,13 @@ def test_bits_per_dim_are_the_information_of_each_image(K):
 
 def test_a_chain_that_begins_before_all_is_noise_pays_for_it():
   """By E[log q(x_t) - log N(x_t; 0, I)] given x_0, since the model believes N(0, I)."""
-  x_0, t = constant_images([90, 128, 150, 190]), 8
+  x_0 = constant_images([90, 128, 150, 190])
+  t = 8
   bits = bound(WIDE, np.arange(t, -1, -1), Optimal(), x_0)
   mean_t, var_t = marginals(WIDE, t, M, V)
-  x, alpha, sigma2 = np.float64(x_0[:, 0, 0, 0]), np.sqrt(WIDE.alpha_bar[t]), 1 - WIDE.alpha_bar[t]
+  x = np.float64(x_0[:, 0, 0, 0])
+  alpha = np.sqrt(WIDE.alpha_bar[t])
+  sigma2 = 1 - WIDE.alpha_bar[t]
   mismatch = (-np.log(var_t) - ((alpha * x - mean_t) ** 2 + sigma2) / var_t + (alpha * x) ** 2 + sigma2) / 2 / np.log(2)
   assert (np.abs(mismatch) > 0.05).any()
   np.testing.assert_allclose(bits, information(x_0) + mismatch, rtol=0, atol=5e-3)  # as above
@@ -209,7 +224,8 @@ def test_a_chain_that_begins_before_all_is_noise_pays_for_it():
 
 def test_the_bound_of_fixed_large_comes_down_to_the_information_like_1_over_T():
   """As T grows beta is the true variance. (The posterior's is not near the image, where it is beta (n - 1) / n.)"""
-  x_0, excess = constant_images([90, 128, 190]), []
+  x_0 = constant_images([90, 128, 190])
+  excess = []
   for T in (40, 80):
     levels = schedule.vp_sde(T)
     beta = levels.betas[0]

@@ -32,7 +32,9 @@ def levels_of(time):
 def logits(params, x, time, cond=None):
   """log p(y) p(x_t | y) of one pixel, up to a constant."""
   level = levels_of(time)
-  alpha, sigma, x = level.alpha[:, None], level.sigma[:, None], x.reshape(-1, 1)
+  alpha = level.alpha[:, None]
+  sigma = level.sigma[:, None]
+  x = x.reshape(-1, 1)
   var = alpha**2 * VAR[None] + sigma**2
   return jnp.log(WEIGHT)[None] - 0.5 * (jnp.log(var) + (x - alpha * MEAN[None]) ** 2 / var)
 
@@ -148,7 +150,8 @@ def test_interval_and_scales_per_image(states):
 def test_autoguidance_goes_from_the_weak_network_to_the_good_one_and_beyond(states):
   x_t, level, _ = states
   beliefs = {scale: believe(Autoguidance(NETWORK, MIXTURE, scale), *states) for scale in (0.0, 1.0, 3.0)}
-  good, weak = believe(NETWORK, *states), believe(MIXTURE, x_t, level)
+  good = believe(NETWORK, *states)
+  weak = believe(MIXTURE, x_t, level)
   assert_beliefs(beliefs[0.0], weak, level)
   assert_beliefs(beliefs[1.0], good, level)
   np.testing.assert_allclose(beliefs[3.0].eps, good.eps + 2 * (good.eps - weak.eps), atol=1e-4)  # 3 x eps's rounding
@@ -176,8 +179,10 @@ def test_classifier_free_is_one_call_of_pairs_and_keeps_the_rest_of_the_conditio
 
 def test_learned_variance_scales_the_shift():
   row = jax.tree.map(lambda column: column[500], steps.gaussian(S, grid.full(1000)))
-  x_t, v = jnp.full((2, 1, 1, 1), 0.3), jnp.asarray([0.0, 1.0]).reshape(2, 1, 1, 1)
-  pred, kernel = Prediction(x_t, x_t, var_frac=v), ReverseKernel(learned_range)
+  x_t = jnp.full((2, 1, 1, 1), 0.3)
+  v = jnp.asarray([0.0, 1.0]).reshape(2, 1, 1, 1)
+  pred = Prediction(x_t, x_t, var_frac=v)
+  kernel = ReverseKernel(learned_range)
   shifted = ShiftMean(kernel, lambda x, level, cond: jnp.ones_like(x), 2.0)(x_t, row, pred)
   shift = (shifted.mean - kernel(x_t, row, pred).mean).ravel()
   # The shift is a hundredth of the mean it is added to.
@@ -186,7 +191,9 @@ def test_learned_variance_scales_the_shift():
 
 def test_changing_scale_or_interval_compiles_nothing():
   sampler = GaussianSampler(steps.gaussian(S, grid.uniform(1000, 5)), ReverseKernel())
-  x_T, cond, traces = jnp.ones((2, 1, 1, 1)), {"label": jnp.asarray([0, 2])}, []
+  x_T = jnp.ones((2, 1, 1, 1))
+  cond = {"label": jnp.asarray([0, 2])}
+  traces = []
 
   def counting(params, x, time, cond=None):
     traces.append(0)
@@ -211,8 +218,10 @@ def test_classifier_in_bfloat16_gives_a_float32_gradient(states):
 
 def test_guidance_out_of_pure_noise_is_finite():
   """At alpha = 0 a network of eps says nothing of x_0; clipped, it is left to the next levels."""
-  level, x_t = schedule.jsd(10).level(np.array(10)), jnp.linspace(-2, 2, 4).reshape(4, 1, 1, 1)
-  network, cond = Network(None, lambda params, x, time, cond: jnp.sin(x)), {"label": jnp.zeros(4, jnp.int32)}
+  level = schedule.jsd(10).level(np.array(10))
+  x_t = jnp.linspace(-2, 2, 4).reshape(4, 1, 1, 1)
+  network = Network(None, lambda params, x, time, cond: jnp.sin(x))
+  cond = {"label": jnp.zeros(4, jnp.int32)}
   gradient = jax.tree_util.Partial(lambda x, level, cond: jnp.ones_like(x))
   for guided in (
     ClipX0(ClassifierFree(network, 2.0, {"label": NULL})),
@@ -234,8 +243,10 @@ def test_missing_labels_are_refused(states):
 
 
 def test_classifier_loss_is_the_cross_entropy_of_noisy_images():
-  chain, count = steps.gaussian(S, grid.full(1000)), 1000
-  n, label = jnp.arange(1, 1001), jnp.arange(count) % 3
+  chain = steps.gaussian(S, grid.full(1000))
+  count = 1000
+  n = jnp.arange(1, 1001)
+  label = jnp.arange(count) % 3
   x_0, eps = jax.random.normal(jax.random.key(0), (2, count, 1, 1, 1))
   loss, parts = NoisyClassifier(chain).given(eps, CLASSIFIER, x_0, n, {"label": label})
   log_p = jax.nn.log_softmax(logits(None, S.level(n).diffuse(x_0, eps), n - 1))
@@ -262,7 +273,8 @@ def test_low_res_is_noised_afresh_for_each_image():
     def __call__(self, keys, network, x_0, n, cond):
       return cond["low_res"], cond["label"]
 
-  low_res, label = jnp.ones((2000, 2, 2, 1)), jnp.arange(2000)
+  low_res = jnp.ones((2000, 2, 2, 1))
+  label = jnp.arange(2000)
   keys = noise.image_keys(np.arange(2000))
   seen, passed = NoisyLowRes(Shown(), 0.3)(keys, None, None, None, {"low_res": low_res, "label": label})
   np.testing.assert_array_equal(passed, label)

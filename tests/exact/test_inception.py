@@ -33,14 +33,17 @@ def tensorflow_legacy(image, size):
   """ResizeBilinear of TensorFlow 1 for one image, pixel by pixel as its kernel does (scale = in / out, no shift)."""
   height, width, _ = image.shape
   out = np.zeros((size, size, image.shape[2]), np.float32)
-  row_scale, column_scale = np.float32(height) / np.float32(size), np.float32(width) / np.float32(size)
+  row_scale = np.float32(height) / np.float32(size)
+  column_scale = np.float32(width) / np.float32(size)
   for row in range(size):
     y = np.float32(row) * row_scale
-    top, y_lerp = int(y), np.float32(y - np.float32(int(y)))
+    top = int(y)
+    y_lerp = np.float32(y - np.float32(int(y)))
     bottom = min(top + 1, height - 1)
     for column in range(size):
       x = np.float32(column) * column_scale
-      left, x_lerp = int(x), np.float32(x - np.float32(int(x)))
+      left = int(x)
+      x_lerp = np.float32(x - np.float32(int(x)))
       right = min(left + 1, width - 1)
       upper = image[top, left] + (image[top, right] - image[top, left]) * x_lerp
       lower = image[bottom, left] + (image[bottom, right] - image[bottom, left]) * x_lerp
@@ -58,7 +61,8 @@ def test_legacy_resize_is_that_of_tensorflow_1(shape):
 def test_resizing_two_pixels_to_four():
   """Legacy positions are 0, 1/2, 1, 3/2 (the last one beyond the last pixel); half-pixel ones 0, 1/4, 3/4, 1."""
   image = jnp.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
-  legacy, half = resize.legacy_bilinear(image, 4)[0, ..., 0], resize.half_pixel_bilinear(image, 4)[0, ..., 0]
+  legacy = resize.legacy_bilinear(image, 4)[0, ..., 0]
+  half = resize.half_pixel_bilinear(image, 4)[0, ..., 0]
   np.testing.assert_array_equal(legacy, [[1, 1.5, 2, 2], [2, 2.5, 3, 3], [3, 3.5, 4, 4], [3, 3.5, 4, 4]])
   np.testing.assert_array_equal(half[0], [1, 1.25, 1.75, 2])
   np.testing.assert_array_equal(half[:, 0], [1, 1.5, 2.5, 3])
@@ -159,7 +163,9 @@ class GraphWriter:
   """Builds the graph of 2015 node by node: `nodes` is a list of (name, op, inputs, attributes), `value` their tensors."""
 
   def __init__(self, seed):
-    self.rng, self.nodes, self.channels = np.random.default_rng(seed), [], {}
+    self.rng = np.random.default_rng(seed)
+    self.nodes = []
+    self.channels = {}
 
   def constant(self, name, array):
     self.nodes.append((name, "Const", [], {"value": np.asarray(array, np.float32)}))
@@ -260,7 +266,8 @@ def evaluate_nodes(nodes, images):
       case "BatchNormWithGlobalNormalization":
         value[name] = (x[0] - x[1]) / np.sqrt(x[2] + attributes["variance_epsilon"]) + x[3]
       case "Conv2D":
-        size, stride = x[1].shape[:2], attributes["strides"]
+        size = x[1].shape[:2]
+        stride = attributes["strides"]
         value[name] = np.einsum(
           "bhwcij,ijco->bhwo", windows(x[0], size, stride, attributes["padding"], 0), x[1], optimize=True
         )
@@ -323,7 +330,8 @@ def field(number, value):
 def varint(value):
   out = b""
   while value > 127:
-    out, value = out + bytes([value & 127 | 128]), value >> 7
+    out = out + bytes([value & 127 | 128])
+    value = value >> 7
   return out + bytes([value])
 
 
@@ -390,8 +398,11 @@ class TorchInception:
   def __init__(self, seed, gamma=True):
     import torch
 
-    self.torch, self.F = torch, torch.nn.functional
-    self.generator, self.weights, self.gamma = torch.Generator().manual_seed(seed), {}, gamma
+    self.torch = torch
+    self.F = torch.nn.functional
+    self.generator = torch.Generator().manual_seed(seed)
+    self.weights = {}
+    self.gamma = gamma
 
   def conv(self, x, name, channels, kernel, stride=1, padding=0):
     draw = lambda *shape: self.torch.randn(*shape, generator=self.generator)
@@ -426,7 +437,8 @@ class TorchInception:
     return self.torch.cat([self.conv(x, f"{name}.branch3x3", 24, 3, stride=2), double, self.F.max_pool2d(x, 3, 2)], 1)
 
   def block_c(self, x, name, inner):
-    row, column = dict(kernel=(1, 7), padding=(0, 3)), dict(kernel=(7, 1), padding=(3, 0))
+    row = dict(kernel=(1, 7), padding=(0, 3))
+    column = dict(kernel=(7, 1), padding=(3, 0))
     single = self.conv(self.conv(x, f"{name}.branch7x7_1", inner, 1), f"{name}.branch7x7_2", inner, **row)
     single = self.conv(single, f"{name}.branch7x7_3", 12, **column)
     double = self.conv(self.conv(x, f"{name}.branch7x7dbl_1", inner, 1), f"{name}.branch7x7dbl_2", inner, **column)
@@ -443,7 +455,8 @@ class TorchInception:
     return self.torch.cat([single, seven, self.F.max_pool2d(x, 3, 2)], 1)
 
   def block_e(self, x, name, pool):
-    row, column = dict(kernel=(1, 3), padding=(0, 1)), dict(kernel=(3, 1), padding=(1, 0))
+    row = dict(kernel=(1, 3), padding=(0, 1))
+    column = dict(kernel=(3, 1), padding=(1, 0))
     single = self.conv(x, f"{name}.branch3x3_1", 24, 1)
     double = self.conv(self.conv(x, f"{name}.branch3x3dbl_1", 28, 1), f"{name}.branch3x3dbl_2", 24, 3, padding=1)
     parts = [self.conv(x, f"{name}.branch1x1", 20, 1)]

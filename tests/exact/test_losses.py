@@ -51,7 +51,8 @@ def test_a_network_that_knows_has_nothing_to_learn():
 
 
 def test_losses_are_per_image_and_their_noise_is_the_images_own():
-  network, keys = Network(None, poly), noise.image_keys(np.arange(4))
+  network = Network(None, poly)
+  keys = noise.image_keys(np.arange(4))
   draw = jax.jit(lambda keys, x_0, n: (losses.Simple(TABLE)(keys, network, x_0, n)[0], noise.normal(keys, x_0.shape[1:])))
   whole, eps = draw(keys, X_0, N)
   np.testing.assert_allclose(whole, given(losses.Simple(TABLE), eps, network, X_0, N)[0], rtol=1e-6)
@@ -82,7 +83,8 @@ def gradients(loss, kind, part=None):
 
 def test_the_bound_of_the_hybrid_trains_the_variance_alone():
   hybrid = losses.Hybrid(TABLE, weight=0.7)
-  bound, whole = gradients(hybrid, "range", "vlb"), gradients(hybrid, "range")
+  bound = gradients(hybrid, "range", "vlb")
+  whole = gradients(hybrid, "range")
   simple = gradients(losses.Simple(TABLE), "range")
   assert bound["mean"] == 0 != bound["second"]
   np.testing.assert_allclose(whole["mean"], simple["mean"], rtol=1e-6)

@@ -30,7 +30,8 @@ def test_moments_of_slices_add_up_to_the_moments_of_the_whole():
 def test_frechet_distance_of_commuting_gaussians():
   """For diagonal covariances (1) is sum (m - n)^2 + (sqrt(v) - sqrt(w))^2."""
   rng = np.random.default_rng(1)
-  (m, n), (v, w) = rng.standard_normal((2, 5)), rng.uniform(0, 2, (2, 5))
+  (m, n) = rng.standard_normal((2, 5))
+  (v, w) = rng.uniform(0, 2, (2, 5))
   w[:2] = 0  # singular on one side
   rotation = np.linalg.qr(rng.standard_normal((5, 5)))[0]
   a = Moments(100, rotation @ m, rotation @ np.diag(v) @ rotation.T)
@@ -42,7 +43,8 @@ def test_frechet_distance_of_commuting_gaussians():
 def test_frechet_distance_equals_the_square_root_of_the_product():
   """The form of the published codes, scipy's sqrtm of C_1 C_2, where that is well conditioned."""
   rng = np.random.default_rng(2)
-  c, d = random_covariance(rng, 12, 30), random_covariance(rng, 12, 30)
+  c = random_covariance(rng, 12, 30)
+  d = random_covariance(rng, 12, 30)
   expected = np.trace(c) + np.trace(d) - 2 * np.trace(scipy.linalg.sqrtm(c @ d)).real
   distance = frechet_distance(Moments(9, np.zeros(12), c), Moments(9, np.zeros(12), d))
   np.testing.assert_allclose(distance, expected, rtol=1e-12)
@@ -64,7 +66,8 @@ def test_distance_of_a_set_to_itself_is_zero(count):
 
 def test_squared_mmd_by_hand():
   """k(x, y) = (x y + 1)^3: k(1, 2) = 27, k(0, 3) = 1; crosswise k(., 0) = 1, k(1, 3) = 64, k(2, 3) = 343."""
-  x, y = np.array([[1.0], [2.0]]), np.array([[0.0], [3.0]])
+  x = np.array([[1.0], [2.0]])
+  y = np.array([[0.0], [3.0]])
   assert squared_mmd(x, y) == pytest.approx(27 + 1 - 2 * (1 + 1 + 64 + 343) / 4)
 
 
@@ -121,7 +124,8 @@ def test_precision_and_recall_on_a_line():
 def test_precision_and_recall_by_brute_force():
   """Against all float64 distances at once, with more columns than a tile has rows and more than are folded."""
   rng = np.random.default_rng(6)
-  a, b = rng.standard_normal((1500, 5)).astype(np.float32), 1.3 * rng.standard_normal((1100, 5)).astype(np.float32)
+  a = rng.standard_normal((1500, 5)).astype(np.float32)
+  b = 1.3 * rng.standard_normal((1100, 5)).astype(np.float32)
   squared = lambda u, v: scipy.spatial.distance.cdist(u.astype(np.float64), v.astype(np.float64), "sqeuclidean")
   r_a, r_b = (np.sort(squared(x, x), axis=1)[:, 3] for x in (a, b))
   np.testing.assert_allclose(radii(a, 3), r_a, rtol=1e-3, atol=1e-5)  # float32: |u|^2 - 2 u.v + |v|^2 cancels
@@ -150,7 +154,8 @@ def test_bad_input_to_scores_is_one_sentence():
 
 def test_nearest_neighbours_by_brute_force():
   rng = np.random.default_rng(8)
-  queries, keys = rng.standard_normal((7, 5)).astype(np.float32), rng.standard_normal((300, 5)).astype(np.float32)
+  queries = rng.standard_normal((7, 5)).astype(np.float32)
+  keys = rng.standard_normal((300, 5)).astype(np.float32)
   distances = scipy.spatial.distance.cdist(queries, keys)
   np.testing.assert_array_equal(nearest(queries, keys, 4), distances.argsort(axis=1)[:, :4])
   np.testing.assert_array_equal(nearest(queries, keys[:3], 4), distances[:, :3].argsort(axis=1))  # there are no more

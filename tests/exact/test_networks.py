@@ -115,7 +115,8 @@ REMAT = ("none", "norms", "blocks")  # each recomputes more than the one before
 
 def training_loss(remat, **fields):
   """Of the weights of a network with dropout."""
-  network, rngs = models.make(**fields, dropout=0.2, remat=remat), {"dropout": jax.random.key(0)}
+  network = models.make(**fields, dropout=0.2, remat=remat)
+  rngs = {"dropout": jax.random.key(0)}
   return lambda params: jnp.square(network.apply({"params": params}, X, TIME, train=True, rngs=rngs)).mean()
 
 
@@ -139,7 +140,8 @@ def test_remat_changes_no_gradient():
 def test_remat_keeps_less_and_only_blocks_repeats_convolutions(kind):
   """By the arrays that wait for the backward pass, and by the products and convolutions of a gradient."""
   params = jax.eval_shape(lambda: random_params(**KINDS[kind]))
-  kept, operations = [], []
+  kept = []
+  operations = []
   for remat in REMAT:
     loss = training_loss(remat, **KINDS[kind])
     waiting = jax.tree.leaves(jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params))
@@ -168,7 +170,8 @@ def test_dropout_only_when_training():
   network = models.make(**fields, dropout=0.5)
   np.testing.assert_array_equal(forward(network, params, X, TIME), forward(models.make(**fields), params, X, TIME))
   train = jit(lambda key: network.apply({"params": params}, X, TIME, train=True, rngs={"dropout": key}))
-  one, two = train(jax.random.key(1)), train(jax.random.key(2))
+  one = train(jax.random.key(1))
+  two = train(jax.random.key(2))
   assert np.abs(one - two).max() > 0.1
   np.testing.assert_array_equal(one, train(jax.random.key(1)))
 
@@ -200,9 +203,11 @@ def test_second_head_leaves_the_backbone_alone():
 @pytest.mark.parametrize("initialization, last", [("ho", 1e-4), ("openai", 0.0), ("torch", 0.2)])
 def test_initial_weights(initialization, last):
   """Uniform within sqrt(6 / (fan_in + fan_out)) (Ho) or 1 / sqrt(fan_in) (torch); last layers tiny, zero, or as torch."""
-  style, ho = layers.Style(initialization), initialization == "ho"
+  style = layers.Style(initialization)
+  ho = initialization == "ho"
   start = lambda layer, *inputs: jit(layer.init, static_argnums=3)(jax.random.key(0), *inputs)["params"]
-  features, emb = np.ones((1, 4, 4, 32), np.float32), np.ones((1, 8), np.float32)
+  features = np.ones((1, 4, 4, 32), np.float32)
+  emb = np.ones((1, 8), np.float32)
   block = start(layers.ResBlock(style, 64), features, emb, False)
   attention = start(layers.Attention(style), np.ones((1, 4, 4, 64), np.float32))
   out = start(layers.Readout(style, 3), features, emb, False)

@@ -32,7 +32,8 @@ PROGRAMS = pathlib.Path(__file__).parents[1] / "programs"
 @pytest.mark.parametrize(("name", "classes", "multiply_adds"), [("cifar10_ddpm", 10, 6.222), ("cifar10_iddpm", 10, 8.387)])
 def test_operations_of_a_forward_pass(name, classes, multiply_adds):
   config = configs.load(name)
-  module, size = build.model(config, 3, classes), config.data.image_size
+  module = build.model(config, 3, classes)
+  size = config.data.image_size
   x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   params = jax.eval_shape(lambda: build.initial_params(module, jax.random.key(0), size, 3))
   inputs = (params, x, jax.ShapeDtypeStruct((1,), jnp.float32), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
@@ -41,7 +42,8 @@ def test_operations_of_a_forward_pass(name, classes, multiply_adds):
 
 
 def test_operations_of_gradients_loops_and_branches():
-  a, b = jnp.zeros((3, 5)), jnp.zeros((5, 7))
+  a = jnp.zeros((3, 5))
+  b = jnp.zeros((5, 7))
   once = 2 * 3 * 5 * 7
   product = lambda a: (a @ b).sum()
   looped = lambda a: jax.lax.scan(lambda c, _: (c, product(a)), 0.0, None, length=11)
@@ -51,7 +53,8 @@ def test_operations_of_gradients_loops_and_branches():
 
 
 def test_operations_of_a_convolution_and_its_gradients():
-  x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
+  x = jnp.zeros((2, 8, 8, 3))
+  kernel = jnp.zeros((3, 3, 3, 5))
   conv = lambda x, kernel, stride: jax.lax.conv_general_dilated(
     x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
   ).sum()
@@ -154,7 +157,8 @@ def test_data_parallel_training_adds_up_the_gradient_once(on_eight):
 
 
 def test_sharing_the_state_costs_gathers_and_saves_memory(on_eight):
-  whole, cut = on_eight["train"]["1"], on_eight["train"]["8"]
+  whole = on_eight["train"]["1"]
+  cut = on_eight["train"]["8"]
   assert "all-gather" in cut["collectives"]
   assert cut["arguments"] < whole["arguments"]
 
@@ -248,7 +252,8 @@ def undecided():
 
 @pytest.mark.parametrize(("limit", "remat", "asked"), [(16 * GIB, "norms", 2), (None, None, 1)])
 def test_a_plan_recomputes_as_a_run_would(limit, remat, asked, monkeypatch):
-  config, peaks = undecided(), iter(PEAKS.values())
+  config = undecided()
+  peaks = iter(PEAKS.values())
   monkeypatch.setattr(plan, "memory_of", lambda device: limit)
   monkeypatch.setattr(plan, "compiled", lambda *_, **__: program(next(peaks)))
   found = plan.train_step(config, jax.devices()[:1])
@@ -266,7 +271,8 @@ def test_a_plan_that_searches_takes_the_fastest_policy_with_its_largest_batch(li
   monkeypatch.setattr(plan, "chip_of_all", lambda devices: chip)
 
   def train_step(config, on, exact):
-    policy, images = [*PEAKS].index(config.network.remat), config.train.per_device_batch
+    policy = [*PEAKS].index(config.network.remat)
+    images = config.train.per_device_batch
     flops = 1e9 * 1.2**policy * 0.9 ** math.log2(images)
     return dataclasses.replace(program(GIB * images // 4**policy), flops=flops, moved=0)
 

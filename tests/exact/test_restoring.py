@@ -45,7 +45,8 @@ def posterior(operator, y, x_t=None, level=None):
   precision = np.linalg.inv(COV) + A.T @ A / NOISE**2
   shift = np.linalg.inv(COV) @ MEAN + A.T @ y / NOISE**2
   if x_t is not None:
-    alpha, sigma = float(level.alpha), float(level.sigma)
+    alpha = float(level.alpha)
+    sigma = float(level.sigma)
     precision += (alpha / sigma) ** 2 * np.eye(16)
     shift += alpha / sigma**2 * x_t
   return np.linalg.solve(precision, shift), np.linalg.inv(precision)

@@ -38,7 +38,8 @@ class Knows:
   x_0: Any
 
   def __call__(self, x_t, level, cond=None):
-    x_0, zero = jnp.broadcast_to(self.x_0, x_t.shape), jnp.zeros_like(x_t)
+    x_0 = jnp.broadcast_to(self.x_0, x_t.shape)
+    zero = jnp.zeros_like(x_t)
     return Prediction(x_0, eps_from_x0(x_0, x_t, level), eps_var=zero, var_frac=zero + 0.3, log_var=zero - 2)
 
 
@@ -117,7 +118,8 @@ def test_no_noise_is_added_into_the_image_whatever_the_covariance():
   ids=["ancestral", "solver"],
 )
 def test_a_batch_is_its_images_one_by_one_bit_by_bit(sampler, noise):
-  denoiser, everybody = Uncertain(ClipX0(Network(None, poly))), slice(None)
+  denoiser = Uncertain(ClipX0(Network(None, poly)))
+  everybody = slice(None)
   whole, _ = run(sampler, denoiser, noise=noise(everybody))
   for b in (slice(0, 1), slice(3, 4)):
     alone, _ = run(sampler, denoiser, X_T[b], noise(b), KEYS[b])
@@ -155,8 +157,11 @@ def test_a_seed_is_a_picture():
 
 
 def test_bits_per_dim_follow_seeds_too():
-  network, kernel, table = ClipX0(Network(None, poly)), ReverseKernel(), steps.gaussian(LEVELS, grid.uniform(40, 5))
-  x_0, order = picture(), np.array([2, 0, 3, 1])
+  network = ClipX0(Network(None, poly))
+  kernel = ReverseKernel()
+  table = steps.gaussian(LEVELS, grid.uniform(40, 5))
+  x_0 = picture()
+  order = np.array([2, 0, 3, 1])
   bound = bits_per_dim(KEYS, network, kernel, table, x_0)
   shuffled = bits_per_dim(KEYS[order], network, kernel, table, x_0[order])
   assert bound.terms.shape == (4, 5)
@@ -194,13 +199,15 @@ def test_one_trace_for_all_etas_weights_scales_and_grids_of_one_length():
 
 
 def test_a_progress_bar_costs_nothing_when_off(capsys):
-  sampler, network = ancestral(grid.uniform(40, 5)), Network(None, stable)
+  sampler = ancestral(grid.uniform(40, 5))
+  network = Network(None, stable)
   arguments = (KEYS, network, sampler, X_T)
   assert "callback" not in sample.lower(*arguments).as_text()
   assert "callback" in sample.lower(*arguments, progress=STEPS).as_text()
   likelihood = (KEYS, network, sampler.kernel, sampler.steps, X_T, None)
   assert "callback" not in _bits_per_dim.lower(*likelihood, noise=None, progress=None).as_text()
-  quiet, shown = run(sampler, network)[0], run(sampler, network, progress=STEPS)[0]
+  quiet = run(sampler, network)[0]
+  shown = run(sampler, network, progress=STEPS)[0]
   jax.effects_barrier()
   np.testing.assert_array_equal(quiet, shown)
   assert "5/5" in capsys.readouterr().err
@@ -210,7 +217,8 @@ def test_a_progress_bar_costs_nothing_when_off(capsys):
 
 
 def test_saved_states_are_those_with_a_multiple_of_save_every_steps_left():
-  sampler, network = ancestral(grid.uniform(40, 7)), ClipX0(Network(None, poly))
+  sampler = ancestral(grid.uniform(40, 7))
+  network = ClipX0(Network(None, poly))
   x, (states, beliefs) = run(sampler, network, save=both)
   _, (kept, kept_beliefs) = run(sampler, network, save=both, save_every=3)
   np.testing.assert_array_equal(states[-1], x)
@@ -231,7 +239,8 @@ class OfLevel:
 
 @pytest.mark.parametrize("covariance", [posterior, CapLast(marginal, level=12)], ids=["posterior", "capped"])
 def test_samplers_in_a_row_are_one(covariance):
-  visited, network = grid.uniform(40, 8), ClipX0(Network(None, poly))
+  visited = grid.uniform(40, 8)
+  network = ClipX0(Network(None, poly))
   whole, states = run(ancestral(visited, covariance), network, noise=OfLevel(GIVEN.draws), save=last)
   parts = [ancestral(visited[:4], covariance), ancestral(visited[3:], covariance)]
   x, saved = run(parts, network, noise=OfLevel(GIVEN.draws), save=last)
@@ -253,7 +262,9 @@ def test_samplers_in_a_row_are_one(covariance):
 )
 def test_a_perfect_output_is_decoded_to_the_truth(mean):
   n = jnp.array([1, 2, 20, 39])
-  x_0, eps, level = picture(), picture(1), LEVELS.level(n)
+  x_0 = picture()
+  eps = picture(1)
+  level = LEVELS.level(n)
   x_t = level.diffuse(x_0, eps)
   pred = mean.decode(mean.target(x_0, eps, level), x_t, level)
   # roundings of x_t over alpha (0.04 at n = 39) in x_0, over sigma (0.04 at n = 1) in eps, and both by x_prev
@@ -262,7 +273,8 @@ def test_a_perfect_output_is_decoded_to_the_truth(mean):
 
 
 def test_x_prev_needs_no_clipping_and_its_chain_returns_to_the_image():
-  table, x_0 = steps.gaussian(LEVELS, grid.uniform(40, 6)), picture()
+  table = steps.gaussian(LEVELS, grid.uniform(40, 6))
+  x_0 = picture()
   mean = prediction.x_prev(table)
 
   def posterior_mean(params, x, time, cond):
@@ -277,7 +289,8 @@ def test_x_prev_needs_no_clipping_and_its_chain_returns_to_the_image():
 @pytest.mark.parametrize("keep_eps", [False, True])
 @pytest.mark.parametrize("wrap", [ClipX0, DynamicThreshold])
 def test_clipping_moves_eps_along_unless_told_not_to(wrap, keep_eps):
-  level, x = LEVELS.level(np.array([30, 20, 10, 1])), 3 * X_T
+  level = LEVELS.level(np.array([30, 20, 10, 1]))
+  x = 3 * X_T
   raw = Network(None, stable)(x, level)
   clipped = wrap(Network(None, stable), keep_eps=keep_eps)(x, level)
   assert np.abs(raw.x0).max() > 1.5 and np.abs(clipped.x0).max() <= 1
@@ -303,7 +316,8 @@ def interpolate(x_0, y_0, weight):
 
 
 def test_latent_interpolation_runs_from_one_image_to_the_other():
-  x_0, y_0 = picture(0), picture(1)
+  x_0 = picture(0)
+  y_0 = picture(1)
   start, middle, end = (interpolate(x_0, y_0, weight) for weight in (0.0, 0.5, 1.0))
   np.testing.assert_array_equal(start, interpolate(x_0, -y_0, 0.0))
   np.testing.assert_array_equal(end, interpolate(-x_0, y_0, 1.0))
@@ -317,7 +331,8 @@ def test_slerp_turns_one_latent_into_the_other():
   turn = jax.jit(interpolation.slerp)
   at = lambda x, y, *weight: np.asarray(turn(x, y, np.float32(np.broadcast_to(weight, 2))))
   size = lambda x: np.linalg.norm(x.reshape(2, -1), axis=1)[:, None, None, None]
-  x, y = X_T[:2], X_T[2:] * size(X_T[:2]) / size(X_T[2:])
+  x = X_T[:2]
+  y = X_T[2:] * size(X_T[:2]) / size(X_T[2:])
   np.testing.assert_allclose(at(x, y, 0), x, atol=1e-6)
   np.testing.assert_allclose(at(x, y, 1), y, atol=1e-6)
   np.testing.assert_allclose(at(x, y, 0.3), at(y, x, 0.7), atol=1e-6)

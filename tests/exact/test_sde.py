@@ -13,7 +13,8 @@ from ddpm_jax.diffusion.prediction import Network, TimeScale
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.sde import VpSde, euler_maruyama
 
-SDE, V = VpSde(), 0.09
+SDE = VpSde()
+V = 0.09
 DATA = Mixture(np.float32([1]), np.float32([0]), np.float32([V]))
 KEYS = noise.image_keys(np.arange(4))
 
@@ -21,14 +22,19 @@ KEYS = noise.image_keys(np.arange(4))
 @pytest.mark.parametrize("ode", [False, True])
 def test_euler_maruyama_is_the_formula(ode):
   """Extended-Analytic-DPM's sampler written out: drift f - g^2 score (half of it for the ODE), time running down."""
-  K, shape = 12, (4, 2, 2, 1)
+  K = 12
+  shape = (4, 2, 2, 1)
   rng = np.random.default_rng(0)
-  x_T, draws = rng.standard_normal(shape), rng.standard_normal((K, *shape))
+  x_T = rng.standard_normal(shape)
+  draws = rng.standard_normal((K, *shape))
   times = np.append(0, np.linspace(1e-3, 1, K))
-  x, expected = x_T, []
+  x = x_T
+  expected = []
   for k in range(K):
-    t, s = times[K - k], times[K - k - 1]
-    integral, dt = schedule.vp_integral(t), s - t
+    t = times[K - k]
+    s = times[K - k - 1]
+    integral = schedule.vp_integral(t)
+    dt = s - t
     alpha_bar = np.exp(-integral)
     eps = np.sqrt(1 - alpha_bar) * x / (alpha_bar * V + 1 - alpha_bar)
     score = -eps / np.sqrt(1 - alpha_bar)
@@ -45,7 +51,9 @@ def test_euler_maruyama_is_the_formula(ode):
 
 def test_the_ode_sampler_is_of_first_order():
   """Exact: x(0.2) = x(1) sqrt(var(0.2) / var(1)); Euler's error halves with the step."""
-  x_T, errors, levels = np.ones((1, 1, 1, 1), np.float32), [], schedule.vp_sde(1000)
+  x_T = np.ones((1, 1, 1, 1), np.float32)
+  errors = []
+  levels = schedule.vp_sde(1000)
   var = levels.alpha_bar * V + 1 - levels.alpha_bar
   for stride in (16, 8, 4):  # finer, float32 shows: at t = 1 beliefs about x_0 multiply roundings by 150
     visited = np.append(np.arange(1000, 199, -stride), 0)
@@ -56,7 +64,8 @@ def test_the_ode_sampler_is_of_first_order():
 
 def test_the_sde_sampler_makes_the_datas_variance():
   """With 500 steps from 1,000 images of 16 pixels: 1 % of chance, 1 % of Euler's."""
-  keys, levels = noise.image_keys(np.arange(1000)), schedule.vp_sde(1000)
+  keys = noise.image_keys(np.arange(1000))
+  levels = schedule.vp_sde(1000)
   x_T = noise.PerImage(keys).initial((4, 4, 1))
   x_0, _ = sample(keys, DATA, GaussianSampler(euler_maruyama(levels, grid.uniform(1000, 500))), x_T)
   assert float(x_0.var()) == pytest.approx(V, rel=0.04)

@@ -67,7 +67,8 @@ FINE = schedule.vp_sde(2**14)  # levels fine enough that a grid of 256 steps can
 def two_peaks(x_t, level, cond):
   """E[x_0 | x_t] of N(-1, 0.3^2) and N(1, 0.3^2), half each, in float64 (the levels' own alphas are float32)."""
   alpha_bar = jnp.asarray(FINE.alpha_bar)[level.n]
-  alpha, var = jnp.sqrt(alpha_bar), 0.09 * alpha_bar + 1 - alpha_bar
+  alpha = jnp.sqrt(alpha_bar)
+  var = 0.09 * alpha_bar + 1 - alpha_bar
   mean = jnp.tanh(alpha * x_t / var)
   x0 = mean + 0.09 * alpha / var * (x_t - alpha * mean)
   return Prediction(x0, (x_t - alpha * x0) / jnp.sqrt(1 - alpha_bar))
@@ -91,7 +92,8 @@ X_T = np.array([-1.3, -0.4, 0.25, 0.9])
 @pytest.fixture(scope="module")
 def truth():
   """(grids of equal log-SNR, the solution at their common end)."""
-  top, end = 2**14, 2**8
+  top = 2**14
+  end = 2**8
   levels = [np.linspace(*FINE.log_snr[[top, end]], K + 1) for K in STEPS]
   grids = [np.abs(FINE.log_snr[1:] - wanted[:, None]).argmin(1) + 1 for wanted in levels]
   return grids, flowed(X_T, top, end)
@@ -138,7 +140,8 @@ class Paper:
   """float64 loops with the papers' ifs; x0(x, n) is the belief at level n."""
 
   def __init__(self, levels, x0):
-    self.alpha, self.sigma = np.sqrt(levels.alpha_bar), np.sqrt(1 - levels.alpha_bar)
+    self.alpha = np.sqrt(levels.alpha_bar)
+    self.sigma = np.sqrt(1 - levels.alpha_bar)
     with np.errstate(divide="ignore"):
       self.lam = np.log(self.alpha) - np.log(self.sigma)
     self.x0 = x0
@@ -150,15 +153,18 @@ class Paper:
     return self.sigma[s] / self.sigma[t] * x - self.alpha[s] * (math.exp(-h) - 1) * D
 
   def multistep(self, x, levels, order):
-    lam, D = self.lam, []
+    lam = self.lam
+    D = []
     for i in range(len(levels) - 1):
-      t, s = levels[i], levels[i + 1]
+      t = levels[i]
+      s = levels[i + 1]
       D.append(self.x0(x, t))
       p = min(order, i + 1, len(levels) - 1 - i)
       if p == 1:
         x = self.ddim(x, D[-1], t, s)
         continue
-      h, h_0 = lam[s] - lam[t], lam[t] - lam[levels[i - 1]]
+      h = lam[s] - lam[t]
+      h_0 = lam[t] - lam[levels[i - 1]]
       if p == 2:
         r = h_0 / h
         x = self.ddim(x, (1 + 1 / (2 * r)) * D[-1] - 1 / (2 * r) * D[-2], t, s)
@@ -179,7 +185,8 @@ class Paper:
     pairs = (len(levels) - 2) // 2  # the last step, into level 0, is of first order
     for i in range(pairs):
       t, u, s = levels[2 * i : 2 * i + 3]
-      h, r = self.lam[s] - self.lam[t], (self.lam[u] - self.lam[t]) / (self.lam[s] - self.lam[t])
+      h = self.lam[s] - self.lam[t]
+      r = (self.lam[u] - self.lam[t]) / (self.lam[s] - self.lam[t])
       D_t = self.x0(x, t)
       D_u = self.x0(self.ddim(x, D_t, t, u), u)
       x = self.sigma[s] / self.sigma[t] * x - self.alpha[s] * np.expm1(-h) * ((1 - 1 / (2 * r)) * D_t + 1 / (2 * r) * D_u)
@@ -189,7 +196,8 @@ class Paper:
 
   def heun(self, x, levels):
     """EDM's algorithm 1 in x / alpha and sigma / alpha."""
-    z, r = x / self.alpha[levels[0]], self.sigma / self.alpha
+    z = x / self.alpha[levels[0]]
+    r = self.sigma / self.alpha
     for t, s in zip(levels[:-1], levels[1:], strict=True):
       d = (z - self.x0(z * self.alpha[t], t)) / r[t]
       z_s = z + (r[s] - r[t]) * d
@@ -203,7 +211,8 @@ class Paper:
     lam = self.lam
     D = [self.x0(x, levels[0])]
     for i in range(len(levels) - 1):
-      t, s = levels[i], levels[i + 1]
+      t = levels[i]
+      s = levels[i + 1]
       p = min(order, i + 1, len(levels) - 1 - i)
       if s == 0:
         return self.ddim(x, D[-1], t, s)
@@ -218,7 +227,8 @@ class Paper:
         rho = np.linalg.solve([[q**k for q in r] for k in range(p - 1)], b[:-1])
       predicted = base - self.alpha[s] * B * sum(w * d for w, d in zip(rho, differences, strict=True))
       D.append(self.x0(predicted, s))
-      r, differences = [*r, 1.0], [*differences, D[-1] - D[-2]]
+      r = [*r, 1.0]
+      differences = [*differences, D[-1] - D[-2]]
       rho = [0.5] if p == 1 else np.linalg.solve([[q**k for q in r] for k in range(p)], b)
       x = base - self.alpha[s] * B * sum(w * d for w, d in zip(rho, differences, strict=True))
     return x
@@ -226,10 +236,12 @@ class Paper:
 
 def adams_bashforth(paper, x, levels, order, variable):
   """Multistep in eps: Lagrange polynomials in variable(rho) by quadrature, or None: the weights of equal steps."""
-  rho, u = paper.sigma / paper.alpha, x / paper.alpha[levels[0]]
+  rho = paper.sigma / paper.alpha
+  u = x / paper.alpha[levels[0]]
   eps = []
   for i in range(len(levels) - 2):
-    t, s = levels[i], levels[i + 1]
+    t = levels[i]
+    s = levels[i + 1]
     eps.append((u - paper.x0(u * paper.alpha[t], t)) / rho[t])
     past = levels[max(0, i - order + 1) : i + 1][::-1]
     if variable is None:
@@ -255,7 +267,8 @@ def phi(k, z):
 
 def belief(x, n):
   """two_peaks in NumPy."""
-  alpha, var = FINE.alpha_bar[n] ** 0.5, 1 - 0.91 * FINE.alpha_bar[n]
+  alpha = FINE.alpha_bar[n] ** 0.5
+  var = 1 - 0.91 * FINE.alpha_bar[n]
   mean = np.tanh(alpha * x / var)
   return mean + 0.09 * alpha / var * (x - alpha * mean)
 
@@ -301,7 +314,8 @@ def test_ipndm_is_deis_where_steps_are_equal(order):
 
 
 def test_first_order_is_ddim():
-  g, x_T = grid.uniform(1000, 10), jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
+  g = grid.uniform(1000, 10)
+  x_T = jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
   ddim = GaussianSampler(steps.gaussian(S, g, eta=0.0), ReverseKernel())
   theirs = sample(noise.image_keys(np.arange(5)), MIXTURE, ddim, x_T)[0]
   np.testing.assert_allclose(run(TABLES["1"](S, g), x_T), theirs, atol=1e-5)  # rounding of numbers below 3, 10 steps
@@ -309,7 +323,8 @@ def test_first_order_is_ddim():
 
 def test_first_order_sde_is_ddpm():
   g = grid.uniform(1000, 10)
-  ours, theirs = TABLES["sde1"](S, g), steps.gaussian(S, g)
+  ours = TABLES["sde1"](S, g)
+  theirs = steps.gaussian(S, g)
   # mean = c_x0 x0 + c_eps (x - alpha x0) / sigma
   c_x = theirs.c_eps / theirs.t.sigma
   np.testing.assert_allclose(ours.next_a, c_x, rtol=1e-5, atol=1e-7)
@@ -319,7 +334,8 @@ def test_first_order_sde_is_ddpm():
 
 @pytest.mark.parametrize("name", ["sde1", "sde2M"])
 def test_sde_draws_from_gaussian_data(name):
-  data, count = Mixture(np.float32([1]), np.float32([0.5]), np.float32([0.25])), 4096
+  data = Mixture(np.float32([1]), np.float32([0.5]), np.float32([0.25]))
+  count = 4096
   keys = noise.image_keys(np.arange(count))
   table = TABLES[name](S, grid.log_snr(S, 80))
   x = sample(keys, data, Solver(table), noise.PerImage(keys).initial((1, 1, 1)))[0]
@@ -342,7 +358,8 @@ def test_twenty_fast_steps_beat_many_of_ddim(name, ddim_steps):
 
 
 def test_inversion_of_second_order_returns_closer():
-  up, x_0 = grid.log_snr(S, 20)[-2::-1], MIXTURE.sample(jax.random.key(0), (8, 1, 1, 1))
+  up = grid.log_snr(S, 20)[-2::-1]
+  x_0 = MIXTURE.sample(jax.random.key(0), (8, 1, 1, 1))
 
   def round_trip(name):
     x_T = run(TABLES[name](S, up), x_0)
@@ -390,7 +407,8 @@ def test_guided_networks_with_a_learned_variance(name):
 
   def images(grid_of_7, apply=heads, parameterization=TwoHeads.named(Eps(), "range"), count=2):
     guided = ClipX0(ClassifierFree(Network(None, apply, parameterization), 2.0, {"label": 3}))
-    x_T, cond = jnp.linspace(-2, 2, 4).reshape(2, 1, 1, 2), {"label": jnp.asarray([0, 2])}
+    x_T = jnp.linspace(-2, 2, 4).reshape(2, 1, 1, 2)
+    cond = {"label": jnp.asarray([0, 2])}
     return run(TABLES[name](S, grid_of_7(S, 7)), x_T[:count], guided, jax.tree.map(lambda a: a[:count], cond))
 
   x = images(grid.log_snr)

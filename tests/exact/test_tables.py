@@ -39,7 +39,8 @@ def test_levels_fall_from_the_image_to_noise(levels):
 
 def test_a_traced_level_is_the_host_level(levels):
   n = np.array([levels.T, 1, 0, levels.T // 2])
-  host, traced = levels.level(n), levels.level(jnp.asarray(n))
+  host = levels.level(n)
+  traced = levels.level(jnp.asarray(n))
   for name in ("n", "alpha", "sigma"):
     np.testing.assert_array_equal(getattr(host, name), getattr(traced, name))
 
@@ -55,8 +56,10 @@ def test_every_step_between_any_two_levels_is_finite(levels):
 
 def test_eta_1_is_the_posterior_of_ddpm(levels):
   """DDPM eq. 7, from the betas."""
-  beta, alpha_bar = levels.betas, levels.alpha_bar
-  before, after = alpha_bar[:-1], alpha_bar[1:]
+  beta = levels.betas
+  alpha_bar = levels.alpha_bar
+  before = alpha_bar[:-1]
+  after = alpha_bar[1:]
   table = steps.gaussian(levels, grid.full(levels.T))
   up = lambda column: np.asarray(column, np.float64)[::-1]
   np.testing.assert_allclose(np.sqrt(up(table.c_cov)), np.sqrt(before) * beta / (1 - after), **FLOAT32)
@@ -73,7 +76,8 @@ def test_tables_follow_ddim(levels, eta):
   """DDIM eq. 12 and 16, on a grid with strides."""
   visited = grid.uniform(levels.T, 3)
   table = steps.gaussian(levels, visited, eta)
-  a_t, a_s = levels.alpha_bar[visited[:-1]], levels.alpha_bar[visited[1:]]
+  a_t = levels.alpha_bar[visited[:-1]]
+  a_s = levels.alpha_bar[visited[1:]]
   std = eta * np.sqrt((1 - a_s) / (1 - a_t)) * np.sqrt(1 - a_t / a_s)
   np.testing.assert_allclose(table.var, std**2, **FLOAT32)
   np.testing.assert_allclose(table.c_x0, np.sqrt(a_s), **FLOAT32)
@@ -99,10 +103,13 @@ def test_precision_at_both_ends_of_4000_cosine_levels():
   """float32 tables and float32 arithmetic from them, against float64."""
   levels = schedule.cosine(4000)
   table = steps.gaussian(levels, grid.full(4000))
-  alpha_bar, beta = levels.alpha_bar, levels.betas
+  alpha_bar = levels.alpha_bar
+  beta = levels.betas
   ends = np.array([4000, 3999, 2, 1])
   row = table.leaving(jnp.asarray(ends))
-  b, before, after = beta[ends - 1], alpha_bar[ends - 1], alpha_bar[ends]
+  b = beta[ends - 1]
+  before = alpha_bar[ends - 1]
+  after = alpha_bar[ends]
   log_posterior = np.log(b * (1 - before) / (1 - after) + (ends == 1) * beta[1] * (1 - alpha_bar[1]) / (1 - alpha_bar[2]))
   np.testing.assert_allclose(row.log_var_min, log_posterior, rtol=3e-7)
   np.testing.assert_allclose(row.log_var_max, np.log(b), rtol=3e-7, atol=1e-9)
@@ -110,7 +117,8 @@ def test_precision_at_both_ends_of_4000_cosine_levels():
   np.testing.assert_allclose(row.t.sigma, np.sqrt(1 - after), rtol=1e-7)
   # The posterior mean in float32, at n = 2 where it joins x_0 and x_t in nearly equal parts and sigma is 0.004.
   rng = np.random.default_rng(0)
-  x_0, eps = rng.uniform(-1, 1, (4, 8, 8, 3)), rng.standard_normal((4, 8, 8, 3))
+  x_0 = rng.uniform(-1, 1, (4, 8, 8, 3))
+  eps = rng.standard_normal((4, 8, 8, 3))
   wide = lambda a: a[:, None, None, None]
   x_t = np.float32(wide(np.sqrt(after)) * x_0 + wide(np.sqrt(1 - after)) * eps)
   exact = wide(np.sqrt(before) * b / (1 - after)) * np.float32(x_0) + wide(np.sqrt(1 - b) * (1 - before) / (1 - after)) * x_t
@@ -180,7 +188,8 @@ def test_the_community_ddim_grid_is_compvis_recipe():
     visited = np.arange(0, T, T // K) + 1
     alphas = schedule.linear(T).alpha_bar[1:]
     table = steps.gaussian(schedule.linear(T), grid.ddim_plus1(T, K), eta=0.5)
-    a, before = alphas[visited], alphas[np.append(0, visited[:-1])]
+    a = alphas[visited]
+    before = alphas[np.append(0, visited[:-1])]
     sigma = 0.5 * np.sqrt((1 - before) / (1 - a) * (1 - a / before))
     np.testing.assert_array_equal(table.t.n, visited[::-1] + 1)
     np.testing.assert_allclose(table.c_x0, np.sqrt(before)[::-1], rtol=1e-6)  # float32

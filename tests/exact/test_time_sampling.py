@@ -9,7 +9,8 @@ import pytest
 
 from ddpm_jax.diffusion.time_sampling import TIME_SAMPLERS, Antithetic, LossSecondMoment, Stratified, Uncertainty
 
-T, B = 8, 20_000
+T = 8
+B = 20_000
 KEY = jax.random.key(3)
 
 
@@ -64,7 +65,8 @@ class Queue:
   """`LossSecondMomentResampler`, one loss after the other, in NumPy."""
 
   def __init__(self, sampler):
-    self.sampler, self.losses = sampler, [[] for _ in range(sampler.T)]
+    self.sampler = sampler
+    self.losses = [[] for _ in range(sampler.T)]
 
   def update(self, n, loss):
     for level, value in zip(n, loss, strict=True):
@@ -79,9 +81,12 @@ class Queue:
 
 def test_loss_second_moment_remembers_what_a_queue_would():
   """Batches of 64 over 5 levels: many duplicates, often more of one level than are kept."""
-  sampler, rng = LossSecondMoment(5, kept=10), np.random.default_rng(0)
-  queue, state = Queue(sampler), sampler.init()
-  update, probabilities = jax.jit(sampler.update), jax.jit(sampler.probabilities)
+  sampler = LossSecondMoment(5, kept=10)
+  rng = np.random.default_rng(0)
+  queue = Queue(sampler)
+  state = sampler.init()
+  update = jax.jit(sampler.update)
+  probabilities = jax.jit(sampler.probabilities)
   uniform = 0
   for _ in range(12):
     n = rng.choice(5, 64, p=[0.5, 0.3, 0.1, 0.06, 0.04]) + 1

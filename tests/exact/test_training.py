@@ -16,7 +16,8 @@ from ddpm_jax.training import checkpoints, ema, manifest, optimizer, power_ema, 
 
 def average(params, rate, warmup, start=None):
   """The averages after each of params[1:], [updates, ...]."""
-  now, out = ema.init(params[0] if start is None else start, (rate,)), []
+  now = ema.init(params[0] if start is None else start, (rate,))
+  out = []
   for n, p in enumerate(params[1:] if start is None else params):
     now = ema.update(now, p, jnp.int32(n), warmup=warmup)
     out.append(np.asarray(now[str(rate)]))
@@ -98,7 +99,10 @@ def test_schedules_refuse_what_cannot_be():
 
 
 def test_adam_follows_its_definition():
-  b1, b2, eps, rate = 0.9, 0.999, 1e-8, 0.01
+  b1 = 0.9
+  b2 = 0.999
+  eps = 1e-8
+  rate = 0.01
   grads = np.random.default_rng(0).normal(size=(30, 5)) * 1e-3
   tx = optimizer.make_optimizer(rate, b1=b1, b2=b2, eps=eps)
   params = jnp.zeros(5)
@@ -107,7 +111,8 @@ def test_adam_follows_its_definition():
   for t, g in enumerate(grads, start=1):
     updates, moments = tx.update(jnp.asarray(g, jnp.float32), moments, params)
     params = optax.apply_updates(params, updates)
-    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * g**2
     exact = exact - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
   np.testing.assert_allclose(params, exact, atol=1e-6)  # float32 sums of 30 updates of size 0.01
 
@@ -172,7 +177,8 @@ IMAGES = np.array([0.5, -1.0, 0.0, 1.0], np.float32).reshape(4, 1, 1, 1)
 def test_gradient_is_that_of_the_weighted_mean(accumulate):
   options = dict(accumulate=accumulate, learns=lambda path: path == "p", start=7, skipped=5)
   after, metrics = one_step(squares, {"image": IMAGES}, **options)
-  x, w = IMAGES[:, 0, 0, 0], np.array([1.0, 3.0, 1.0, 3.0])
+  x = IMAGES[:, 0, 0, 0]
+  w = np.array([1.0, 3.0, 1.0, 3.0])
   np.testing.assert_allclose(metrics["loss"], np.mean(w * (2 - x) ** 2), rtol=1e-6)
   np.testing.assert_allclose(metrics["level"], np.mean(w * [1, 2, 1, 2]), rtol=1e-6)
   gradient = np.mean(w * 2 * (2 - x) * 2)
@@ -205,7 +211,8 @@ def test_bytes_are_mapped_to_unit_range():
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_labels_travel_with_their_images_and_drop_at_the_given_rate(accumulate):
-  labels, count = np.arange(4096, dtype=np.int32) % 10, 4096
+  labels = np.arange(4096, dtype=np.int32) % 10
+  count = 4096
   seen = lambda keys, network, x_0, n, cond: (cond["label"] + 0.0 * network["p"], {})
   images = np.zeros((count, 1, 1, 1), np.float32)
   after, _ = one_step(seen, {"image": images, "label": labels}, label_dropout=0.25, null_label=10, accumulate=accumulate)
@@ -290,8 +297,10 @@ def test_digest_is_its_definition(place):
 
 def test_few_digests_are_in_the_making_at_a_time(monkeypatch):
   """More than 32 programs that wait for other devices stop the CPU backend for ever (digest.py)."""
-  waiting, most = [], []
-  digest_of, get = digest._digest, jax.device_get
+  waiting = []
+  most = []
+  digest_of = digest._digest
+  get = jax.device_get
 
   def start(x):
     waiting.append(x)

@@ -116,7 +116,8 @@ def test_sixteen_bits_are_rounded_to_the_nearest(color_type, channels):
   data = png([row.tobytes() for row in values], color_type)
   assert viewing.header(io.BytesIO(data)).bits == 16
   np.testing.assert_array_equal(seen(data, channels), rounded(values))
-  low, high = 1000, 5000
+  low = 1000
+  high = 5000
   ranged = seen(data, channels, value_range=(low, high))
   colors = slice(None) if channels in (1, 3) else slice(-1)
   exact = ((values.astype(float) - low) / (high - low) * 255).clip(0, 255)

@@ -10,7 +10,8 @@ def write_bundle(prefix, variables):
   field = lambda number, value: varint(number << 3) + varint(value)
   nested = lambda number, message: varint(number << 3 | 2) + varint(len(message)) + message
   entry = lambda key, value: varint(0) + varint(len(key)) + varint(len(value)) + key + value
-  block, data = entry(b"", field(1, 1)), b""
+  block = entry(b"", field(1, 1))
+  data = b""
   for name, tensor in sorted(variables.items()):
     shape = b"".join(nested(2, field(1, n)) for n in tensor.shape)
     proto = field(1, 1) + nested(2, shape) + field(4, len(data)) + field(5, tensor.nbytes)

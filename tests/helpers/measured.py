@@ -15,8 +15,10 @@ def after_the_step(x, pred):
 
 def costs_of_all_steps(chain, denoiser, covariance, x_0, noise):
   """The table of step_costs in nats per image, from noise [T,B,...] of levels 1 ... T."""
-  rows, keys = steps.gaussian(chain, grid.full(chain.T)), jax.random.split(jax.random.key(0), len(x_0))
-  lower, last = step_costs.to_lower(chain, rows.t.n), log_posterior_21(chain)
+  rows = steps.gaussian(chain, grid.full(chain.T))
+  keys = jax.random.split(jax.random.key(0), len(x_0))
+  lower = step_costs.to_lower(chain, rows.t.n)
+  last = log_posterior_21(chain)
   terms = jax.jit(step_costs.terms, static_argnames="covariance")
   columns = terms(keys, denoiser, covariance, rows, lower, x_0, last_log_var=last, noise=Stored(noise[::-1]))
   table = np.full((chain.T + 1, chain.T + 1), np.inf)
@@ -27,8 +29,10 @@ def costs_of_all_steps(chain, denoiser, covariance, x_0, noise):
 
 def second_moments(network, chain, x_0, noise, batch_size):
   """|eps_hat|^2 / d as [T, images], from noise [T * batches, B, ...], level after level."""
-  rows, keys = steps.gaussian(chain, grid.full(chain.T)), jax.random.split(jax.random.key(0), batch_size)
-  measure, batches = jax.jit(moments.second_moments), len(x_0) // batch_size
+  rows = steps.gaussian(chain, grid.full(chain.T))
+  keys = jax.random.split(jax.random.key(0), batch_size)
+  measure = jax.jit(moments.second_moments)
+  batches = len(x_0) // batch_size
   parts = [
     measure(keys, network, rows, x_0[b * batch_size : (b + 1) * batch_size], noise=Stored(noise[b::batches][::-1]))
     for b in range(batches)

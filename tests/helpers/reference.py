@@ -115,9 +115,11 @@ class Experiment:
 
 def experiment(table, mean: str, var: str, model: str = "poly", time=prediction.TimeScale()) -> Experiment:
   """mean and var in the words of either code; a second head is added to the model where the variance is learned."""
-  parameterization, params = MEANS[mean](table), None
+  parameterization = MEANS[mean](table)
+  params = None
   if kind := SECOND_HEADS.get(var):
-    parameterization, params = second_heads.TwoHeads.named(parameterization, kind), np.float32(OFFSETS[kind])
+    parameterization = second_heads.TwoHeads.named(parameterization, kind)
+    params = np.float32(OFFSETS[kind])
     model = model.removesuffix("+var") + "+var"
   network = prediction.Network(params, named(model), parameterization, time)
   return Experiment(table, network, ReverseKernel(COVARIANCES[var]))
@@ -125,7 +127,8 @@ def experiment(table, mean: str, var: str, model: str = "poly", time=prediction.
 
 def openai(args: dict, eta: float | None = None) -> Experiment:
   """The experiment of a group's args (`create_gaussian_diffusion` of OpenAI's two repositories)."""
-  T, spec = args["T"], args.get("timestep_respacing")
+  T = args["T"]
+  spec = args.get("timestep_respacing")
   levels = schedule.SCHEDULES[args["schedule_name"]](T)
   table = steps.gaussian(levels, grid.sections(T, spec) if spec else grid.full(T), 1.0 if eta is None else eta)
   model = args.get("model", "poly").removesuffix("+var")

@@ -87,7 +87,8 @@ def ho(tensors, x, time):
   """Ho's UNet as ermongroup/ddim has it; with Extended-Analytic-DPM's second head after it, if the tensors have one."""
   at = lambda name: under(tensors, name)
   emb = embed(at("temb.dense.0"), at("temb.dense.1"), sin_cos(time, tensors["temb.dense.0.weight"].shape[1]))
-  levels, blocks = count(tensors, "down.{}.block.0."), count(tensors, "down.0.block.{}.")
+  levels = count(tensors, "down.{}.block.0.")
+  blocks = count(tensors, "down.0.block.{}.")
 
   def block(name, h):
     return _ho_attention(at(name.replace("block", "attn")), _ho_block(at(name), h, emb))
@@ -175,7 +176,8 @@ def classifier(tensors, x, time, **options):
 
 
 def _openai_embedding(tensors, time):
-  first, second = under(tensors, "time_embed.0"), under(tensors, "time_embed.2")
+  first = under(tensors, "time_embed.0")
+  second = under(tensors, "time_embed.2")
   return embed(first, second, cos_sin(time, first["weight"].shape[1]))
 
 
@@ -199,7 +201,8 @@ def _openai_encoder(tensors, x, emb, options):
 
 def _openai_block(p, x, emb, resample=same):
   h = conv(under(p, "in_layers.2"), resample(F.silu(norm(under(p, "in_layers.0"), x, 1e-5))))
-  x, shift = resample(x), linear(under(p, "emb_layers.1"), F.silu(emb))[:, :, None, None]
+  x = resample(x)
+  shift = linear(under(p, "emb_layers.1"), F.silu(emb))[:, :, None, None]
   if shift.shape[1] == 2 * h.shape[1]:
     scale, shift = shift.chunk(2, 1)
     h = norm(under(p, "out_layers.0"), h, 1e-5) * (1 + scale) + shift
@@ -219,8 +222,10 @@ def _openai_resample(p, h, emb, resample):
 
 
 def _openai_attention(p, x, options, up=False):
-  channels, head_channels = x.shape[1], options.get("num_head_channels", -1)
-  heads, heads_up = options.get("num_heads", 1), options.get("num_heads_upsample", -1)
+  channels = x.shape[1]
+  head_channels = options.get("num_head_channels", -1)
+  heads = options.get("num_heads", 1)
+  heads_up = options.get("num_heads_upsample", -1)
   heads = heads_up if up and heads_up != -1 else heads
   heads = heads if head_channels == -1 else channels // head_channels
   qkv = F.conv1d(norm(under(p, "norm"), x, 1e-5).flatten(2), p["qkv.weight"], p["qkv.bias"])

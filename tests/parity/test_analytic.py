@@ -87,7 +87,9 @@ def variances(eps_var, rows, kernel):
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_sampling(data, chain, name):
-  group, args, gamma = f"sampling/{name}", data.args(f"sampling/{name}"), data["inputs/ms_eps"]
+  group = f"sampling/{name}"
+  args = data.args(f"sampling/{name}")
+  gamma = data["inputs/ms_eps"]
   ddim = name.startswith("ddim")
   covariance = Optimal() if args["ms_eps"] else posterior if args.get("small_sigma", True) else marginal
   visited = grid_of(args, chain, gamma)
@@ -100,7 +102,9 @@ def test_sampling(data, chain, name):
     denoiser = ClipX0(denoiser, keep_eps=ddim)
   denoiser = AnalyticMoments(denoiser, gamma)
 
-  s, r, xs = data[f"{group}/s"], data[f"{group}/r"], nhwc(data[f"{group}/xs"])
+  s = data[f"{group}/s"]
+  r = data[f"{group}/r"]
+  xs = nhwc(data[f"{group}/xs"])
   kept = s != r  # a repeated level
   np.testing.assert_array_equal(xs[1:][~kept], xs[:-1][~kept])  # is exactly nothing in the reference, and left out in ours
   np.testing.assert_array_equal(table.t.n, r[kept])
@@ -148,7 +152,8 @@ def test_bad_tail_is_found_at_the_very_last_level(data):
 
 @pytest.mark.parametrize("name", NELBO)
 def test_bits_per_dim(data, chain, name):
-  args, gamma = data.args(f"nelbo/{name}"), data["inputs/ms_eps"]
+  args = data.args(f"nelbo/{name}")
+  gamma = data["inputs/ms_eps"]
   covariance = Optimal() if "ms_eps" in name else posterior if args["small_sigma"] else marginal
   kernel = ReverseKernel(fix_last_to_full_chain(covariance, chain))
   denoiser = Network(None, named(args["model"]), time=time_of(args, chain.T))
@@ -184,15 +189,19 @@ def test_costs_of_all_steps_and_the_best_path(data, small):
 
 
 def test_losses(data):
-  x_0, eps, n = nhwc(data["losses/x0"]), nhwc(data["losses/eps"]), jnp.asarray(data["losses/n"])
+  x_0 = nhwc(data["losses/x0"])
+  eps = nhwc(data["losses/eps"])
+  n = jnp.asarray(data["losses/n"])
   chain = schedule.from_betas(data["losses/betas"][1:])
-  table, time = steps.gaussian(chain, grid.full(chain.T)), time_of(data.args("losses"), chain.T)
+  table = steps.gaussian(chain, grid.full(chain.T))
+  time = time_of(data.args("losses"), chain.T)
   both = two_heads(named("poly"), sn)
 
   def of(loss, apply, parameterization):
     return jax.jit(loss.given)(eps, Network(None, apply, parameterization, time), x_0, n)[1]
 
-  simple, second = losses.Simple(table, reduce="sum"), losses.SecondHead(table)
+  simple = losses.Simple(table, reduce="sum")
+  second = losses.SecondHead(table)
   assert_close(of(simple, named("poly"), Eps())["mse"], data["losses/dsm"])
   assert_close(of(simple, named("poly"), X0())["mse"], data["losses/dsm_zero"])
   parts = of(second, both, TwoHeads.named(Eps(), "second_moment"))
@@ -206,7 +215,8 @@ def test_losses(data):
 def test_gamma_estimation(data, name):
   first = "gamma_estimation/DDPMNaiveEvaluator"
   chain = schedule.from_betas(data[f"{first}/betas"][1:])
-  x_0, noise = nhwc(data[f"{first}/x0"]), nhwc(data[f"{first}/noise"])
+  x_0 = nhwc(data[f"{first}/x0"])
+  noise = nhwc(data[f"{first}/noise"])
   shift = int(name.endswith("shift1"))  # its network has a learned range beside, which plays no role
   network = Network(np.float32(0), named("poly+var"), TwoHeads.named(Eps(), "range"), TimeScale(1000 / chain.T, shift))
   each = second_moments(network, chain, x_0, noise, 3)

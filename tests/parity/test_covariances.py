@@ -123,7 +123,10 @@ def test_samples_of_ocm(group):
     r"sampling/(ddpm|ddim)([\d.]*)/clip_(\w+)/idx(\d)_pix(\d)/avg_(\w+)/(linear|power2)_K(\d+)_shift1_(\w+)", group
   ).groups()
   kind, eta, clip, index, pixels, average, trajectory, K, shift = words
-  clip, average, index, K = clip == "True", average == "True", int(index), int(K)
+  clip = clip == "True"
+  average = average == "True"
+  index = int(index)
+  K = int(K)
   visited = grid.uniform(1000, K) if trajectory == "linear" else grid.power(1000, K, 2)
   np.testing.assert_array_equal(visited[:-1], OCM[f"{group}/n"])
   covariance = Optimal(clip, average)

@@ -78,7 +78,8 @@ def beliefs(inner, wrapper, rev_var_type, gamma, clip, ddim):
 
 @pytest.mark.parametrize("name", ["linear_N50", "cosine_N30", "vpsde_N40"])
 def test_schedules(data, name):
-  group, args = f"schedule/{name}", data.args(f"schedule/{name}")
+  group = f"schedule/{name}"
+  args = data.args(f"schedule/{name}")
   chain = schedule.SCHEDULES[args.get("schedule_name", "vp_sde")](args["N"])
   # 1e-12: alpha_bar is a product here, the reference sums without cancellation; beta ~ 1e-4 loses four digits of 1e-16
   np.testing.assert_allclose(chain.betas, data[f"{group}/betas"][1:], rtol=1e-11)
@@ -86,7 +87,8 @@ def test_schedules(data, name):
     return
   np.testing.assert_allclose(chain.alpha_bar, data[f"{group}/cum_alphas"], rtol=1e-12)
   s, t = np.triu_indices(args["N"] + 1, 1)
-  s, t = s[s > 0], t[s > 0]
+  t = t[s > 0]
+  s = s[s > 0]
   rows = steps.transitions(chain, t, s)
   np.testing.assert_allclose(rows.var, data[f"{group}/tilde_beta"][s, t], rtol=1e-6)  # float32
   np.testing.assert_allclose(np.exp(rows.log_var_max), data[f"{group}/skip_betas"][s, t], rtol=1e-6)
@@ -123,8 +125,10 @@ def test_trajectories_of_steps(data):
 
 @pytest.mark.parametrize("case", ["0", "1", "2"])
 def test_dp_seg(data, case):
-  group, args = f"dp_seg/{case}", data.args(f"dp_seg/{case}")
-  chain, gamma = schedule.SCHEDULES[args["schedule_name"]](args["N"]), data[f"{group}/ms_eps"]
+  group = f"dp_seg/{case}"
+  args = data.args(f"dp_seg/{case}")
+  chain = schedule.SCHEDULES[args["schedule_name"]](args["N"])
+  gamma = data[f"{group}/ms_eps"]
   Ks = [int(key.rpartition("K")[2]) for key in data.arrays.files if key.startswith(f"{group}/steps_K")]
   for K in Ks:
     parts = trajectory.split(gamma, K)
@@ -146,9 +150,11 @@ def test_dp_vb(data):
 @pytest.mark.parametrize("form", ["ddpm", "ddim_eta0.0", "ddim_eta0.5", "ddim_eta1.0"])
 def test_variance_of_every_step(data, form):
   group = "optimal_variance/linear_N50"
-  chain, gamma = schedule.linear(50), data[f"{group}/ms_eps"]
+  chain = schedule.linear(50)
+  gamma = data[f"{group}/ms_eps"]
   s, t = np.triu_indices(51, 1)
-  s, t = s[s > 0], t[s > 0]
+  t = t[s > 0]
+  s = s[s > 0]
   rows = steps.transitions(chain, t, s, float(form.partition("eta")[2] or 1))
   pred = Prediction(None, None, eps_var=1 - gamma[t])
   for kind, covariance in {"optimal": Optimal(), "small": posterior, "big": marginal}.items():
@@ -196,7 +202,9 @@ def test_every_group_is_tested(data):
 def test_one_step(data, case):
   group = "predict_xprev/linear_N50"
   forward, wrapper, rev_var = case.split("/")
-  chain, x_t, gamma = schedule.linear(50), nhwc(data[f"{group}/xt"]), data[f"{group}/ms_eps"]
+  chain = schedule.linear(50)
+  x_t = nhwc(data[f"{group}/xt"])
+  gamma = data[f"{group}/ms_eps"]
   eta = 1.0 if forward == "ddpm" else float(forward.removeprefix("ddim"))
   table = steps.gaussian(chain, np.array([31, 20, 2, 1, 0]), eta)
   for s, row in ((20, 0), (0, 3)):
@@ -230,14 +238,17 @@ def sampling_noise(data):
 
 @pytest.mark.parametrize("group", SAMPLED)
 def test_sampling(data, sampling_noise, group):
-  args, gamma = data.args(group), data["sampling_inputs/ms_eps"]
+  args = data.args(group)
+  gamma = data["sampling_inputs/ms_eps"]
   chain = schedule.SCHEDULES[args["schedule_name"]](args["N"])
   make = {"linear": grid.uniform, "power2": functools.partial(grid.power, exponent=2)}[args["trajectory"]]
-  visited, index = make(chain.T, args["sample_steps"]), args["clip_sigma_idx"]
+  visited = make(chain.T, args["sample_steps"])
+  index = args["clip_sigma_idx"]
   table = steps.gaussian(chain, visited, 1.0 if args["eta"] is None else args["eta"])
   np.testing.assert_array_equal(table.t.n[::-1], data[f"sampling_inputs/steps_{args['trajectory']}_K10"])
 
-  wrapper, ddim = args["wrapper_typ"], args["forward_type"] == "ddim"
+  wrapper = args["wrapper_typ"]
+  ddim = args["forward_type"] == "ddim"
   inner = network(wrapper, TimeScale(1000 / chain.T if args["rescale_timesteps"] else 1.0, int(args["shift1"])))
   moments = gamma if args["ms_eps"] else None
   denoiser, covariance = beliefs(inner, wrapper, args["rev_var_type"], moments, args["clip_x0"], ddim)
@@ -259,7 +270,9 @@ def test_sampling(data, sampling_noise, group):
 def test_losses(data):
   chain = schedule.cosine(100)
   table = steps.gaussian(chain, grid.full(100))
-  x_0, eps, n = nhwc(data["losses/x0"]), nhwc(data["losses/eps"]), jnp.asarray(data["losses/n"])
+  x_0 = nhwc(data["losses/x0"])
+  eps = nhwc(data["losses/eps"])
+  n = jnp.asarray(data["losses/n"])
   assert_close(table.leaving(n).t.diffuse(x_0, eps), nhwc(data["losses/xn"]))
 
   def parts(loss, net):
@@ -267,7 +280,8 @@ def test_losses(data):
 
   second = losses.SecondHead(table)
   assert_close(parts(losses.Simple(table, reduce="sum"), network("eps"))["mse"], data["losses/dt_dsm/eps"])
-  sn, residual = parts(second, network("eps_eps2")), parts(second, network("eps_epsc"))
+  sn = parts(second, network("eps_eps2"))
+  residual = parts(second, network("eps_epsc"))
   assert_close(sn["mse"], data["losses/dt_dsdm/SN_eps_eps2/dsm"])
   assert_close(sn["head"], data["losses/dt_dsdm/SN_eps_eps2/ddm"])
   assert_close(residual["mse"], data["losses/dt_dsdm_err/NPR_eps_epsc/dsm"])
@@ -293,8 +307,10 @@ def test_densities(data):
 
 @pytest.mark.parametrize("name", ["small", "big", "analytic", "SN", "NPR"])
 def test_bits_per_dim(data, name):
-  group, args = f"nelbo/{name}", data.args(f"nelbo/{name}")
-  chain, gamma = schedule.SCHEDULES[args["schedule_name"]](args["N"]), data["nelbo/small/ms_eps"]
+  group = f"nelbo/{name}"
+  args = data.args(f"nelbo/{name}")
+  chain = schedule.SCHEDULES[args["schedule_name"]](args["N"])
+  gamma = data["nelbo/small/ms_eps"]
   denoiser, covariance = beliefs(network(args["wrapper_typ"]), args["wrapper_typ"], args["rev_var_type"], gamma, True, False)
   table = steps.gaussian(chain, grid.uniform(chain.T, args["sample_steps"]))
   np.testing.assert_array_equal(table.t.n[::-1], data["nelbo/small/steps"])
@@ -310,11 +326,14 @@ def test_bits_per_dim(data, name):
 
 @pytest.mark.parametrize("name", ["small", "big", "NPR"])
 def test_costs_of_all_steps(data, name):
-  group, args = f"nelbo_terms/{name}", data.args(f"nelbo_terms/{name}")
+  group = f"nelbo_terms/{name}"
+  args = data.args(f"nelbo_terms/{name}")
   chain = schedule.SCHEDULES[args["schedule_name"]](args["N"])
   denoiser, covariance = beliefs(network(args["wrapper_typ"]), args["wrapper_typ"], args["rev_var_type"], None, True, False)
-  x_0, noise = nhwc(data["nelbo_terms/small/x0"]), nhwc(data["nelbo_terms/small/noise"])
-  table, reachable = costs_of_all_steps(chain, denoiser, covariance, x_0, noise), data[f"{group}/mask"]
+  x_0 = nhwc(data["nelbo_terms/small/x0"])
+  noise = nhwc(data["nelbo_terms/small/noise"])
+  table = costs_of_all_steps(chain, denoiser, covariance, x_0, noise)
+  reachable = data[f"{group}/mask"]
   np.testing.assert_array_equal(np.isfinite(table), reachable)
   assert_close(table[reachable], data[f"{group}/F"][reachable])
   prior = prior_term(x_0, chain.level(chain.T)) * x_0[0].size * np.log(2)
@@ -324,10 +343,12 @@ def test_costs_of_all_steps(data, name):
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_gamma_estimation(data, shift):
-  group, first = f"gamma_estimation/shift{shift}", "gamma_estimation/shift0"
+  group = f"gamma_estimation/shift{shift}"
+  first = "gamma_estimation/shift0"
   args = data.args(group)
   chain = schedule.SCHEDULES[args["schedule_name"]](args["N"])
-  x_0, noise = nhwc(data[f"{first}/x0"]), nhwc(data[f"{first}/noise"])
+  x_0 = nhwc(data[f"{first}/x0"])
+  noise = nhwc(data[f"{first}/noise"])
   each = second_moments(network("eps", TimeScale(1000 / chain.T, shift)), chain, x_0, noise, args["batch_size"])
   np.testing.assert_allclose(each, data[f"{group}/per_example"], rtol=1e-5)
   np.testing.assert_allclose(each.mean(1), data[f"{group}/ms_eps"][1:], rtol=1e-5)

@@ -103,7 +103,8 @@ def close(found, want, tolerance=2e-4):
 def test_networks_and_round_trips(stored, made, group):
   conversion = made(group)
   module = build.model(conversion.config, 3, conversion.config.data.num_classes)
-  x, time = nhwc(stored[f"{group}/x"]), stored.get(f"{group}/t", stored.get(f"{group}/noise_labels"))
+  x = nhwc(stored[f"{group}/x"])
+  time = stored.get(f"{group}/t", stored.get(f"{group}/noise_labels"))
   labels = stored.get(f"{group}/y", stored.get(f"{group}/class_labels"))
   label = None if labels is None else np.int32(labels if labels.ndim == 1 else labels.argmax(1))
   cond = None if label is None else {"label": label}
@@ -113,7 +114,8 @@ def test_networks_and_round_trips(stored, made, group):
     close(output(module, conversion.params, x, time, told), nhwc(stored[f"{group}/out_augment"]))
 
   table = names.entries(module, conversion.params, conversion.dialect, image_size=conversion.config.data.image_size)
-  back, theirs = names.save(table, conversion.params), weights(stored, group)
+  back = names.save(table, conversion.params)
+  theirs = weights(stored, group)
   theirs = {key.removeprefix("model."): tensor for key, tensor in theirs.items()}
   assert {key for key in theirs if not key.endswith("resample_filter")} == back.keys()
   for key, tensor in back.items():
@@ -124,7 +126,8 @@ def test_networks_and_round_trips(stored, made, group):
 def test_export_of_edm_has_its_filters(stored, made, tmp_path, group):
   convert.save(made(group), tmp_path / "run", "weights.pt")
   export.export(tmp_path / "run", tmp_path / "back.pt")
-  back, theirs = weight_files.read(tmp_path / "back.pt").tensors, weights(stored, group)
+  back = weight_files.read(tmp_path / "back.pt").tensors
+  theirs = weights(stored, group)
   assert {f"model.{key}" for key in back} == theirs.keys()
   for key, tensor in back.items():
     np.testing.assert_array_equal(tensor, theirs[f"model.{key}"])
@@ -136,7 +139,8 @@ def test_diffusers_network_with_options_of_its_own(stored):
   options.pop("cls")
   config = diffusers.config(options, None)
   module = build.model(config, 3, 10)
-  x, cond = nhwc(stored[f"{group}/x"]), {"label": stored[f"{group}/class_labels"]}
+  x = nhwc(stored[f"{group}/x"])
+  cond = {"label": stored[f"{group}/class_labels"]}
   tree = jax.eval_shape(module.init, jax.random.key(0), x, np.zeros(2, np.float32), cond)["params"]
   params, report = names.load(names.entries(module, tree, "diffusers"), weights(stored, group))
   assert not report
@@ -181,7 +185,8 @@ def test_the_objective_shows_in_the_loss_weights(mean, min_snr):
 )
 def test_denoised_images_at_the_authors_noise_levels(stored, made, source, group, name, label):
   """A schedule whose levels are the stored sigmas; x = x_t / alpha."""
-  sigma, x = np.float64(stored[f"{source}/sigma"]), nhwc(stored[f"{source}/x"])
+  sigma = np.float64(stored[f"{source}/sigma"])
+  x = nhwc(stored[f"{source}/x"])
   order = np.argsort(sigma)
   least = [0.002] if name == "consistency" and sigma.min() > 0.002 else []
   levels = schedule.Schedule(np.append(1.0, 1 / (1 + np.append(least, sigma[order]) ** 2)))
@@ -194,8 +199,10 @@ def test_denoised_images_at_the_authors_noise_levels(stored, made, source, group
   labels = None if label is None else stored[f"{source}/{label}"]
   want = nhwc(stored[f"{source}/denoised"])
   if x.ndim == 5:  # [levels, B, H, W, C], of the same B labels
-    n, labels = np.repeat(n, x.shape[1]), np.tile(labels, len(n))
-    x, want = x.reshape(-1, *x.shape[2:]), want.reshape(-1, *want.shape[2:])
+    labels = np.tile(labels, len(n))
+    n = np.repeat(n, x.shape[1])
+    x = x.reshape(-1, *x.shape[2:])
+    want = want.reshape(-1, *want.shape[2:])
   level = levels.level(n)
   cond = None if labels is None else {"label": np.int32(labels if labels.ndim == 1 else labels.argmax(1))}
   pred = jax.jit(lambda net, x, level: net(x, level, cond))(net, x * level.alpha[:, None, None, None], level)
@@ -245,7 +252,8 @@ def first(conversion, noise):
   "source, group", [("edm_sampler/ddpmpp_EDMPrecond", "ddpmpp"), ("edm_sampler/ncsnpp_VEPrecond", "ncsnpp")]
 )
 def test_heun_of_edm(stored, made, source, group):
-  conversion, labels = made(group), stored.get(f"{source}/class_labels")
+  conversion = made(group)
+  labels = stored.get(f"{source}/class_labels")
   x = draw(conversion, first(conversion, stored[f"{source}/latents"]), label=None if labels is None else labels.argmax(1))
   want = nhwc(stored[f"{source}/out"])
   # families_index.json: trajectories 1e-3 of the largest value
@@ -254,7 +262,8 @@ def test_heun_of_edm(stored, made, source, group):
 
 @pytest.mark.parametrize("name, levels", [("onestep", [40, 0]), ("multistep_0_22_39", [40, 18, 0])])
 def test_few_steps_of_a_consistency_model(stored, made, monkeypatch, name, levels):
-  source, conversion = f"sample/unet_classcond_{name}", made("unet_classcond", SMALL)
+  source = f"sample/unet_classcond_{name}"
+  conversion = made("unet_classcond", SMALL)
   noise = stored[f"{source}/noise"]
   x_T = first(conversion, noise[0] if noise.ndim == 5 else noise)
   draws = nhwc(noise[1:]) if noise.ndim == 5 and len(noise) > 1 else np.zeros((1, *x_T.shape), np.float32)
@@ -309,7 +318,8 @@ def test_a_snapshot_of_edm_is_its_average(stored, tmp_path, monkeypatch):
   def rebuild(meta):
     raise AssertionError("the file's code ran")
 
-  rebuild.__module__, rebuild.__qualname__ = "torch_utils.persistence", "_reconstruct_persistent_obj"
+  rebuild.__module__ = "torch_utils.persistence"
+  rebuild.__qualname__ = "_reconstruct_persistent_obj"
   persistence._reconstruct_persistent_obj = rebuild
   monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
   monkeypatch.setitem(sys.modules, "torch_utils.persistence", persistence)

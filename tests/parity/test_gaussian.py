@@ -18,8 +18,10 @@ from ddpm_jax.diffusion.prediction import eps_from_x0, x0_from_eps, x_prev
 from ddpm_jax.diffusion.schedule import like
 from ddpm_jax.diffusion.transforms import ClipX0
 
-MEANS, VARIANCES = ("EPSILON", "START_X", "PREVIOUS_X"), ("FIXED_SMALL", "FIXED_LARGE", "LEARNED", "LEARNED_RANGE")
-HO_MEANS, HO_VARIANCES = ("eps", "xstart", "xprev"), ("fixedsmall", "fixedlarge", "learned")
+MEANS = ("EPSILON", "START_X", "PREVIOUS_X")
+VARIANCES = ("FIXED_SMALL", "FIXED_LARGE", "LEARNED", "LEARNED_RANGE")
+HO_MEANS = ("eps", "xstart", "xprev")
+HO_VARIANCES = ("fixedsmall", "fixedlarge", "learned")
 
 
 def assert_close(ours, theirs, tolerance=1e-5, name=""):
@@ -42,7 +44,9 @@ def openai_inputs(golden):
 def test_forward_process(golden, linear, openai_inputs):
   x_0, x_t, eps, n = openai_inputs
   row = linear.leaving(n)
-  data, level, wide = golden("gaussian_openai"), row.t, like(row, x_0)
+  data = golden("gaussian_openai")
+  level = row.t
+  wide = like(row, x_0)
   prev = x_prev(linear)
   ours = {
     "q_sample": level.diffuse(x_0, eps),
@@ -62,7 +66,8 @@ def test_forward_process(golden, linear, openai_inputs):
 def check_p_mean_variance(theirs, built, x, row, mean, var, clip):
   """theirs(name) -> the recorded array, or None where nothing was recorded."""
   beliefs = built.denoiser(clip)(x, row.t)
-  p, wide = built.kernel(x, row, beliefs), like(row, x)
+  p = built.kernel(x, row, beliefs)
+  wide = like(row, x)
   # What is reported as "variance" is not always the exponential of what is used: fixed-small says 0 on the last row, and
   # Ho's fixed-large says beta there.
   reported = {"FIXED_SMALL": wide.var, "fixedsmall": wide.var, "fixedlarge": jnp.exp(wide.log_var_max)}
@@ -81,7 +86,8 @@ def check_p_mean_variance(theirs, built, x, row, mean, var, clip):
 
 @pytest.mark.parametrize("mean, var, clip", list(itertools.product(MEANS, VARIANCES, (1, 0))))
 def test_p_mean_variance(golden, linear, openai_inputs, mean, var, clip):
-  data, group = golden("gaussian_openai"), f"p_mean_variance/{mean}/{var}/clip{clip}"
+  data = golden("gaussian_openai")
+  group = f"p_mean_variance/{mean}/{var}/clip{clip}"
   _, x, _, n = openai_inputs
   names = data.groups[group]["arrays"]
   built = experiment(linear, mean, var, data.args(group)["model"].removesuffix("+var"))
@@ -93,7 +99,8 @@ def test_p_mean_variance(golden, linear, openai_inputs, mean, var, clip):
   "mean, var", [("EPSILON", "LEARNED_RANGE"), ("START_X", "FIXED_SMALL"), ("PREVIOUS_X", "FIXED_LARGE")]
 )
 def test_p_mean_variance_on_a_grid(golden, openai_inputs, mean, var):
-  data, group = golden("gaussian_openai"), f"p_mean_variance_spaced/{mean}/{var}"
+  data = golden("gaussian_openai")
+  group = f"p_mean_variance_spaced/{mean}/{var}"
   built = openai(data.args(group))
   row = built.steps.leaving(np.asarray(built.steps.t.n)[::-1][data[f"{group}/t"]])
   theirs = lambda name: nhwc(data[f"{group}/{name}"])
@@ -112,8 +119,10 @@ class HalvedAndShifted:
 
 
 def test_denoised_fn_is_a_denoiser_around_a_denoiser(golden, linear, openai_inputs):
-  data, (_, x, _, n) = golden("gaussian_openai"), openai_inputs
-  built, row = experiment(linear, "EPSILON", "FIXED_LARGE"), linear.leaving(n)
+  data = golden("gaussian_openai")
+  (_, x, _, n) = openai_inputs
+  built = experiment(linear, "EPSILON", "FIXED_LARGE")
+  row = linear.leaving(n)
   beliefs = ClipX0(HalvedAndShifted(built.network))(x, row.t)
   assert_close(beliefs.x0, nhwc(data["p_mean_variance/denoised_fn/pred_xstart"]))
   assert_close(built.kernel(x, row, beliefs).mean, nhwc(data["p_mean_variance/denoised_fn/mean"]))
@@ -122,7 +131,8 @@ def test_denoised_fn_is_a_denoiser_around_a_denoiser(golden, linear, openai_inpu
 def test_forward_process_of_ho(golden, linear):
   data = golden("ho_tf")
   x_0, x_t, noise, n = (data[f"inputs/{name}"] for name in ("x_start", "x", "noise", "t"))
-  level, prev = linear.leaving(n + 1).t, x_prev(linear)
+  level = linear.leaving(n + 1).t
+  prev = x_prev(linear)
   assert_close(level.diffuse(x_0, noise), data["q/q_sample"])
   assert_close(prev.target(x_0, eps_from_x0(x_0, x_t, level), level), data["q/posterior_mean"])
   assert_close(x0_from_eps(noise, x_t, level), data["q/predict_xstart_from_eps"])
@@ -131,7 +141,8 @@ def test_forward_process_of_ho(golden, linear):
 
 @pytest.mark.parametrize("mean, var, clip", list(itertools.product(HO_MEANS, HO_VARIANCES, (1, 0))))
 def test_p_mean_variance_of_ho(golden, linear, mean, var, clip):
-  data, group = golden("ho_tf"), f"p_mean_variance/{mean}/{var}/clip{clip}"
+  data = golden("ho_tf")
+  group = f"p_mean_variance/{mean}/{var}/clip{clip}"
   row = linear.leaving(data["inputs/t"] + 1)
   theirs = lambda name: data[f"{group}/{name}"] if f"{group}/{name}" in data.arrays else None
   check_p_mean_variance(theirs, experiment(linear, mean, var), data["inputs/x"], row, mean, var, clip)
@@ -148,7 +159,8 @@ def test_kl_of_gaussians(golden):
 
 @pytest.mark.parametrize("file", ["losses_openai", "ho_tf"])
 def test_log_probability_of_pixels(golden, file):
-  data, group = golden(file), "discretized_gaussian_log_likelihood"
+  data = golden(file)
+  group = "discretized_gaussian_log_likelihood"
   x, means, log_scales, log_probs = (data[f"{group}/{name}"] for name in ("x", "means", "log_scales", "log_probs"))
   ours = Gaussian(means, 2 * log_scales).log_prob_of_pixels(x)
   # Where a probability p is a difference of two CDFs near 1, its rounding is 6e-8 / p; compare probabilities there.

@@ -47,8 +47,10 @@ def close(ours, theirs):
 @pytest.mark.parametrize("var", ["FIXED_LARGE", "LEARNED_RANGE"])
 @pytest.mark.parametrize("chain", ["plain", "spaced"])
 def test_single_calls(golden, guide, chain, var):
-  data, group = golden("samplers_openai"), f"guidance/single/{chain}/{var}"
-  args, (classifier, cond) = data.args(group), guide
+  data = golden("samplers_openai")
+  group = f"guidance/single/{chain}/{var}"
+  args = data.args(group)
+  (classifier, cond) = guide
   built = openai({**args, "model": "poly"})
   grad = classifier(built.network.time)
   x_t = nhwc(data[f"{group}/x"])
@@ -73,15 +75,20 @@ def test_single_calls(golden, guide, chain, var):
   ],
 )
 def test_trajectories(golden, guide, name):
-  data, group = golden("samplers_openai"), f"guidance/{name}"
-  args, (classifier, cond) = data.args(group), guide
+  data = golden("samplers_openai")
+  group = f"guidance/{name}"
+  args = data.args(group)
+  (classifier, cond) = guide
   built = openai({**args, "model": "poly"}, args["eta"])
-  grad, denoiser = classifier(built.network.time), built.denoiser(clip=True)
+  grad = classifier(built.network.time)
+  denoiser = built.denoiser(clip=True)
   if args["eta"] is None:
     kernel = ShiftMean(built.kernel, grad, args["scale"])
   else:
-    denoiser, kernel = ClassifierScore(denoiser, grad, args["scale"]), ReverseKernel(posterior)
-  x_T, draws = nhwc(data[args["x_T"]]), nhwc(data[args["noise"]])
+    denoiser = ClassifierScore(denoiser, grad, args["scale"])
+    kernel = ReverseKernel(posterior)
+  x_T = nhwc(data[args["x_T"]])
+  draws = nhwc(data[args["noise"]])
   keys = noise.image_keys(np.arange(len(x_T)))  # not used: the noise is given
   states = sample(keys, denoiser, GaussianSampler(built.steps, kernel), x_T, cond, save=state, noise=Stored(draws))[1]
   close(states, nhwc(data[f"{group}/samples"]))

@@ -19,7 +19,8 @@ def bound(built, clip, x_0, draws):
 
 @pytest.mark.parametrize("name", "abcd")
 def test_openai(golden, name):
-  data, group = golden("losses_openai"), f"calc_bpd_loop/{name}"
+  data = golden("losses_openai")
+  group = f"calc_bpd_loop/{name}"
   args = data.args(group)
   ours = bound(openai(args), args["clip_denoised"], *(nhwc(data[f"{group}/{name}"]) for name in ("x_start", "noise")))
   theirs = {"prior": "prior_bpd", "terms": "vb", "x0_mse": "xstart_mse", "eps_mse": "mse", "total": "total_bpd"}
@@ -29,7 +30,9 @@ def test_openai(golden, name):
 
 @pytest.mark.parametrize("var", ["fixedsmall", "fixedlarge"])
 def test_ho(golden, var):
-  data, group, inputs = golden("ho_tf"), f"calc_bpd_loop/{var}", "calc_bpd_loop/fixedsmall"
+  data = golden("ho_tf")
+  group = f"calc_bpd_loop/{var}"
+  inputs = "calc_bpd_loop/fixedsmall"
   levels = schedule.from_betas(data[f"{inputs}/betas"])
   table = steps.gaussian(levels, grid.full(levels.T))
   # There noise and columns are by increasing t.
@@ -48,6 +51,8 @@ def test_ho(golden, var):
 
 @pytest.mark.parametrize("name", ["linear_T1000", "cosine_T1000", "linear_T50"])
 def test_prior_term(golden, name):
-  data, (kind, T) = golden("losses_openai"), name.split("_T")
-  x_0, levels = nhwc(data["inputs/x_start"]), schedule.SCHEDULES[kind](int(T))
+  data = golden("losses_openai")
+  (kind, T) = name.split("_T")
+  x_0 = nhwc(data["inputs/x_start"])
+  levels = schedule.SCHEDULES[kind](int(T))
   np.testing.assert_allclose(prior_term(x_0, levels.level(levels.T)), data[f"prior_bpd/{name}"], **CLOSE)

@@ -15,7 +15,8 @@ from ddpm_jax.diffusion.likelihood import vlb_term
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.diffusion.time_sampling import LossHistory, LossSecondMoment
 
-MEANS, VARIANCES = ("EPSILON", "START_X", "PREVIOUS_X"), ("FIXED_SMALL", "FIXED_LARGE", "LEARNED", "LEARNED_RANGE")
+MEANS = ("EPSILON", "START_X", "PREVIOUS_X")
+VARIANCES = ("FIXED_SMALL", "FIXED_LARGE", "LEARNED", "LEARNED_RANGE")
 CASES = list(itertools.product(("MSE", "RESCALED_MSE", "KL", "RESCALED_KL"), MEANS, VARIANCES))
 ON_A_GRID = [
   ("MSE", "EPSILON", "FIXED_LARGE"),
@@ -55,7 +56,8 @@ def assert_close(ours, theirs, atol, name=""):
 
 def loss_of(kind: str, var: str, table: steps.GaussianSteps):
   """OpenAI's LossType, or Ho's "mse" and "kl", over a chain of K steps."""
-  kernel, K = ReverseKernel(COVARIANCES[var]), len(table.left)
+  kernel = ReverseKernel(COVARIANCES[var])
+  K = len(table.left)
   match kind:
     case "MSE" | "RESCALED_MSE" | "mse":
       weight = K / 1000 if kind == "RESCALED_MSE" else 1.0
@@ -72,7 +74,8 @@ def evaluate(table, cases, eps, x_0, n):
   @jax.jit
   def run(eps, x_0, n):
     row = table.leaving(n)
-    x_t, results = row.t.diffuse(x_0, eps), {}
+    x_t = row.t.diffuse(x_0, eps)
+    results = {}
     for kind, mean, var in cases:
       built = experiment(table, mean, var)
       total, parts = loss_of(kind, var, table).given(eps, built.network, x_0, n)
@@ -146,7 +149,8 @@ def test_training_losses_of_ho(golden, ours_of_ho, case):
 @pytest.mark.parametrize("mean, var, clip", list(itertools.product(MEANS[:2], VARIANCES, (1, 0))))
 def test_terms_of_the_bound(golden, linear, inputs, mean, var, clip):
   x_0, eps, n = inputs
-  built, row = experiment(linear, mean, var), linear.leaving(n)
+  built = experiment(linear, mean, var)
+  row = linear.leaving(n)
   x_t = row.t.diffuse(x_0, eps)
   beliefs = built.denoiser(clip)(x_t, row.t)
   ours = vlb_term(built.kernel, x_0, x_t, row, beliefs)
@@ -155,18 +159,23 @@ def test_terms_of_the_bound(golden, linear, inputs, mean, var, clip):
 
 
 def test_loss_of_the_ddim_code(golden, linear):
-  data, group = golden("ddim_repo"), "noise_estimation_loss"
-  x_0, eps = nhwc(data[f"{group}/x0"]), nhwc(data[f"{group}/e"])
+  data = golden("ddim_repo")
+  group = "noise_estimation_loss"
+  x_0 = nhwc(data[f"{group}/x0"])
+  eps = nhwc(data[f"{group}/e"])
   loss, _ = losses.Simple(linear, "sum").given(eps, Network(None, poly), x_0, data[f"{group}/t"] + 1)
   np.testing.assert_allclose(loss, data[f"{group}/loss_keepdim"], rtol=1e-5)  # sums of 108 float32 squares
   np.testing.assert_allclose(loss.mean(), data[f"{group}/loss"], rtol=1e-5)
 
 
 def test_loss_second_moment_sampler(golden):
-  data, group = golden("losses_openai"), "loss_second_moment_resampler"
+  data = golden("losses_openai")
+  group = "loss_second_moment_resampler"
   args = data.args(group)
   sampler = LossSecondMoment(args["num_timesteps"], args["history_per_term"], args["uniform_prob"])
-  update, probabilities, state = jax.jit(sampler.update), jax.jit(sampler.probabilities), sampler.init()
+  update = jax.jit(sampler.update)
+  probabilities = jax.jit(sampler.probabilities)
+  state = sampler.init()
   for ts, loss, weights in zip(data[f"{group}/ts"], data[f"{group}/losses"], data[f"{group}/weights"], strict=True):
     state = update(state, jnp.asarray(ts + 1), jnp.asarray(loss, jnp.float32))
     # float32 histories of float64 losses; all ones are the reference's uniform weights before every level is known

@@ -11,8 +11,10 @@ from ddpm_jax.metrics.precision_recall import precision_recall, radii
 @pytest.mark.parametrize("group", ["fid/a", "fid/b"])
 def test_frechet_distance_equals_openai_and_pytorch_fid(golden, group):
   numbers = golden("metrics")
-  first, second = numbers[f"{group}/feats_1"], numbers[f"{group}/feats_2"]
-  a, b = Moments.of(first), Moments.of(second)
+  first = numbers[f"{group}/feats_1"]
+  second = numbers[f"{group}/feats_2"]
+  a = Moments.of(first)
+  b = Moments.of(second)
   # group b averages its means in float32
   np.testing.assert_allclose(a.mean, numbers[f"{group}/mu_1"], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(a.covariance, numbers[f"{group}/sigma_1"], rtol=1e-6, atol=1e-7)
@@ -57,7 +59,8 @@ def test_inception_score_equals_ho(golden):
 def test_precision_and_recall_equal_adm(golden, group, arithmetic):
   numbers = golden("metrics")
   group = f"precision_recall/{group}"
-  reference, samples = numbers[f"{group}/feats_1"], numbers[f"{group}/feats_2"]
+  reference = numbers[f"{group}/feats_1"]
+  samples = numbers[f"{group}/feats_2"]
   for column, k in enumerate(golden("metrics").args(group)["k"]):
     found = precision_recall(reference, samples, k=k, arithmetic=arithmetic)
     assert found == (numbers[f"{group}/precision"][column], numbers[f"{group}/recall"][column])

@@ -66,7 +66,8 @@ def test_output_and_weights_of_every_network(golden, file, group):
 def test_hos_tensorflow_network_and_its_variable_names(golden):
   network, params, _ = converted(golden("unet_ddim"), "model0")
   stored = golden("ho_tf")
-  x, time = stored["unet_tf/x"], stored["unet_tf/t"].astype(np.float32)
+  x = stored["unet_tf/x"]
+  time = stored["unet_tf/t"].astype(np.float32)
   assert_close(forward(network, params, x, time), stored["unet_tf/out"])
 
   variables = names.save(names.entries(network, params, "ho_tf"), params)
@@ -234,7 +235,8 @@ def test_networks_filled_with_known_numbers(id):
 def test_cifar10_network_filled_with_known_numbers():
   """D3: all 35.7 million parameters of Ho's CIFAR-10 model."""
   network = models.make("unet_ddpm")
-  x, time = nhwc(filler("x", 3 * 32 * 32).reshape(1, 3, 32, 32)).astype(np.float32), np.array([500], np.float32)
+  x = nhwc(filler("x", 3 * 32 * 32).reshape(1, 3, 32, 32)).astype(np.float32)
+  time = np.array([500], np.float32)
   table = names.entries(network, shapes(network, x, time), "pesser")
   tensors = filled(table)
   assert (sum(tensor.size for tensor in tensors.values()), len(tensors)) == (35_746_307, 328)

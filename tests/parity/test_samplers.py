@@ -72,7 +72,8 @@ def test_openai(golden, group):
   built = openai(args, args["eta"])
   # DDIM sets its own variance, and does not ask a learned one.
   kernel = built.kernel if args["eta"] is None else ReverseKernel(posterior)
-  x_T, draws = nhwc(data[args["x_T"]]), nhwc(data[args["noise"]])
+  x_T = nhwc(data[args["x_T"]])
+  draws = nhwc(data[args["noise"]])
   states, x0 = trajectory(built.denoiser(args["clip_denoised"]), built.steps, kernel, x_T, draws)
   assert_close(states, nhwc(data[f"{group}/samples"]))
   if args["model_mean_type"] == "PREVIOUS_X":  # clipped in the report alone
@@ -82,7 +83,8 @@ def test_openai(golden, group):
 
 @pytest.mark.parametrize("name", "abc")
 def test_openai_inversion(golden, name):
-  data, group = golden("samplers_openai"), f"ddim_reverse/{name}"
+  data = golden("samplers_openai")
+  group = f"ddim_reverse/{name}"
   args = data.args(group)
   built = openai(args)
   down = np.append(built.steps.t.n, 0)
@@ -95,7 +97,8 @@ def test_openai_inversion(golden, name):
 
 
 def test_openai_inversion_of_the_last_step(golden):
-  data, group = golden("samplers_openai"), "ddim_reverse/a"
+  data = golden("samplers_openai")
+  group = "ddim_reverse/a"
   built = openai(data.args(group))
   chain = schedule.linear(1000).alpha_bar[np.append(built.steps.t.n, 0)[::-1]]
   longer = schedule.Schedule(np.append(chain, 0.0))  # beyond the last level the reference takes alpha_bar = 0
@@ -129,7 +132,8 @@ def test_ddim_code(golden, name):
   table = steps.gaussian(levels, build(levels.T, args["timesteps"]), 1.0 if ancestral else args["eta"])
   network = Network(None, {"stable": stable, "poly": poly}[args["model"]])
   denoiser, kernel = (ClipX0(network), ReverseKernel(marginal)) if ancestral else (network, ReverseKernel(posterior))
-  x_T, draws = nhwc(data["sampler_inputs/x_T"]), nhwc(data[args["noise"]])
+  x_T = nhwc(data["sampler_inputs/x_T"])
+  draws = nhwc(data[args["noise"]])
   states, x0 = trajectory(denoiser, table, kernel, x_T, draws)
   np.testing.assert_array_equal(data[f"{name}/seq"], table.t.n[::-1] - 1)
   assert_close(states, nhwc(data[f"{name}/xs"])[1:])
@@ -141,7 +145,8 @@ def test_ho(golden, var, covariance):
   data = golden("ho_tf")
   levels = schedule.from_betas(data["calc_bpd_loop/fixedsmall/betas"])
   table = steps.gaussian(levels, grid.full(levels.T))
-  x_T, draws = data["p_sample/inputs/x_T"], data["p_sample/inputs/noise"]
+  x_T = data["p_sample/inputs/x_T"]
+  draws = data["p_sample/inputs/noise"]
   states, _ = trajectory(ClipX0(Network(None, poly)), table, ReverseKernel(covariance), x_T, draws)
   assert_close(states, data[f"p_sample/{var}/samples"])
 

@@ -15,8 +15,10 @@ def named(args: dict) -> schedule.Schedule:
   """The schedule of a group's args, in either code's words."""
   if "schedule_name" in args:
     return schedule.SCHEDULES[args["schedule_name"]](args["num_diffusion_timesteps"])
-  name, T = args["beta_schedule"], args["num_diffusion_timesteps"]
-  start, end = args["beta_start"], args["beta_end"]
+  name = args["beta_schedule"]
+  T = args["num_diffusion_timesteps"]
+  start = args["beta_start"]
+  end = args["beta_end"]
   match name:
     case "jsd":
       return schedule.jsd(T)
@@ -70,7 +72,8 @@ def test_schedules_and_tables(golden, file, group):
 
 @pytest.mark.parametrize("name", ["linear_T1000", "quad_T1000", "const_T100", "sigmoid_T1000"])
 def test_float32_tables_of_the_ddim_code(golden, name):
-  data, group = golden("ddim_repo"), f"schedule/{name}"
+  data = golden("ddim_repo")
+  group = f"schedule/{name}"
   levels = named(data.args(group))
   ours = columns(steps.gaussian(levels, grid.full(levels.T)))
   # That code multiplies 1 - beta in float32: up to 1000 roundings of 6e-8, which add up like a random walk (2e-6 where
@@ -106,7 +109,8 @@ def test_openai_section_strings(golden):
   ],
 )
 def test_a_grid_is_openais_respaced_diffusion(golden, group):
-  data, group = golden("respacing_openai"), f"spaced_{group}"
+  data = golden("respacing_openai")
+  group = f"spaced_{group}"
   args = data.args(group)
   levels = named(args)
   visited = grid.sections(levels.T, args["timestep_respacing"])

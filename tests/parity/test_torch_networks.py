@@ -28,11 +28,13 @@ STORED = [
 @pytest.mark.parametrize("file, group", STORED)
 def test_outputs_of_the_authors_code(golden, file, group):
   stored = golden(file)
-  args, has = stored.args(group), lambda name: f"{group}/{name}" in stored.arrays.files
+  args = stored.args(group)
+  has = lambda name: f"{group}/{name}" in stored.arrays.files
   tensor = lambda array: torch.tensor(array.astype(np.float32))
   tensors = stored.state_dict(group) or stored.state_dict("unet_updown_legacyattn")  # "same weights as group ..."
   tensors = {key: tensor(value) for key, value in tensors.items()}
-  x, time = tensor(stored[f"{group}/x"]), torch.tensor(stored[f"{group}/t"]).expand(len(stored[f"{group}/x"]))
+  x = tensor(stored[f"{group}/x"])
+  time = torch.tensor(stored[f"{group}/t"]).expand(len(stored[f"{group}/x"]))
   given = {"label": torch.tensor(stored[f"{group}/y"])} if has("y") else {}
   given |= {"low_res": tensor(stored[f"{group}/low_res"])} if has("low_res") else {}
   if "pool" in args:

@@ -81,14 +81,17 @@ def _x_0(eps, x_t, n):
 
 def bound(pred, v, x_t, x_0, n):
   """Bits per dimension of the step from level n, x_0 being believed to be `pred`, the variance at v in its range."""
-  at, before = LINEAR.alpha_bar[n], LINEAR.alpha_bar[n - 1]
+  at = LINEAR.alpha_bar[n]
+  before = LINEAR.alpha_bar[n - 1]
   beta = 1 - at / before
   second = LINEAR.alpha_bar[2] / LINEAR.alpha_bar[1]  # the first posterior variance is 0: the second stands for it
   posterior = np.where(n == 1, (1 - second) * (1 - at) / (1 - at * second), beta * (1 - before) / (1 - at))
-  log_min, log_max = _wide(x_t, np.log(posterior)), _wide(x_t, np.log(beta))
+  log_min = _wide(x_t, np.log(posterior))
+  log_max = _wide(x_t, np.log(beta))
   log_var = (v + 1) / 2 * log_max + (1 - v) / 2 * log_min
 
-  to_x_0, to_x_t = np.sqrt(before) * beta / (1 - at), np.sqrt(at / before) * (1 - before) / (1 - at)
+  to_x_0 = np.sqrt(before) * beta / (1 - at)
+  to_x_t = np.sqrt(at / before) * (1 - before) / (1 - at)
   mean, true_mean = (_wide(x_t, to_x_0) * x + _wide(x_t, to_x_t) * x_t for x in (pred, x_0))
   divergence = 0.5 * (log_var - log_min - 1 + (log_min - log_var).exp() + (true_mean - mean).square() / log_var.exp())
 
@@ -136,7 +139,9 @@ ADM = dict(SMALL, name="unet_adm", head_channels=16, resblock_updown=True)
 STORED = dict(F64, name="unet_adm", channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=(4,))
 OPENAI = "openai", "openai", dict(num_res_blocks=1, num_heads=4)
 BY_16 = "openai", "openai", dict(num_res_blocks=1, num_head_channels=16)
-ONE, SECOND, RANGE = dict(levels=2, num_res_blocks=1), losses.SecondHead(TABLE), eps_network("range")
+ONE = dict(levels=2, num_res_blocks=1)
+SECOND = losses.SecondHead(TABLE)
+RANGE = eps_network("range")
 VP = prediction.TimeScale(0.999, 0)
 
 CASES = {
@@ -226,7 +231,10 @@ def ours(name: str):
   with jax.enable_x64(True):
     network = models.make(**case.fields)
     low_res = {"low_res": jnp.float64(nhwc(cond["low_res"]))} if "low_res" in cond else {}
-    x_0, eps, n, cond = jnp.float64(nhwc(x_0)), jnp.float64(nhwc(eps)), np.int32(n), cond | low_res
+    x_0 = jnp.float64(nhwc(x_0))
+    eps = jnp.float64(nhwc(eps))
+    n = np.int32(n)
+    cond = cond | low_res
     table = names.entries(network, shapes(network, x_0, n.astype(np.float32), cond), case.dialect)
     tensors = filled(table) if tensors is None else tensors
     params, _ = names.load(table, tensors)
@@ -245,7 +253,8 @@ def theirs(name: str):
   torch = pytest.importorskip("torch")
   import torch_networks
 
-  case, (tensors, _) = CASES[name], ours(name)
+  case = CASES[name]
+  (tensors, _) = ours(name)
   _, x_0, eps, n, cond = inputs(name)
   x_0, eps, low_res = (torch.tensor(np.float64(a)) for a in (x_0, eps, cond.get("low_res", 0)))
   label = torch.tensor(cond.get("label", 0))
@@ -266,7 +275,8 @@ def theirs(name: str):
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_of_every_parameter_is_pytorchs(name):
   learns = tuple(CASES[name].learns.split()) or ""
-  (_, mine), want = ours(name), theirs(name)
+  (_, mine) = ours(name)
+  want = theirs(name)
   for key in [key for key in mine if not key.startswith(learns)]:
     assert not mine.pop(key).any(), key
   largest = max(np.abs(want[key]).max() for key in mine)
@@ -277,7 +287,9 @@ def test_gradient_of_every_parameter_is_pytorchs(name):
 
 @pytest.mark.parametrize("name", ["Improved DDPM, hybrid", "Improved DDPM, bound"])
 def test_gradient_of_every_parameter_is_improved_diffusions(golden, name):
-  stored, group, (_, mine) = golden("train_grad"), CASES[name].stored, ours(name)
+  stored = golden("train_grad")
+  group = CASES[name].stored
+  (_, mine) = ours(name)
   order = stored.groups[group]["parameter_names"]
   norms = np.array([np.linalg.norm(mine[key]) for key in order])
   np.testing.assert_allclose(norms, stored[f"{group}/grad_l2"], rtol=1e-3, atol=1e-6 * norms.max())
@@ -291,8 +303,10 @@ def test_gradient_of_every_parameter_is_improved_diffusions(golden, name):
 
 def test_gradient_of_the_mean_of_a_network_of_x0_is_improved_diffusions(golden):
   """The bound trains the variance only, so the last layer's mean half has the gradient of the square alone."""
-  stored, (_, mine) = golden("train_grad"), ours("Improved DDPM, x_0")
+  stored = golden("train_grad")
+  (_, mine) = ours("Improved DDPM, x_0")
   group = CASES["Improved DDPM, x_0"].stored
-  weight, bias = stored[f"{group}/head64/out.2.weight"], stored[f"{group}/full/out.2.bias"][:3]
+  weight = stored[f"{group}/head64/out.2.weight"]
+  bias = stored[f"{group}/full/out.2.bias"][:3]
   np.testing.assert_allclose(mine["out.2.weight"].reshape(-1)[:64], weight, rtol=0, atol=1e-5 * np.abs(weight).max())
   np.testing.assert_allclose(mine["out.2.bias"][:3], bias, rtol=0, atol=1e-5 * np.abs(bias).max())

@@ -74,13 +74,15 @@ def test_profiles(golden):
   for width, theirs in zip(numbers["phema/beta/sigma_rel"], numbers["phema/beta/beta"], strict=True):
     if width <= power_ema.WIDEST:
       np.testing.assert_allclose(power_ema.decay(numbers["phema/beta/t_next"] / 64, width), theirs, rtol=1e-7, atol=1e-300)
-  time, width = numbers["phema/correlation/ofs"], numbers["phema/correlation/sigma_rel"]
+  time = numbers["phema/correlation/ofs"]
+  width = numbers["phema/correlation/sigma_rel"]
   np.testing.assert_allclose(power_ema.correlations(time, width, time, width), numbers["phema/correlation/gram"], rtol=1e-9)
 
 
 def test_averages_of_a_sequence(golden):
   numbers = golden("methods_training")
-  params, theirs = numbers["phema/track/w"], numbers["phema/track/ema"]
+  params = numbers["phema/track/w"]
+  theirs = numbers["phema/track/ema"]
   averages = ema.init({"w": jnp.asarray(params[0], jnp.float32)}, (), (0.05, 0.1))
   for k, w in enumerate(params[1:]):
     averages = ema.update(averages, {"w": jnp.asarray(w, jnp.float32)}, jnp.int32(k))
@@ -92,7 +94,8 @@ def test_averages_of_a_sequence(golden):
 def test_reconstruction(golden, at):
   numbers = golden("methods_training")
   group = f"phema/reconstruct/{at}"
-  images, widths = numbers[f"{group}/in_nimg"], numbers[f"{group}/in_std"]
+  images = numbers[f"{group}/in_nimg"]
+  widths = numbers[f"{group}/in_std"]
   last = {"at48": 3072, "at32": 2048}[at]
   for i, width in enumerate((0.03, 0.06, 0.075, 0.1, 0.15, 0.2)):
     share = power_ema.coefficients(images / 64, widths, last / 64, width)

@@ -34,7 +34,8 @@ def figures(program: plan.Program) -> dict:
 
 def one_image_and_eight() -> dict:
   """Image 5 by itself, on the first device, and as one of eight, one on each."""
-  config, drawn_on = tiny("sampling.grid=uniform", "sampling.steps=3"), []
+  config = tiny("sampling.grid=uniform", "sampling.steps=3")
+  drawn_on = []
   with config.data.ignore_type():
     config.data.update(image_size=8, channels=1, num_classes=10)
   module = build.model(config, config.data.channels, config.data.num_classes)
@@ -48,7 +49,8 @@ def one_image_and_eight() -> dict:
     return to_pixels(self, x, seeds)
 
   trained.Trained.to_pixels = noted
-  eight, one = run.sample(range(8), range(8)), run.sample([5], [5])
+  eight = run.sample(range(8), range(8))
+  one = run.sample([5], [5])
   difference = np.abs(eight[5].astype(int) - one[0].astype(int)).max()
   return {"devices": drawn_on, "spread": int(np.ptp(eight)), "difference": int(difference)}
 

@@ -38,7 +38,8 @@ jax.monitoring.register_event_listener(lambda event, **_: events.update([event])
 from ddpm_jax.devices import mesh as layout  # noqa: E402
 from ddpm_jax.training import loop  # noqa: E402
 
-process, processes = jax.process_index(), jax.process_count()
+process = jax.process_index()
+processes = jax.process_count()
 if args.disk and args.who in (None, process):
   resource.setrlimit(resource.RLIMIT_FSIZE, (args.disk, args.disk))
 source = train_batches(tiny_run.data(), tiny_run.BATCH, flip=True, process=process, processes=processes)

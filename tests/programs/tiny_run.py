@@ -22,8 +22,11 @@ from ddpm_jax.diffusion import grid, losses, prediction, schedule, steps, time_s
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import checkpoints, loop, manifest, optimizer, state, step, writers
 
-T, SIZE, BATCH = 20, 4, 16
-TOTAL, EVERY = 40, 5  # steps of the run, and between its checkpoints
+T = 20
+SIZE = 4
+BATCH = 16
+TOTAL = 40  # steps of the run, and between its checkpoints
+EVERY = 5
 TIME_SAMPLER = time_sampling.LossSecondMoment(T, kept=1)
 
 

@@ -38,7 +38,8 @@ def abstract(tree):
 
 
 def assert_bitwise_equal(a, b):
-  a, b = manifest.flatten(a), manifest.flatten(b)
+  a = manifest.flatten(a)
+  b = manifest.flatten(b)
   assert a.keys() == b.keys()
   for name in a:
     assert a[name].dtype == b[name].dtype and np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
@@ -105,7 +106,8 @@ def test_converted_weights_are_a_checkpoint(tmp_path):
 def test_the_state_may_be_donated_while_it_is_written(tmp_path):
   forward = jax.jit(lambda s: jax.tree.map(lambda x: x * 3 + 1, s), donate_argnums=0)
   live = {"x": jnp.ones((256, 1024)), "y": jnp.arange(7.0)}
-  run, kept = Checkpoints(tmp_path), None
+  run = Checkpoints(tmp_path)
+  kept = None
   for step in range(1, 6):
     live = forward(live)
     if step == 3:
@@ -302,7 +304,9 @@ def test_a_failed_write_is_tried_again_with_a_fresh_manager(harmed, monkeypatch,
 
 
 def test_one_process_of_several_does_not_begin_again_alone(tmp_path, monkeypatch):
-  run, now, failed = Checkpoints(tmp_path), make_state(1), []
+  run = Checkpoints(tmp_path)
+  now = make_state(1)
+  failed = []
 
   def fail():
     failed.append(True)

@@ -37,7 +37,8 @@ def pieces(jitted, *args) -> list[int]:
 @cpu_alone
 @pytest.mark.parametrize("mb", [2, 12], ids="{} MB".format)
 def test_temporaries_come_in_pieces_that_the_c_library_keeps(mb, capfd):
-  jitted, args = jax.jit(step, donate_argnums=1), arguments(mb)
+  jitted = jax.jit(step, donate_argnums=1)
+  args = arguments(mb)
   kept = compiler.repeated(jitted, *args)
   assert max(pieces(jitted, *args)) >= 11 * mb * MB
   assert max(pieces(kept, *args)) == max(mb, 8) * MB
@@ -61,7 +62,8 @@ test_compiler.compiler.repeated(jax.jit(test_compiler.step), *args)(*args)"""
 
 
 def test_what_is_called_a_few_times_stays_in_the_cache_of_programs():
-  jitted, args = jax.jit(step), arguments(2)
+  jitted = jax.jit(step)
+  args = arguments(2)
   flop = 12 * 2 * 100 * args[1].size
   assert compiler.repeated(jitted, *args, times=2.3e13 / flop) is jitted
   assert (compiler.repeated(jitted, *args, times=2.5e13 / flop) is jitted) == (jax.default_backend() != "cpu")

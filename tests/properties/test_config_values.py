@@ -118,7 +118,8 @@ def test_the_cap_is_on_the_steps_before_the_last_whatever_the_grid():
 
 
 def test_real_images_stored_class_by_class_are_shuffled_before_they_are_halved():
-  pixels, labels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), np.arange(100) // 50
+  pixels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+  labels = np.arange(100) // 50
   source = Arrays(Info("sorted", "train", 1, 1, 2), pixels, labels)
   halves = quality.real_images(source).ravel()[:50]
   assert 15 < (halves < 50).sum() < 35  # 25, and 4 standard deviations of a hypergeometric draw

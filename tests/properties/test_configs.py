@@ -39,7 +39,9 @@ def test_small_variants_of_published_configs_make_a_step_and_a_sampler(spec):
   build.sampler(run.config) if not build.is_classifier(config) else build.loss(run.config)
   if not spec.startswith(TRACED):
     return
-  info, count, small = run.source.info, config.train.batch_size, config.data.low_res_size or 1
+  info = run.source.info
+  count = config.train.batch_size
+  small = config.data.low_res_size or 1
   of_size = lambda size: jax.ShapeDtypeStruct((count, size, size, info.channels), jnp.uint8)
   everything = {"label": jax.ShapeDtypeStruct((count,), jnp.int32), "low_res": of_size(small)}
   batch = {"image": of_size(info.image_size)} | {name: everything[name] for name in build.conditions(run.config)}

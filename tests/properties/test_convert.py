@@ -44,7 +44,8 @@ def _dialects(fields):
 def test_the_architecture_of_every_published_network_shows_in_its_tensors(model):
   fields, size, _, _ = PUBLISHED[model]
   network = models.make(**fields)
-  x, time = np.zeros((1, size, size, 3), np.float32), np.zeros(1, np.float32)
+  x = np.zeros((1, size, size, 3), np.float32)
+  time = np.zeros(1, np.float32)
   cond = {"label": np.zeros(1, np.int32), "low_res": np.zeros((1, 8, 8, 3), np.float32)}
   tree = shapes(network, x, time, cond)
   for dialect in _dialects(fields):
@@ -53,7 +54,8 @@ def test_the_architecture_of_every_published_network_shows_in_its_tensors(model)
     found = architecture.infer(theirs)
     assert found.dialect == dialect and found.image_channels == 3 and found.image_size in (None, size)
     told = found.at(size)
-    inner, truth = told.get("backbone", told), getattr(network, "backbone", network)
+    inner = told.get("backbone", told)
+    truth = getattr(network, "backbone", network)
     for field, value in inner.items():
       if field not in ("name", "out_channels"):
         assert tuple(np.atleast_1d(getattr(truth, field))) == tuple(np.atleast_1d(value)), field
@@ -77,7 +79,8 @@ def test_the_architecture_of_stored_networks_shows_in_their_tensors(golden, file
   network, dialect, _ = ours(stored.args(group), size)
   found = architecture.infer(stored.state_dict(group))
   told = found.at(size)
-  inner, truth = told.get("backbone", told), getattr(network, "backbone", network)
+  inner = told.get("backbone", told)
+  truth = getattr(network, "backbone", network)
   assert found.dialect == dialect
   for field, value in inner.items():
     if field != "name":
@@ -193,7 +196,8 @@ def families(golden):
     adam = {f"model/{name}/Adam_1": tensor for name, tensor in variables.items()}
     write_bundle(path, raw | ema | adam | {"global_step": np.ones((), np.float32)})
 
-  four_heads, by_16 = ["network.num_heads=4"], ["network.head_channels=16"]
+  four_heads = ["network.num_heads=4"]
+  by_16 = ["network.head_channels=16"]
   eight = ["data.image_size=8", *ANSWERS[1:]]
   return {
     "pesser": ("model-790000.ckpt", torch_file(ddim, "model0"), ANSWERS, "unet_ddim", "model0"),
@@ -248,7 +252,8 @@ def test_every_family_from_its_file_to_its_output_and_back(golden, tmp_path, fam
   assert run.step == {"pesser": 790_000, "tensorflow": 790_000, "classifier": 100, "two heads": 0}.get(family, 100_000)
   stored = golden(file)
   x, time, cond = inputs(stored, group)
-  out, want = forward(run.network.apply.module, run.network.params, x, time, cond), stored[f"{group}/out"]
+  out = forward(run.network.apply.module, run.network.params, x, time, cond)
+  want = stored[f"{group}/out"]
   want = nhwc(want) if want.ndim == 4 else want
   np.testing.assert_allclose(out, want, rtol=0, atol=2e-5 * np.abs(want).max())  # as tests/parity/test_networks.py
 
@@ -268,10 +273,12 @@ def test_ddim_from_a_converted_file_is_the_reference_s_ddim(golden, tmp_path):
   _, visited = run.sample([3, 4], [1, 7], save=lambda x, pred: x)
 
   alpha_bar = np.append(1.0, np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
-  rows, x = build.sampler(run.config).steps, np.float64(visited[0])  # after the first step
+  rows = build.sampler(run.config).steps  # after the first step
+  x = np.float64(visited[0])
   assert len(rows.t.n) == len(visited) == 10
   for t, s, after in zip(rows.t.n[1:], rows.s.n[1:], visited[1:], strict=True):
-    time, cond = np.full(2, t - 1, np.float32), {"label": np.array([1, 7], np.int32)}
+    time = np.full(2, t - 1, np.float32)
+    cond = {"label": np.array([1, 7], np.int32)}
     eps = np.asarray(forward(run.network.apply.module, run.network.params, np.float32(x), time, cond))[..., :3]
     x_0 = (x - np.sqrt(1 - alpha_bar[t]) * eps) / np.sqrt(alpha_bar[t])
     x = np.sqrt(alpha_bar[s]) * x_0 + np.sqrt(1 - alpha_bar[s]) * eps
@@ -348,7 +355,8 @@ def test_other_networks_of_diffusers_are_refused(golden, tmp_path, config, messa
 @pytest.mark.parametrize("kind", ["ho", "openai"])
 def test_ddim_of_diffusers_itself(golden, tmp_path, kind):
   """Ten steps of DDIM by diffusers' own network, scheduler and files, under PyTorch."""
-  torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
   config = {key: value for key, value in UNET2D.items() if not key.startswith("_") and key not in HO}
   torch.manual_seed(0)
   network = diffusers.UNet2DModel(**config, **(HO if kind == "ho" else {"attention_head_dim": 16})).eval()
@@ -360,14 +368,16 @@ def test_ddim_of_diffusers_itself(golden, tmp_path, kind):
   assert made.config.network.name == {"ho": "unet_ddpm", "openai": "unet_adm"}[kind]
   module = build.model(made.config, 3, None)
   x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
-  theirs, mine = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), x
+  theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+  mine = x
   alpha_bar = np.append(1.0, np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
   scheduler.set_timesteps(10)
   for t in scheduler.timesteps.tolist():
     with torch.no_grad():
       theirs = scheduler.step(network(theirs, t).sample, t, theirs).prev_sample
     eps = np.asarray(forward(module, made.params, mine, np.full(2, t, np.float32)))
-    now, before = alpha_bar[t + 1], alpha_bar[max(t - 100, -1) + 1] if t >= 100 else alpha_bar[1]
+    now = alpha_bar[t + 1]
+    before = alpha_bar[max(t - 100, -1) + 1] if t >= 100 else alpha_bar[1]
     x_0 = (mine - np.sqrt(1 - now) * eps) / np.sqrt(now)
     mine = np.float32(np.sqrt(before) * x_0 + np.sqrt(1 - before) * eps)
     want = nhwc(theirs.numpy())
@@ -376,7 +386,8 @@ def test_ddim_of_diffusers_itself(golden, tmp_path, kind):
 
 @pytest.mark.torch
 def test_gradient_of_hos_network_is_that_of_diffusers(golden, tmp_path):
-  torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
   write_pipeline(tmp_path, golden)
   theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet").eval()
   made = convert.convert(tmp_path)

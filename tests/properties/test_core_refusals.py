@@ -16,7 +16,8 @@ from ddpm_jax.diffusion.second_heads import TwoHeads
 from ddpm_jax.errors import UserError
 
 CHAIN = schedule.linear(100)
-KEYS, X = noise.image_keys(np.arange(1)), np.zeros((1, 2, 2, 1), np.float32)
+KEYS = noise.image_keys(np.arange(1))
+X = np.zeros((1, 2, 2, 1), np.float32)
 NETWORK = Network(None, poly)
 
 

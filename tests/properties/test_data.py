@@ -17,7 +17,8 @@ from ddpm_jax.errors import UserError
 def numbered(count, size=4, channels=1):
   """Images that carry their own number in the first two pixels of column 0 and are not symmetric; label = number."""
   images = np.random.RandomState(0).randint(0, 256, (count, size, size, channels)).astype(np.uint8)
-  images[:, 0, 0, 0], images[:, 1, 0, 0] = np.arange(count) // 256, np.arange(count) % 256
+  images[:, 0, 0, 0] = np.arange(count) // 256
+  images[:, 1, 0, 0] = np.arange(count) % 256
   return Arrays(Info("numbered", "train", size, channels, count), images, np.arange(count))
 
 
@@ -48,7 +49,8 @@ def test_the_order_is_the_same_on_every_machine_and_for_ever():
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_shards_put_together_are_the_global_batch(processes):
-  source, options = numbered(50), dict(flip=True, dequantize=True, low_res_size=2)
+  source = numbered(50)
+  options = dict(flip=True, dequantize=True, low_res_size=2)
   whole = data.train_batches(source, 12, **options)
   parts = [data.train_batches(source, 12, process=p, processes=processes, **options) for p in range(processes)]
   for step in (0, 4, 19):  # step 4 straddles the end of the first epoch
@@ -75,20 +77,23 @@ def test_resuming_at_any_step_is_bitwise_and_iterators_hold_their_place():
 
 def test_flips_mirror_about_half_of_the_images_and_change_nothing_else():
   source = numbered(1000)
-  plain, flipped = data.train_batches(source, 1000, raw=True)[0], data.train_batches(source, 1000, raw=True, flip=True)[0]
+  plain = data.train_batches(source, 1000, raw=True)[0]
+  flipped = data.train_batches(source, 1000, raw=True, flip=True)[0]
   np.testing.assert_array_equal(plain["label"], flipped["label"])
   mirrored = (flipped["image"] != plain["image"]).any((1, 2, 3))
   np.testing.assert_array_equal(flipped["image"][mirrored], plain["image"][mirrored][:, :, ::-1])
   assert 420 < mirrored.sum() < 580  # 5 standard deviations of Binomial(1000, 1/2)
   again = data.train_batches(source, 1000, raw=True, flip=True)[1]  # the next epoch draws anew
-  order, next_order = np.argsort(flipped["label"]), np.argsort(again["label"])
+  order = np.argsort(flipped["label"])
+  next_order = np.argsort(again["label"])
   assert (again["image"][next_order] != flipped["image"][order]).any()
   np.testing.assert_array_equal(source.images, numbered(1000).images)
 
 
 def test_batches_are_float_in_minus_one_to_one_and_labels_int32():
   source = numbered(20)
-  batch, raw = data.train_batches(source, 6)[2], data.train_batches(source, 6, raw=True)[2]
+  batch = data.train_batches(source, 6)[2]
+  raw = data.train_batches(source, 6, raw=True)[2]
   assert batch["image"].dtype == np.float32 and batch["label"].dtype == np.int32 and raw["image"].dtype == np.uint8
   np.testing.assert_array_equal(batch["image"], raw["image"].astype(np.float32) / 127.5 - 1)
   np.testing.assert_array_equal(raw["image"], source.images[raw["label"]])

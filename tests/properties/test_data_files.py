@@ -298,7 +298,8 @@ def test_text_is_read_in_its_encoding():
 
 
 def parquet(path, rows, column="label", class_names=None):
-  pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+  pa = pytest.importorskip("pyarrow")
+  pq = pytest.importorskip("pyarrow.parquet")
   images = []
   for red, _ in rows:
     buffer = io.BytesIO()

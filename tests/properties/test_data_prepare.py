@@ -101,7 +101,8 @@ def test_tfds_reads_what_was_prepared(folder, tmp_path, small_shards):
 def test_the_manifest_counts_and_hashes_every_shard(folder, tmp_path, small_shards):
   made = prepare.prepare("own_set", folder, data_dir=tmp_path, image_size=8)
   manifest = json.loads((made / "manifest.json").read_text())
-  source, start = data.load("own_set", data_dir=tmp_path), 0
+  source = data.load("own_set", data_dir=tmp_path)
+  start = 0
   for name in sorted(file.name for file in made.glob("*-train.*")):
     entry = manifest["shards"][name]
     part = slice(start, start := start + entry["images"])
@@ -142,7 +143,8 @@ def test_a_killed_run_continues_and_ends_with_the_same_files(folder, tmp_path):
   with pytest.raises(UserError, match="no data set 'own_set'"):
     data.load("own_set", data_dir=tmp_path / "a")
 
-  prepare.SHARD_IMAGES, kept = 8, prepare.SHARD_IMAGES
+  kept = prepare.SHARD_IMAGES
+  prepare.SHARD_IMAGES = 8
   try:
     prepare.prepare("own_set", folder, data_dir=tmp_path / "a", image_size=8)
     prepare.prepare("own_set", folder, data_dir=tmp_path / "b", image_size=8)
@@ -154,7 +156,8 @@ def test_a_killed_run_continues_and_ends_with_the_same_files(folder, tmp_path):
 
 def test_running_again_mends_damaged_missing_and_outdated_shards(folder, tmp_path, small_shards):
   made = prepare.prepare("own_set", folder, data_dir=tmp_path, image_size=8)
-  whole, shards = contents(made), sorted(made.glob("*-train.*"))
+  whole = contents(made)
+  shards = sorted(made.glob("*-train.*"))
   times = [shard.stat().st_mtime_ns for shard in shards]
   damaged = bytearray(shards[1].read_bytes())
   damaged[len(damaged) // 2] ^= 1
@@ -254,7 +257,8 @@ def test_pickles_that_want_to_run_something_are_refused(tmp_path):
 def test_mnist_comes_from_idx_files(tmp_path):
   digits = noise(9, 28, 28)[..., 0]
   for prefix, part in (("train", slice(0, 6)), ("t10k", slice(6, 9))):
-    images, labels = digits[part], np.arange(9, dtype=np.uint8)[part]
+    images = digits[part]
+    labels = np.arange(9, dtype=np.uint8)[part]
     for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
       header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
       (tmp_path / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())

@@ -22,8 +22,11 @@ class Server(http.server.ThreadingHTTPServer):
 
   def __init__(self):
     super().__init__(("127.0.0.1", 0), Handler)
-    self.breaks_after, self.ranges, self.knows_ranges = None, [], True
-    self.content, self.headers = CONTENT, {"ETag": '"1"'}
+    self.breaks_after = None
+    self.ranges = []
+    self.knows_ranges = True
+    self.content = CONTENT
+    self.headers = {"ETag": '"1"'}
     self.gate = threading.Event()
     self.gate.set()
     threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -35,7 +38,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
-    wanted, start = self.headers.get("Range"), 0
+    wanted = self.headers.get("Range")
+    start = 0
     self.server.ranges.append(wanted)
     self.server.gate.wait(60)
     if self.path == "/garbage":
@@ -54,7 +58,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       if value:
         self.send_header(name, value)
     self.end_headers()
-    stop, self.server.breaks_after = self.server.breaks_after, None
+    stop = self.server.breaks_after
+    self.server.breaks_after = None
     self.wfile.write(self.server.content[start:stop])
     return None
 
@@ -105,7 +110,8 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(server, tmp_path, monkey
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
 def test_a_broken_download_goes_on_where_it_stopped(server, knows_ranges):
-  server.breaks_after, server.knows_ranges = 70_000, knows_ranges
+  server.breaks_after = 70_000
+  server.knows_ranges = knows_ranges
   with pytest.raises(UserError, match="70000 of 1280000 bytes arrived.*or save that file as .*weights.bin"):
     download.fetch(file(server), progress=False)
   assert not (download.cache_folder() / "weights.bin").exists()
@@ -168,7 +174,8 @@ def test_a_file_without_checksum_is_trusted_once(server):
   ],
 )
 def test_what_is_not_the_file_is_not_kept(server, content, headers, sentence):
-  server.content, server.headers = content, headers
+  server.content = content
+  server.headers = headers
   with pytest.raises(UserError, match=sentence):
     download.fetch(file(server, None), progress=False)
   assert not (download.cache_folder() / "weights.bin").exists()

@@ -48,7 +48,8 @@ DDIM = DDPM | {"_class_name": "DDIMScheduler"}
 
 def random_tensors(network, dialect, value=None):
   """Tensors of a network in the words of a codebase; all equal to `value`, if given."""
-  x, time = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+  x = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+  time = jax.ShapeDtypeStruct((1,), jnp.float32)
   tree = jax.eval_shape(network.init, jax.random.key(0), x, time, None)["params"]
   draw = np.random.default_rng(0).standard_normal
   fill = lambda shape: np.full(shape, value, np.float32) if value is not None else np.float32(draw(shape))
@@ -154,7 +155,8 @@ def test_zero_terminal_snr_is_lin_et_al_s():
   """Algorithm 1 of "Common diffusion noise schedules and sample steps are flawed", written out."""
   config = process(rescale_betas_zero_snr=True, prediction_type="v_prediction")
   root = np.sqrt(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
-  first, last = root[0], root[-1]
+  first = root[0]
+  last = root[-1]
   root = (root - last) * first / (first - last)
   np.testing.assert_allclose(build.schedule(config).alpha_bar[1:], root**2, rtol=1e-10, atol=1e-15)
   assert build.schedule(config).alpha_bar[-1] == 0 and config.prediction.mean == "v"
@@ -242,7 +244,8 @@ def test_the_default_file_comes_before_its_variants(tmp_path, of_diffusers):
 
 def test_shards_are_those_of_the_index(tmp_path, of_diffusers):
   pipeline = folder(tmp_path / "pipeline", of_diffusers)
-  unet, keys = pipeline / "unet", list(of_diffusers)
+  unet = pipeline / "unet"
+  keys = list(of_diffusers)
   (unet / "diffusion_pytorch_model.safetensors").unlink()
   where = {key: f"diffusion_pytorch_model-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(keys)}
   for name in set(where.values()):

@@ -41,7 +41,8 @@ def test_every_preset_makes_a_sampler_of_the_steps_that_are_asked_for(name, tmp_
 def test_ddim_in_short_is_ddim_in_full():
   short = configure(published(), [], Request(sampler="ddim", steps=50))
   full = override(published(), ["sampling.grid=uniform", "sampling.steps=50", "sampling.eta=0"])
-  ours, theirs = build.sampler(short), build.sampler(full)
+  ours = build.sampler(short)
+  theirs = build.sampler(full)
   for field, column in vars(theirs.steps).items():
     np.testing.assert_array_equal(getattr(ours.steps, field), column) if isinstance(column, np.ndarray) else None
   assert ours.kernel == theirs.kernel and list(ours.steps.t.n) == list(grid.uniform(1000, 50)[:-1])

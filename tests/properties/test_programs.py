@@ -20,7 +20,8 @@ STORED = json.loads(program_costs.STORED.read_text())
 
 @pytest.mark.parametrize("name", program_costs.PROGRAMS)
 def test_memory_and_operations_are_those_written_down(name):
-  found, stored = program_costs.measure(name), STORED["programs"][name]
+  found = program_costs.measure(name)
+  stored = STORED["programs"][name]
   remedy = "Wanted? Then python tests/programs/program_costs.py"
   assert found["flops"] == pytest.approx(stored["flops"], rel=0.1), remedy
   if jax.__version__ == STORED["jax"] and jax.default_backend() == "cpu":  # another compiler keeps other things
@@ -36,8 +37,11 @@ class Net(nn.Module):
 
 
 def test_one_compilation_for_all_scales_etas_weights_and_grids_of_one_length():
-  levels, keys, x = schedule.linear(40), image_keys(np.arange(2)), np.zeros((2, 4, 4, 1), np.float32)
-  cond, apply = {"label": np.array([0, 1])}, Apply(Net())
+  levels = schedule.linear(40)
+  keys = image_keys(np.arange(2))
+  x = np.zeros((2, 4, 4, 1), np.float32)
+  cond = {"label": np.array([0, 1])}
+  apply = Apply(Net())
   grids = [grid.uniform(40, 5), grid.quadratic(40, 5)]
 
   def draw(seed, scale, eta, visited):

@@ -147,7 +147,8 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(mesh, made, whole, tm
   ],
 )
 def test_halfway_between_two_checkpoints_there_is_a_passing_one(mesh, made, tmp_path, monkeypatch, every, written, left):
-  saves, save = [], checkpoints.Checkpoints.save
+  saves = []
+  save = checkpoints.Checkpoints.save
 
   def recorded(self, state, step, config, *, wait):
     saves.append((step, wait))
@@ -195,7 +196,8 @@ def test_resuming_adds_no_retrace(mesh, made, tmp_path):
 
 
 def test_a_long_run_whose_temporaries_are_kept_is_the_same_bit_by_bit(mesh, made, whole, tmp_path, monkeypatch):
-  repeated, used = compiler.repeated, []
+  repeated = compiler.repeated
+  used = []
 
   def recorded(*args, times):
     used.append((times, repeated(*args, times=times)))
@@ -244,7 +246,8 @@ def poisoned(first: int, last: int):
 
 def test_a_nan_leaves_everything_bitwise_as_it_was(mesh, made):
   init, train_step = made
-  feed, now = poisoned(7, 7)(0), place(init, mesh)
+  feed = poisoned(7, 7)(0)
+  now = place(init, mesh)
   for batch in itertools.islice(feed, 6):
     now, _ = train_step(now, layout.put_batch(batch, mesh))
   before = {name: np.array(x) for name, x in manifest.flatten(now).items()}
@@ -329,7 +332,8 @@ def test_tensorboard_reads_what_was_written(tmp_path):
   log.write_images(5, {"raw": np.zeros((4, 4, 1), np.uint8)})
   log.close()
   (path,) = tmp_path.iterdir()
-  data, events = path.read_bytes(), []
+  data = path.read_bytes()
+  events = []
   while data:  # length, its check sum, an event, its check sum
     size = int.from_bytes(data[:8], "little")
     events.append(Event.FromString(data[12 : 12 + size]))

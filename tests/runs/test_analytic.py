@@ -41,7 +41,8 @@ def test_a_head_learns_and_its_backbone_does_not(runs):
   as_stored = lambda section, **more: json.loads(json.dumps(section.to_dict() | more))
   assert as_stored(npr.config.network.backbone) == as_stored(plain.config.network, out_channels=1)
   assert npr.config.schedule == plain.config.schedule and npr.config.data == plain.config.data
-  level, (x_t, _) = build.schedule(plain.config).level(10), plain.images(plain.dataset("test"), np.arange(4))
+  level = build.schedule(plain.config).level(10)
+  (x_t, _) = plain.images(plain.dataset("test"), np.arange(4))
   np.testing.assert_allclose(npr.network(x_t, level).eps, slow.network(x_t, level).eps, atol=1e-6)
   assert npr.network(x_t, level).eps_var.shape == x_t.shape
 

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 torch_networks = pytest.importorskip("torch_networks")
 
-SEEDS, LABELS = [3, 4], [1, 7]
+SEEDS = [3, 4]
+LABELS = [1, 7]
 
 # float32 through ten networks and as many steps, relative to the largest value of a state; measured: 2e-5
 TOLERANCE = 1e-4
@@ -51,7 +52,8 @@ VP = np.exp(-(0.1 * np.linspace(0, 1, 1001) + 19.9 * np.linspace(0, 1, 1001) ** 
 _f = np.cos((np.arange(4001) / 4000 + 0.008) / 1.008 * np.pi / 2) ** 2
 COSINE = np.append(1.0, np.cumprod(1 - np.minimum(1 - _f[1:] / _f[:-1], 0.999)))  # IDDPM eq. 17, 4000 levels
 
-STRIDE_100, STRIDE_400 = range(901, 0, -100), range(3601, 0, -400)
+STRIDE_100 = range(901, 0, -100)
+STRIDE_400 = range(3601, 0, -400)
 EVEN = [round(1 + 111 * k) for k in reversed(range(10))]  # 1000, 889, ..., 1: Analytic-DPM's
 
 
@@ -67,7 +69,8 @@ def ddim(network, x, *, alpha_bar, levels, draw=None, clip=True, keep_eps=False,
   for k, (t, s) in enumerate(itertools.pairwise([*levels, 0])):
     x = x if through is None or k == 0 else through[k - 1]
     eps, *head = network(x, t).split(x.shape[1], 1)
-    at, before = alpha_bar[t], alpha_bar[s]
+    at = alpha_bar[t]
+    before = alpha_bar[s]
     x_0 = (x - (1 - at) ** 0.5 * eps) / at**0.5
     if clip:
       x_0 = x_0.clamp(-1, 1)
@@ -148,7 +151,8 @@ def check(states, theirs, images, rounding):
     want = nhwc(want.numpy())
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
   last = nhwc(theirs[-1].numpy())
-  grey, slack = np.clip(127.5 * (last + 1), 0, 255), 127.5 * TOLERANCE * np.abs(last).max()
+  grey = np.clip(127.5 * (last + 1), 0, 255)
+  slack = 127.5 * TOLERANCE * np.abs(last).max()
   start = {"truncate": 0.0, "round": 0.5}[rounding]
   assert (np.floor(np.maximum(grey - slack, 0) + start) <= images).all()
   assert (images <= np.floor(np.minimum(grey + slack, 255) + start)).all()

@@ -53,7 +53,8 @@ def test_samples_of_a_full_covariance_and_its_refusals(plain, capsys):
 def test_an_ocm_head_learns_on_a_frozen_network(plain, tmp_path):
   on = ["--config", "ocm:smoke", f"--config.train.backbone={plain}", "--workdir", f"{tmp_path}/ocm"]
   assert main.run(["train", *on]) == 0
-  ocm, slow = ddpm_jax.load(tmp_path / "ocm", ema="raw"), ddpm_jax.load(plain)
+  ocm = ddpm_jax.load(tmp_path / "ocm", ema="raw")
+  slow = ddpm_jax.load(plain)
   jax.tree.map(np.testing.assert_array_equal, ocm.network.params["backbone"], slow.network.params)
   level = build.schedule(ocm.config).level(np.int64(10))
   x_t, _ = ocm.images(ocm.dataset("test"), np.arange(4))

@@ -176,7 +176,8 @@ def test_whatever_ends_a_run_the_checkpoint_in_the_making_is_completed(tmp_path,
 @pytest.mark.parametrize("known", [True, False])
 def test_remat_auto_is_decided_by_the_memory_of_the_device(known, tmp_path, monkeypatch, caplog):
   caplog.set_level("INFO")
-  stored, peaks = [], iter([3 * 2**30, 2**30])
+  stored = []
+  peaks = iter([3 * 2**30, 2**30])
 
   def compile_lowered(lowered):
     assert "stablehlo.convolution" in lowered.as_text()

@@ -44,7 +44,8 @@ def workdir(tmp_path_factory):
     smoke.data.update(image_size=8, channels=1, num_classes=10)
   params = build.initial_params(build.model(smoke, 1, 10), jax.random.key(0), 8, 1)
   save_weights(str(folder / "checkpoints"), params, smoke.to_dict(), rate="0.999", step=4)
-  train, test = digits("train"), digits("test")
+  train = digits("train")
+  test = digits("test")
   recipe = Recipe(steps=20, num_features=16)
   train_classifier(train.images, train.labels, test.images, test.labels, recipe=recipe).save(folder / "classifier.npz")
   return folder
@@ -130,7 +131,8 @@ def files(tmp_path_factory):
   return folder
 
 
-TRAIN, OF_40 = ["--reference", "digits@train"], ["--num_samples", "40"]
+TRAIN = ["--reference", "digits@train"]
+OF_40 = ["--num_samples", "40"]
 REFUSED = [  # "./" stands for the folder of files
   (["./floats.npz", *TRAIN], "are float64 from 0 to 1; they have to be uint8"),
   (["./nan.npz", *TRAIN], "Image 3 of .*nan.npz has pixels that are not finite"),
@@ -208,7 +210,8 @@ def test_a_number_of_samples_that_is_not_theirs_is_refused(workdir, capsys):
 def test_bits_per_dim_with_every_covariance(workdir, capsys):
   """The analytic one by the moments that ddpm-jax moments leaves beside the results."""
   assert main.run(["moments", "--workdir", str(workdir), "--images", "16", "--levels", "5"]) == 0
-  folder, likelihood = workdir / "evaluation", ["evaluate", "--workdir", str(workdir), "--likelihood", "4"]
+  folder = workdir / "evaluation"
+  likelihood = ["evaluate", "--workdir", str(workdir), "--likelihood", "4"]
   capsys.readouterr()
   assert main.run([*likelihood, "--covariance", "all"]) == 0
   shown = capsys.readouterr().out
@@ -245,7 +248,8 @@ def test_figures_of_the_paper(workdir):
     with Image.open(workdir / "evaluation" / f"{name}.png") as picture:
       assert picture.size[0] >= 500
   trained = ddpm_jax.load(workdir)
-  source, pairs = trained.dataset("test"), np.array([[0, 1], [2, 3], [4, 5]])
+  source = trained.dataset("test")
+  pairs = np.array([[0, 1], [2, 3], [4, 5]])
   near = edit.between(trained, source, pairs, frames=2, strength=0.05)  # of one of 20 levels: almost the images themselves
   error = np.abs(near.astype(float) - source.gather(pairs.ravel())[0].reshape(near.shape))
   assert error.mean() < 8, "grey levels"
@@ -255,7 +259,8 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
   """Neither in samples nor in bits/dim."""
   trained = ddpm_jax.load(workdir)
   x = np.zeros((4, 8, 8, 1), np.float32)
-  x[1, 2, 3], x[3] = np.inf, np.nan
+  x[1, 2, 3] = np.inf
+  x[3] = np.nan
   with pytest.raises(NotFinite, match=r"2 of 4 samples .* \(inf; seeds 6, 8\): the weights are finite, so lower"):
     trained.to_pixels(x, [5, 6, 7, 8])
   nan = dataclasses.replace(
@@ -276,7 +281,8 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
 @pytest.fixture(scope="module")
 def page(workdir, tmp_path_factory):
   """The report about the run, with samples, curves and measurements."""
-  checkpoint, workdir = workdir / "checkpoints", tmp_path_factory.mktemp("page")
+  checkpoint = workdir / "checkpoints"
+  workdir = tmp_path_factory.mktemp("page")
   shutil.copytree(checkpoint, workdir / "checkpoints")
   grid = pixels.grid(digits("test").images[:16])
   pixels.save_png(workdir / "samples/50steps/grid.png", grid)
@@ -295,7 +301,9 @@ def page(workdir, tmp_path_factory):
 class Page(html.parser.HTMLParser):
   def __init__(self, text):
     super().__init__()
-    self.open, self.images, self.text = [], [], ""
+    self.open = []
+    self.images = []
+    self.text = ""
     self.feed(text)
 
   def handle_starttag(self, tag, attrs):

@@ -33,7 +33,8 @@ def by(kind, scale, model=None, **more):
 def untrained(directory, name: str, step: int):
   """A checkpoint of random weights."""
   config = configs.override(configs.load(name), [f"network.{field}" for field in TINY])
-  plan, rng = train.prepare(config), np.random.default_rng(step)
+  plan = train.prepare(config)
+  rng = np.random.default_rng(step)
   draw = lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)
   params = jax.tree.map(draw, jax.eval_shape(plan.init).params)
   checkpoints.save_weights(str(directory), params, plan.config.to_dict(), rate="0.999", step=step)
@@ -142,7 +143,8 @@ def test_edits(runs, capsys):
     with Image.open(runs / f"plain/edits/{task}.png") as picture:
       assert picture.size[0] >= 256
   run = ddpm_jax.load(runs / "plain")
-  source, known = run.dataset("test"), np.zeros((8, 8), bool)
+  source = run.dataset("test")
+  known = np.zeros((8, 8), bool)
   known[:, 4:] = True
   drawn = edit.inpaint(run, source, range(4), range(4), known, jump=2, resamples=2)
   np.testing.assert_array_equal(drawn[:, :, 4:], source.gather(np.arange(4))[0][:, :, 4:])

@@ -95,7 +95,8 @@ def test_a_notebook_is_stored_with_its_outputs(name):
 @pytest.mark.parametrize("name", SHORT)
 def test_a_notebook_names_only_what_the_package_has(name):
   """Also in what the short runs leave out, such as fetching."""
-  tree, modules = ast.parse("\n".join(cell["source"] for cell in cells(name))), {}
+  tree = ast.parse("\n".join(cell["source"] for cell in cells(name)))
+  modules = {}
   for line in ast.walk(tree):
     if isinstance(line, ast.ImportFrom) and line.module.startswith("ddpm_jax"):
       exec(ast.unparse(line), modules)

@@ -78,7 +78,8 @@ def test_four_processes_and_then_two_lose_as_one_does(alone, tmp_path):
 def test_sigterm_to_all_or_one_saves_the_same_step_and_loses_none(alone, tmp_path, who):
   stopped = train(2, 1, tmp_path, "--steps", "1000", "--at", "12", "--signal", "TERM", *who)
   assert stopped.returncode == loop.Preempted.exit_code, stopped.stderr
-  rows, saved = len(tiny_run.losses_of(tmp_path)), checkpoints.steps_in(tmp_path)[-1]
+  rows = len(tiny_run.losses_of(tmp_path))
+  saved = checkpoints.steps_in(tmp_path)[-1]
   # The signal comes with batch 12, the thirteenth, which is sent two batches ahead (loop._on_device): before step 11.
   assert saved == rows >= 11 and f"at step {saved}; it is saved" in stopped.stdout
   if not who:
@@ -128,7 +129,8 @@ def untrained(tmp_path_factory):
 
 def commands(directory) -> list[list[str]]:
   """Samples, moments, bits/dim that need them, distances and FID, in the directory of a run."""
-  workdir, drawn = ["--workdir", f"{directory}"], ["--formats", "npz,grid", "--out", f"{directory}/samples"]
+  workdir = ["--workdir", f"{directory}"]
+  drawn = ["--formats", "npz,grid", "--out", f"{directory}/samples"]
   against = ["--reference", "digits@test", "--num_samples", "12", "--metrics", "fid", "--keep", f"{directory}/features"]
   return [
     ["sample", *workdir, "--seeds", "0-9", *drawn],
@@ -155,14 +157,16 @@ def files_of(directory) -> dict[str, bytes]:
 
 
 def test_samples_moments_and_scores_are_those_of_one_process(untrained, tmp_path):
-  one, two = tmp_path / "one", tmp_path / "two"
+  one = tmp_path / "one"
+  two = tmp_path / "two"
   for processes, devices, directory in ((1, 4, one), (2, 2, two)):
     shutil.copytree(untrained, directory)
     done = start(processes, devices, tmp_path, json.dumps(commands(directory)), program="commands.py")
     assert done.returncode == 0, done.stderr
     if processes == 2:
       assert done.stdout.count("Fréchet distance of 12 samples") == 1  # one of them speaks
-  ours, theirs = files_of(one), files_of(two)
+  ours = files_of(one)
+  theirs = files_of(two)
   assert ours.keys() == theirs.keys()  # one of them writes
   pictures = ("samples/samples.npz", "samples/grid.png", "evaluation/nearest_neighbours.png")
   for name in (*pictures, "evaluation/bits_per_dim_posterior.json", "evaluation/distance.json"):

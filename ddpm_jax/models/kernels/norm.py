@@ -139,8 +139,10 @@ def _plain_value(*args, form):
 
 def _plain_forward(*args, form):
   """The derivative: tangents of xs, offset, scale and bias, then the arguments of `_plain_value` -> tangents of (y, *xs)."""
-  tangents, args = args[: form.parts + 3], args[form.parts + 3 :]
-  dxs, (doffset, dscale, dbias) = tangents[: form.parts], tangents[form.parts :]
+  tangents = args[: form.parts + 3]
+  args = args[form.parts + 3 :]
+  dxs = tangents[: form.parts]
+  (doffset, dscale, dbias) = tangents[form.parts :]
   xs, offset, scale, bias, mean, rstd, keep = _unpack(args, form)
   normalized = _normalized(_sum(xs, offset), mean, rstd)
   du = _sum(dxs, doffset)
@@ -258,7 +260,8 @@ def _derivative(primals, tangents, *, form):
 
 def _transpose_of_forward(gradients, *args, form):
   dy, *dxs = gradients
-  linear, args = args[: form.parts + 3], args[form.parts + 3 :]
+  linear = args[: form.parts + 3]
+  args = args[form.parts + 3 :]
   form = dataclasses.replace(form, residual=not all(isinstance(g, ad.Zero) for g in dxs))
   dxs = [ad.instantiate_zeros(g) for g in dxs] if form.residual else []
   outs = _backward.bind(ad.instantiate_zeros(dy), *dxs, *args, form=form)

@@ -53,7 +53,9 @@ def _value(*args, form, interpret):
 
   def kernel(*refs):
     tile.locate()
-    x_refs, keep, y_ref = refs[: form.parts], refs[form.parts + 3 : -1], refs[-1]
+    x_refs = refs[: form.parts]
+    keep = refs[form.parts + 3 : -1]
+    y_ref = refs[-1]
     offset, scale, bias = map(tile.vector, refs[form.parts : form.parts + 3])
     u = tile.remembered(lambda chunk: tile.load(x_refs, chunk) + offset)
     mean, rstd = tile.statistics(u, form.eps)
@@ -76,8 +78,11 @@ def _backward(*args, form, interpret):
 
   def kernel(*refs):
     tile.locate()
-    refs, out_refs = refs[: len(args)], refs[len(args) :]
-    dy_ref, dx_refs, x_refs = refs[0], refs[1:before], refs[before : before + form.parts]
+    out_refs = refs[len(args) :]
+    refs = refs[: len(args)]
+    dy_ref = refs[0]
+    dx_refs = refs[1:before]
+    x_refs = refs[before : before + form.parts]
     offset, scale, bias = map(tile.vector, refs[before + form.parts : before + form.parts + 3])
     keep = refs[before + form.parts + 3 :]
     u = tile.remembered(lambda chunk: tile.load(x_refs, chunk) + offset)

@@ -30,7 +30,8 @@ def worthwhile(x: jax.Array, kernel: jax.Array) -> bool:
   batch, height, width, channels = x.shape
   if not isinstance(batch, int):
     return False  # a batch of unknown size, in a program that is exported
-  wide, large = min(channels, kernel.shape[-1]) >= 64, min(height, width) >= 8
+  wide = min(channels, kernel.shape[-1]) >= 64
+  large = min(height, width) >= 8
   return wide and large and batch * height * width >= 4096 and x.dtype == jnp.float32
 
 
@@ -41,7 +42,8 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _whole(x: jax.Array, kernel: jax.Array, *, back: bool) -> jax.Array:
   """Each device works on its own images, one part after the other: part i has images i, i + parts, ..."""
-  frequencies, parts = _of_kernel(kernel), _parts(x)
+  frequencies = _of_kernel(kernel)
+  parts = _parts(x)
   if parts == 1:
     return _convolve(x, frequencies, back)
   cut = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
@@ -58,7 +60,8 @@ def _parts(x: jax.Array) -> int:
 def _frequencies(x: jax.Array) -> list[jax.Array]:
   """B^T d B of zero-padded images [B,H,W,C]: 16 of [B,rows,columns,C]."""
   _, height, width, _ = x.shape
-  rows, columns = -(-height // 2), -(-width // 2)  # of tiles
+  rows = -(-height // 2)  # of tiles
+  columns = -(-width // 2)
   x = jnp.pad(x, ((0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0)))
   return [tile for part in _of_tiles(x, 1) for tile in _of_tiles(part, 2)]
 
@@ -119,7 +122,9 @@ def _bilinear(name: str, function: Callable, shape: Callable) -> Primitive:
 
 def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
   """[B,H,W,C], [B,H,W,D] -> [3,3,C,D] by XLA, in the axes that its CPU backend runs fast (convolution.py)."""
-  x, y, axes = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3), ("NHWC", "HWIO", "NHWC")
+  x = x.transpose(3, 1, 2, 0)
+  y = y.transpose(1, 2, 0, 3)
+  axes = ("NHWC", "HWIO", "NHWC")
   return lax.conv_general_dilated(x, y, (1, 1), [(1, 1)] * 2, dimension_numbers=axes).transpose(1, 2, 0, 3)
 
 
