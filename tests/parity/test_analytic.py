@@ -172,7 +172,8 @@ def test_bits_per_dim(data, chain, name):
 @pytest.mark.parametrize("small", [True, False])
 def test_costs_of_all_steps_and_the_best_path(data, small):
   group = f"nelbo_terms/small{int(small)}"
-  args, x_0, noise = data.args(group), *(nhwc(data[f"nelbo_terms/small1/{array}"]) for array in ("x0", "noise"))
+  args = data.args(group)
+  x_0, noise = (nhwc(data[f"nelbo_terms/small1/{array}"]) for array in ("x0", "noise"))
   chain = schedule.from_betas(data["nelbo_terms/small1/betas"][1:])
   denoiser = ClipX0(Network(None, named(args["model"]), time=time_of(args, chain.T)))
   table = costs_of_all_steps(chain, denoiser, posterior if small else marginal, x_0, noise)
