@@ -38,7 +38,7 @@ CANNOT = {  # what is not run here, and why
   r"^source |^mypy$|^git ": "changes the shell, checks types, or needs the repository's history",
   r"convert my\.pt .*num_heads": "needs a network with attention; tests/properties/test_convert.py converts them",
 }
-CAP = {"--likelihood": 8, "--distance": 360, "--num_samples": 64, "--images": 16, "--samples": 64, "--ode": 2}
+CAP = {"--likelihood": 8, "--distance": 24, "--num_samples": 24, "--images": 16, "--samples": 24, "--ode": 2}
 ALIASES = {"C": "mnist_classifier", "CONDITIONAL": "mnist_cond", "SMALL": "mnist_sr:base", "LARGE": "mnist_sr"}
 ALIASES |= {"N": "npr", "runs/mnist_14": "mnist_sr:base", "mnist_sr": "mnist_sr"}
 DATA = ("cifar10", "mnist", "my_birds", "celeba64_ddim")
@@ -105,7 +105,7 @@ def place(tmp_path_factory):
     (here / name).symlink_to(ROOT / name)
   for i in range(24):
     picture(here / "photos" / ("cats", "dogs")[i % 2] / f"{i}.png", i)
-  images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1)).astype(np.uint8)
+  images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1)).astype(np.uint8)
   np.savez(here / "samples.npz", arr_0=images)
   np.savez(here / "VIRTUAL_imagenet256_labeled.npz", arr_0=images)
   tools = here / "tools"
@@ -192,7 +192,7 @@ def capped(command: list[str]) -> list[str]:
       words[i + 1] = f"{first}-{min(int(last), int(first) + 7)}" if last.isdigit() else words[i + 1]
   words = [re.sub(r"(--config.mesh.fsdp)=\d+", r"\1=1", word) for word in words]
   if words[1] == "evaluate" and "--num_samples" not in words and {"--reference", "--make_reference"} & set(words):
-    words += ["--num_samples", "64"] if "--make_reference" not in words else []
+    words += ["--num_samples", "24"] if "--make_reference" not in words else []
   if words[1] == "sample" and "--seeds" not in words:
     words += ["--seeds", "0-7"]
   return words
