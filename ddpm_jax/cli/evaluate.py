@@ -220,8 +220,8 @@ def distance(trained, out, count: int) -> None:
   found = measure.distance(trained, out, count)
   print(
     f"Fréchet distance of {found.count} samples to {found.reference_count} real images: {found.samples:.3f}; of as many "
-    f"other real images: {found.real:.3f} (features: {found.features['name']}, test accuracy "
-    f"{found.features['test_accuracy']:.1%})"
+    f"other real images: {found.real:.3f} (features: {found.classifier['name']}, test accuracy "
+    f"{found.classifier['test_accuracy']:.1%})"
   )
 
 

@@ -110,7 +110,7 @@ def place(tmp_path_factory):
   np.savez(here / "VIRTUAL_imagenet256_labeled.npz", arr_0=images)
   tools = here / "tools"
   tools.mkdir()
-  note = f'#!/bin/bash\necho "$(basename "$0") $*" >> {here}/calls\n'
+  note = f'#!/bin/bash\necho "$(basename "$0")$(printf " %q" "$@")" >> {here}/calls\n'
   for name in ("pip", "sbatch", "kubectl", "gcloud", "ddpm-jax", "pre-commit", "mypy", "docker", "python3.12"):
     (tools / name).write_text(note)
     (tools / name).chmod(0o755)
