@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from weights import save_weights
 
 from ddpm_jax import build, config
 from ddpm_jax.cli import main
 from ddpm_jax.convert import fetch, registry
 from ddpm_jax.data import datasets
 from ddpm_jax.features import classifier, inception_weights
-from ddpm_jax.training import checkpoints
 
 ROOT = documented.ROOT
 CANNOT = {  # what is not run here, and why
@@ -72,7 +72,7 @@ def weights_of(made, folder: pathlib.Path) -> None:
     made.data.update(image_size=8, channels=1, num_classes=10)
   module = build.model(made, 1, 10)
   params = build.initial_params(module, jax.random.key(0), 8, 1)
-  checkpoints.save_weights(str(folder / "checkpoints"), params, made.to_dict(), rate="0.999", step=1)
+  save_weights(str(folder / "checkpoints"), params, made.to_dict(), rate="0.999", step=1)
 
 
 def stand_in(name: str, folder: pathlib.Path) -> None:
