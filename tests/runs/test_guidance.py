@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from weights import save_weights
 
 import ddpm_jax
 from ddpm_jax import config as configs
 from ddpm_jax.cli import main
 from ddpm_jax.jobs import edit, train
-from ddpm_jax.training import checkpoints
 
 # Compiles in seconds. With a group per channel, normalisation would take out what labels add to channels.
 TINY = ["channels=8", "channel_mult=(1,)", "groups=4", "attention_resolutions=()", "block_size=1"]
@@ -37,7 +37,7 @@ def untrained(directory, name: str, step: int):
   rng = np.random.default_rng(step)
   draw = lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)
   params = jax.tree.map(draw, jax.eval_shape(plan.init).params)
-  checkpoints.save_weights(str(directory), params, plan.config.to_dict(), rate="0.999", step=step)
+  save_weights(str(directory), params, plan.config.to_dict(), rate="0.999", step=step)
 
 
 @pytest.fixture(scope="module")
