@@ -215,11 +215,22 @@ FIELDS: dict[str, Field] = {
   "sampling.cap_steps": Field(1, "... in this many steps before the last one", least=1),
   "sampling.rounding": Field("truncate", "of pixels to 8 bits: as OpenAI, or as DDIM", choices=("truncate", "round")),
   "sampling.batch_size": Field(64, "images drawn at a time, over all devices", least=1, most=10**6),
-  "sampling.guidance.kind": Field(None, "what guides", str, choices=("classifier", "classifier_free", "autoguidance")),
+  "sampling.guidance.kind": Field(
+    None, "what guides", str, choices=("classifier", "classifier_free", "autoguidance", "perturbed_attention")
+  ),
   "sampling.guidance.scale": Field(
     1.0, "1 is p(x | y) by a perfect classifier, or the network as it is", least=-10_000, most=10_000
   ),
   "sampling.guidance.interval": Field(None, "(low, high): guide at levels low <= n <= high only", tuple),
+  "sampling.guidance.sigma_interval": Field(
+    None, "the same in sigma / alpha, as papers quote it: (0.28, 5.42)", tuple, least=0
+  ),
+  "sampling.guidance.rule": Field(
+    "linear", "how strong and weak predictions combine: linear, apg (projected), cfg++", choices=("linear", "apg", "cfg++")
+  ),
+  "sampling.guidance.parallel": Field(0.0, "of apg: factor of the part of the difference that is parallel to x0", least=0),
+  "sampling.guidance.norm": Field(None, "of apg: largest norm of the difference of an image", float, above=0),
+  "sampling.guidance.blocks": Field(("mid",), "of perturbed_attention: parts of the names of the attention layers"),
   "sampling.guidance.form": Field(
     None, 'of a classifier: ADM\'s algorithm 1 or 2; None: "mean" where eta = 1', str, choices=("mean", "score")
   ),

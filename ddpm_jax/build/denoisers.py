@@ -9,7 +9,9 @@ from ddpm_jax.build.networks import check_draws, is_classifier
 from ddpm_jax.build.process import schedule
 from ddpm_jax.build.uncertainty import uncertain
 from ddpm_jax.diffusion import guidance, transforms
+from ddpm_jax.diffusion.guidance_rules import Projected, Renoised
 from ddpm_jax.errors import UserError
+from ddpm_jax.models.perturbed import IdentityAttention
 
 
 def denoiser(config: ConfigDict, net: Any, which: str = "sampling") -> Any:
@@ -57,15 +59,19 @@ def guided(config: ConfigDict, net: Any, guide: Any = None) -> Any:
           "train.class_conditional=True and train.label_dropout=0.1."
         )
       null = {"label": np.int32(config.data.num_classes)}
-      return denoiser(config, guidance.ClassifierFree(net, null=null, **strength_of(section)))
+      return denoiser(config, guidance.ClassifierFree(net, null=null, rule=_rule(config), **strength_of(config)))
     case "autoguidance":
-      return denoiser(config, guidance.Autoguidance(net, guide, **strength_of(section)))
+      return denoiser(config, guidance.Autoguidance(net, guide, rule=_rule(config), **strength_of(config)))
+    case "perturbed_attention":
+      weak = net.replace(apply=IdentityAttention(net.apply, tuple(section.blocks)))
+      return denoiser(config, guidance.Autoguidance(net, weak, rule=_rule(config), **strength_of(config)))
     case "classifier" if form_of(config.sampling) == "mean":
       return denoiser(config, net)
     case "classifier":
-      return guidance.ClassifierScore(denoiser(config, net), guide, **strength_of(section))
+      return guidance.ClassifierScore(denoiser(config, net), guide, **strength_of(config))
   raise UserError(
-    f'sampling.guidance.kind must be "classifier", "classifier_free", "autoguidance" or None, not {section.kind!r}.'
+    'sampling.guidance.kind must be "classifier", "classifier_free", "autoguidance", "perturbed_attention" or None, '
+    f"not {section.kind!r}."
   )
 
 
@@ -87,8 +93,31 @@ def check_guide(config: ConfigDict, guide: ConfigDict) -> None:
       )
 
 
-def strength_of(section: ConfigDict) -> dict[str, Any]:
-  """Scale and interval, as leaves."""
+def _rule(config: ConfigDict) -> Any:
+  """How a strong and a weak prediction are combined; None: linearly."""
+  section = config.sampling.guidance
+  if section.rule == "linear":
+    return None
+  if section.rule == "apg":
+    return Projected(np.float32(section.parallel), np.float32(np.inf if section.norm is None else section.norm))
+  sampling = config.sampling
+  keeps = sampling.keep_eps or sampling.clip == "none"
+  if sampling.solver != "gaussian" or sampling.eta or not keeps:
+    raise UserError(
+      'sampling.guidance.rule = "cfg++" continues with the weaker eps. It needs DDIM (sampling.solver = "gaussian", '
+      "sampling.eta = 0) and sampling.keep_eps = True."
+    )
+  return Renoised()
+
+
+def strength_of(config: ConfigDict) -> dict[str, Any]:
+  """Scale and interval of config.sampling.guidance, as leaves."""
+  section = config.sampling.guidance
+  if section.sigma_interval is not None:
+    if section.interval is not None:
+      raise UserError("sampling.guidance.interval and sigma_interval say the same in levels and in sigma: give one of them.")
+    found = guidance.levels_between(schedule(config), *section.sigma_interval)
+    return dict(scale=np.float32(section.scale), interval=found)
   interval = guidance.EVERYWHERE if section.interval is None else section.interval
   if len(interval) != 2 or not all(isinstance(level, int) for level in interval):
     raise UserError(f"sampling.guidance.interval = {interval} should be two levels, such as (100, 600).")

@@ -72,7 +72,7 @@ def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any
   if section.guidance.kind == "classifier" and form_of(section) == "mean":
     if isinstance(which, Full):
       raise UserError('Guidance of the mean shifts by a variance per pixel: set sampling.guidance.form="score" for "full".')
-    kernel = guidance.ShiftMean(kernel, guide, **strength_of(section.guidance))
+    kernel = guidance.ShiftMean(kernel, guide, **strength_of(config))
   return GaussianSampler(steps, kernel)
 
 

@@ -30,14 +30,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.prediction import Prediction, TimeScale
-from ddpm_jax.diffusion.schedule import Level, like
+from ddpm_jax.diffusion.schedule import Level, Schedule, like
 from ddpm_jax.errors import UserError
 
 EVERYWHERE = (0, 2**31 - 1)
+
+
+def levels_between(schedule: Schedule, low: float, high: float) -> tuple[np.int32, np.int32]:
+  """The interval of levels whose sigma / alpha lies between `low` and `high`, as EDM's papers quote them.
+
+  Raises:
+    UserError: if no level does.
+  """
+  with np.errstate(divide="ignore"):
+    sigma = np.sqrt((1 - schedule.alpha_bar) / schedule.alpha_bar)
+  inside = np.flatnonzero((low <= sigma) & (sigma <= high))
+  if not len(inside):
+    raise UserError(
+      f"No level has sigma / alpha between {low:g} and {high:g}: give a wider sampling.guidance.sigma_interval."
+    )
+  return np.int32(inside[0]), np.int32(inside[-1])
 
 
 @struct.dataclass
@@ -52,6 +69,7 @@ class ClassifierFree:
   scale: jax.Array  # [] or [B]
   null: dict[str, jax.Array]
   interval: tuple[jax.Array, jax.Array] = EVERYWHERE
+  rule: Any = None  # None: (3); or a rule of guidance_rules.py
 
   def __call__(self, x_t, level, cond=None) -> Prediction:
     missing = [name for name in self.null if name not in (cond or {})]
@@ -61,7 +79,8 @@ class ClassifierFree:
     twice = [_pairs(x_t, x_t), jax.tree.map(lambda n: _pairs(n, n) if jnp.ndim(n) else n, level)]
     both = self.inner(*twice, jax.tree.map(_pairs, cond, without))
     strong, weak = (jax.tree.map(lambda a, i=i: a[i::2] if jnp.ndim(a) else a, both) for i in range(2))
-    return _between(weak, strong, _scale_at(level, self.scale, self.interval, 1.0), x_t)
+    scale = _scale_at(level, self.scale, self.interval, 1.0)
+    return (self.rule or between)(weak, strong, scale, x_t, level)
 
 
 @struct.dataclass
@@ -72,10 +91,11 @@ class Autoguidance:
   weak: Any
   scale: jax.Array  # [] or [B]
   interval: tuple[jax.Array, jax.Array] = EVERYWHERE
+  rule: Any = None  # None: (3); or a rule of guidance_rules.py
 
   def __call__(self, x_t, level, cond=None) -> Prediction:
     scale = _scale_at(level, self.scale, self.interval, 1.0)
-    return _between(self.weak(x_t, level, cond), self.inner(x_t, level, cond), scale, x_t)
+    return (self.rule or between)(self.weak(x_t, level, cond), self.inner(x_t, level, cond), scale, x_t, level)
 
 
 @struct.dataclass
@@ -149,7 +169,8 @@ def _pairs(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.stack([a, b], axis=1).reshape(-1, *jnp.shape(a)[1:])
 
 
-def _between(weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Array) -> Prediction:
+def between(weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
+  """(3), in x0 and eps alike."""
   scale = like(scale, x_t)
   x0, eps = (w + scale * (s - w) for w, s in ((weak.x0, strong.x0), (weak.eps, strong.eps)))
   return strong.replace(x0=jnp.where(jnp.isfinite(x0), x0, strong.x0), eps=eps)  # at pure noise, eps makes x0 infinite

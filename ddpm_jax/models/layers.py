@@ -348,9 +348,13 @@ class Attention(nn.Module):
       h, x = self.style.norm(x, "norm")
     qkv = self.style.qkv(h.reshape(b, height * width, channels), "qkv")
     q, k, v = (y.reshape(b, height * width, self.heads, channels // self.heads) for y in qkv)
-    h = costly(attention(q, k, v, self.style.attention))
+    h = costly(self.mix(q, k, v))
     h = self.style.dense(h.reshape(b, height, width, channels), channels, "out", last=True)
     return _residual(self.style, x, h)
+
+  def mix(self, q, k, v):
+    """softmax(q k) v, each [B, N, heads, C / heads]. A method of its own, so that guidance can replace it (perturbed.py)."""
+    return attention(q, k, v, self.style.attention)
 
 
 class Downsample(nn.Module):

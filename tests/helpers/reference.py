@@ -143,3 +143,12 @@ def _first(network):
 
 def _wide(time, x):
   return jnp.reshape(time, time.shape + (1,) * (x.ndim - 1))
+
+
+def coupled(x, t):
+  """The model `coupled` of the methods_* numbers: an eps that mixes neighboring pixels. x [B,C,H,W]; t is a scalar."""
+  return (
+    x * (0.15 + 0.78 * jnp.sin(t / 640.0))
+    + 0.1 * jnp.sin(2 * x + t / 120.0)
+    + 0.12 * jnp.sin(x + jnp.roll(x, 1, 3) - jnp.roll(x, 1, 2))
+  )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import coupled
 
 from ddpm_jax.diffusion import adams, dpm_solver, noise, schedule
 from ddpm_jax.diffusion.dpm_solver_v3 import Statistics, dpm_solver_v3
@@ -12,15 +13,6 @@ from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.diffusion.solvers import Solver
 
 S = schedule.linear(1000)
-
-
-def coupled(x, t):
-  """The index's model `coupled`: an eps that mixes neighboring pixels. x [B,C,H,W]; t is a scalar."""
-  return (
-    x * (0.15 + 0.78 * jnp.sin(t / 640.0))
-    + 0.1 * jnp.sin(2 * x + t / 120.0)
-    + 0.12 * jnp.sin(x + jnp.roll(x, 1, 3) - jnp.roll(x, 1, 2))
-  )
 
 
 @jax.tree_util.Partial

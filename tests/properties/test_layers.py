@@ -18,7 +18,7 @@ LAYERS = {
   1: "grid solvers",
   2: "steps trajectory",
   3: "prediction moments dpm_solver heun unipc adams loss_weights sde consistency dpm_solver_v3",
-  4: "second_heads jacobian transforms covariance guidance preconditioning mixture ode_likelihood lanczos",
+  4: "second_heads jacobian transforms covariance guidance preconditioning mixture ode_likelihood lanczos guidance_rules",
   5: "kernel",
   6: "samplers likelihood",
   7: "losses restoring interpolation editing step_costs flow",
