@@ -22,7 +22,7 @@ CASES = {  # image [B,H,W,C], D, stride, padding
 
 
 def ours(stride, padding):
-  return lambda x, kernel: convolve(x, kernel, (stride, stride), [padding] * 2, dimension_numbers=AXES)
+  return lambda x, kernel: convolve(x, kernel, stride, padding)
 
 
 def laxs(stride, padding):
