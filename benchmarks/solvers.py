@@ -1,6 +1,8 @@
 """How near each solver comes to the flow of a trained network, by evaluations of the network.
 
-    python benchmarks/solvers.py --workdir runs/mnist --out benchmarks/solvers
+    ddpm-jax moments --workdir runs/mnist --flow --config.sampling.clip=none
+    python benchmarks/solvers.py --workdir runs/mnist --out benchmarks/solvers \
+                                 --config.sampling.flow=runs/mnist/evaluation/flow.npz
 
 All start from the same noise; the truth is Heun with 2 x 400 evaluations on the log-SNR grid. Errors are root mean squares
 per pixel of images in [-1, 1]. Nothing is clipped, so that all solve one equation. Writes OUT.json, OUT.md and OUT.png.
@@ -28,6 +30,19 @@ SOLVERS = {  # name: (solver, grid)
   "UniPC-2": ("unipc2", "log_snr"),
   "UniPC-3": ("unipc3", "log_snr"),
   "Heun": ("heun", "log_snr"),
+  "iPNDM-3": ("ipndm3", "log_snr"),
+  "iPNDM-4": ("ipndm4", "log_snr"),
+  "DEIS-3": ("deis3", "log_snr"),
+  "DEIS-3 (rho)": ("deis3_rho", "log_snr"),
+}
+OF_FLOW = {  # need ddpm-jax moments --flow
+  "DPM-Solver-v3": ("dpm_v3", "log_snr"),
+  "DDIM, GITS": ("dpm++1", "gits"),
+  "2M, GITS": ("dpm++2m", "gits"),
+  "UniPC-3, GITS": ("unipc3", "gits"),
+  "iPNDM-3, GITS": ("ipndm3", "gits"),
+  "DEIS-3, GITS": ("deis3", "gits"),
+  "v3, GITS": ("dpm_v3", "gits"),
 }
 
 
@@ -47,7 +62,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--seeds", type=int, default=64, help="images (default %(default)s)")
-  parser.add_argument("--steps", default="5,10,15,20,30,50,100", help="evaluations (default %(default)s)")
+  parser.add_argument("--steps", default="3,5,8,10,15,20", help="evaluations (default %(default)s)")
   parser.add_argument("--truth", type=int, default=400, help="steps of the reference (default %(default)s)")
   parser.add_argument("--out", required=True, type=pathlib.Path)
   args, overrides = parser.parse_known_args()
@@ -57,7 +72,8 @@ def main() -> None:
   truth, _ = images_of(trained, seeds, "heun", "log_snr", min(args.truth, T))
   wanted = [int(text) for text in args.steps.split(",") if int(text) <= T]
   errors = {}
-  for name, (solver, grid) in SOLVERS.items():
+  chosen = SOLVERS | (OF_FLOW if trained.config.sampling.flow else {})
+  for name, (solver, grid) in chosen.items():
     for budget in wanted:
       x, used = images_of(trained, seeds, solver, grid, -(-budget // 2) if solver == "heun" else budget)
       errors.setdefault(name, {})[used] = float(np.sqrt(((x - truth) ** 2).mean()))
