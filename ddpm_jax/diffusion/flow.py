@@ -4,10 +4,11 @@ Trajectories follow the probability flow in u = x / alpha, rho = sigma / alpha, 
 
     l = E[eps_hat^2]                which is sigma E[d eps_hat / dx], by Stein's identity for a network that is right     (1)
     s, b                            the regression of df / dlambda on f = (1 - l) u - x0       (DPM-Solver-v3, eq. 11)   (2)
-    error(t, s)                     RMS of u_s - u_t - (rho_s - rho_t) eps_t: what one step of DDIM from t to s misses   (3)
+    error(t, s)                     RMS of alpha_s (u_s - u_t - (rho_s - rho_t) eps_t), what DDIM from t to s misses     (3)
 
 df / dlambda is the difference between neighboring levels. The grid of least total error is a shortest path, as in GITS (Chen
-et al. 2024, arXiv 2405.11326). Both serve any guidance and clipping, since the trajectories are those of the same denoiser.
+et al. 2024, arXiv 2405.11326). The error is that of x_s, since in u nearly all steps would go to
+high noise. Both serve any guidance and clipping, since the trajectories are those of the same denoiser.
 """
 
 import dataclasses
@@ -119,9 +120,10 @@ def _flow(levels: np.ndarray, u: np.ndarray, x0: np.ndarray, rho: np.ndarray, pe
   mean = lambda a: a.mean(1) if per_pixel else a.mean(tuple(range(1, a.ndim)))
   five = [np.ones_like(u[:-1]), x0[:-1], u[:-1], x0[1:], u[1:]]
   moments = np.stack([np.stack([mean(a * b) for a in five], 1) for b in five], 1)
-  error = np.array(
-    [((u - u[t] - _column(rho - rho[t], u) * eps[t]) ** 2).mean(tuple(range(1, u.ndim))) for t in range(len(u))]
-  )
+  alpha = 1 / np.hypot(1, rho)
+  pixels = tuple(range(1, u.ndim))
+  missed = lambda t: _column(alpha, u) * (u - u[t] - _column(rho - rho[t], u) * eps[t])
+  error = np.array([(missed(t) ** 2).mean(pixels) for t in range(len(u))])
   return Flow(levels, u.shape[1], mean(eps**2), moments, error)
 
 
