@@ -30,7 +30,7 @@ import numpy as np
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.kernels.attention import attention
 from ddpm_jax.models.kernels.convolution import convolve
-from ddpm_jax.models.kernels.norm import Form, group_norm, statistics
+from ddpm_jax.models.kernels.norm import Form, group_norm, statistics, wide
 from ddpm_jax.models.recompute import costly
 
 # ---------------------------------------------------------------- resampling without weights
@@ -208,7 +208,8 @@ class GroupNorm(nn.Module):
       bias = bias[None] * (1 + scale_shift[0]) + scale_shift[1]
       scale = scale[None] * (1 + scale_shift[0])
     offset = jnp.zeros(channels) if offset is None else offset
-    offset, scale, bias = (v[None] if v.ndim == 1 else v for v in (offset, scale, bias))  # [1, C] for all images, or [B, C]
+    vectors = (v.astype(wide(parts[0])) for v in (offset, scale, bias))
+    offset, scale, bias = (v[None] if v.ndim == 1 else v for v in vectors)  # [1, C] for all images, or [B, C]
     flat = tuple(part.reshape(batch, pixels, part.shape[-1]) for part in parts)
     keep = keep if keep is None else keep.reshape(batch, pixels, channels)
     mean, rstd = map(costly, statistics(flat, offset, self.groups, self.eps))

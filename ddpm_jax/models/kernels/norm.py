@@ -88,9 +88,14 @@ def group_norm(
 # ---------------------------------------------------------------- the plain form
 
 
+def wide(x: jax.Array) -> jnp.dtype:
+  """The dtype of sums over x: float32, or float64 for float64."""
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _sum(xs, offset):
   x = xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=-1)
-  return x.astype(jnp.float32) + offset[:, None]
+  return x.astype(wide(x)) + offset[:, None]
 
 
 def _pixel_mean(x):
@@ -161,14 +166,14 @@ def _plain_backward(*args, form):
   dy, dxs, args = _unpack_gradients(args, form)
   xs, offset, scale, bias, mean, rstd, keep = _unpack(args, form)
   normalized = _normalized(_sum(xs, offset), mean, rstd)
-  dz = dy.astype(jnp.float32) * _slope(normalized * scale[:, None] + bias[:, None], keep, form)
+  dz = dy.astype(wide(dy)) * _slope(normalized * scale[:, None] + bias[:, None], keep, form)
   dbias = _pixel_mean(dz)
   dscale = _pixel_mean(dz * normalized)
   of_groups = lambda v: _spread(_group_mean(scale * v, form.groups), v)[:, None]
   du = _spread(rstd, dz)[:, None] * (dz * scale[:, None] - of_groups(dbias) - normalized * of_groups(dscale))
   parts = jnp.split(du, _borders(xs), axis=-1)
   if form.residual:
-    parts = [part + dx.astype(jnp.float32) for part, dx in zip(parts, dxs, strict=True)]
+    parts = [part + dx.astype(wide(dx)) for part, dx in zip(parts, dxs, strict=True)]
   pixels = du.shape[1]
   sums = [pixels * mean for mean in (_pixel_mean(du), dscale, dbias)]
   return *(part.astype(x.dtype) for part, x in zip(parts, xs, strict=True)), *sums
@@ -241,7 +246,7 @@ def _shapes_of_forward(*args, form):
 def _shapes_of_backward(*args, form):
   _, _, args = _unpack_gradients(args, form)
   xs = args[: form.parts]
-  vector = ShapedArray((xs[0].shape[0], sum(x.shape[-1] for x in xs)), jnp.dtype(jnp.float32))
+  vector = ShapedArray((xs[0].shape[0], sum(x.shape[-1] for x in xs)), wide(xs[0]))
   return [*xs, vector, vector, vector]
 
 
