@@ -70,7 +70,7 @@ CASES = {
   "Euler-Maruyama upwards": (lambda: euler_maruyama(CHAIN, np.array([1, 50])), "follows the reverse SDE"),
   "an ODE that cannot be followed": (
     lambda: ode_likelihood.ode_bits_per_dim(KEYS, Network(None, nan), VpSde(), X, max_steps=5),
-    "could not be followed",
+    "The ODE of image 0 was not solved in 5 steps; raise max_steps or the tolerance",
   ),
 }
 
