@@ -21,7 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shortened
 from ddpm_jax.files import archives, harmless, limits, pickles
 from ddpm_jax.files.limits import PathLike, shown
 from ddpm_jax.files.pickles import Bounded, Unpickler
@@ -69,11 +69,8 @@ def load(path: PathLike, unknown: Unknown | None = None, inside: Callable[[Any],
     raise
   except pickles.Forbidden as error:
     raise UserError(
-      f"{shown(path)} names {error}, which could run code: only files of plain tensors are read. Where it was trained, save "
-      "the weights alone: "
-      "import torch; "
-      "weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}; "
-      'torch.save(weights, "weights.pt")'
+      f"{shown(path)} names {shortened(str(error), 45)}, which could run code: only files of plain tensors are read. "
+      'Save the weights alone: weights = dict(model.state_dict()); torch.save(weights, "w.pt")'
     ) from None
   except Exception as error:  # damaged bytes are instructions to an unpickler, and fail in every way
     raise UserError(
