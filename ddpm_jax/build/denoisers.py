@@ -22,22 +22,22 @@ def denoiser(config: ConfigDict, net: Any, which: str = "sampling") -> Any:
 
 def clipped(config: ConfigDict, net: Any) -> Any:
   """`net`, clipped as `config.sampling` says."""
-  clip, keep_eps = config.sampling.clip, config.sampling.keep_eps
-  match clip:
+  keep_eps = config.sampling.keep_eps
+  match config.sampling.clip:
     case "x0":
       bound = config.sampling.clip_range
       if not bound > 0:
         raise UserError(f"sampling.clip_range = {bound:g} must be above 0; images reach from -1 to 1.")
       return transforms.ClipX0(net, lo=-bound, hi=bound, keep_eps=keep_eps)
     case "dynamic":
-      quantile, most = config.sampling.clip_quantile, config.sampling.clip_max
+      quantile = config.sampling.clip_quantile
       if not 0 < quantile <= 1:
         raise UserError(f"sampling.clip_quantile = {quantile:g} must be above 0 and at most 1; Imagen's is 0.995.")
-      most = np.inf if most is None else most
+      most = np.inf if config.sampling.clip_max is None else config.sampling.clip_max
       return transforms.DynamicThreshold(net, quantile=quantile, most=most, keep_eps=keep_eps)
     case "none":
       return net
-  raise UserError(f'sampling.clip must be "x0", "dynamic" or "none", not {clip!r}.')
+  raise UserError(f'sampling.clip must be "x0", "dynamic" or "none", not {config.sampling.clip!r}.')
 
 
 def guided(config: ConfigDict, net: Any, guide: Any = None) -> Any:
@@ -77,7 +77,8 @@ def guided(config: ConfigDict, net: Any, guide: Any = None) -> Any:
 
 def check_guide(config: ConfigDict, guide: ConfigDict) -> None:
   """Raises UserError unless a run with the config `guide` can guide one of `config`."""
-  kind, model = config.sampling.guidance.kind, config.sampling.guidance.model
+  kind = config.sampling.guidance.kind
+  model = config.sampling.guidance.model
   if is_classifier(guide) != (kind == "classifier"):
     raise UserError(f"{model} is {'' if is_classifier(guide) else 'not '}a noisy classifier: no guide of the kind {kind!r}.")
   if not np.array_equal(schedule(config).alpha_bar, schedule(guide).alpha_bar):
@@ -129,7 +130,8 @@ def strength_of(config: ConfigDict) -> dict[str, Any]:
 
 def form_of(section: ConfigDict) -> str:
   """By which of ADM's algorithms a classifier guides the sampler of `section`."""
-  form, noisy = section.guidance.form, section.solver == "gaussian" and section.eta > 0
+  form = section.guidance.form
+  noisy = section.solver == "gaussian" and section.eta > 0
   if form is None:
     return "mean" if noisy and section.eta == 1 else "score"
   if form not in ("mean", "score"):

@@ -29,7 +29,8 @@ def test_projected_guidance(golden, name):
   running = 0.0
   with jax.enable_x64(True):
     for k, theirs in enumerate(numbers[f"apg/paper/{name}/pred"]):
-      strong, weak = numbers["inputs/pred_cond"][k], numbers["inputs/pred_uncond"][k]
+      strong = numbers["inputs/pred_cond"][k]
+      weak = numbers["inputs/pred_uncond"][k]
       running = strong - weak + (momentum or 0.0) * running
       update = projected(jnp.asarray(running), jnp.asarray(strong), parallel, norm)
       np.testing.assert_allclose(strong + (scale - 1) * update, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max())
@@ -41,7 +42,8 @@ def test_projected_guidance(golden, name):
 
 def test_perturbed_attention_is_autoguidance_at_one_more(golden):
   numbers = golden("methods_guidance")
-  strong, weak = numbers["inputs/pred_cond"][0], numbers["inputs/pred_perturbed"][0]
+  strong = numbers["inputs/pred_cond"][0]
+  weak = numbers["inputs/pred_perturbed"][0]
   theirs = numbers["pag/cfgNone_pag3.0_adaptive0.0/pred"][0]
   with jax.enable_x64(True):
     beliefs = [Prediction(jnp.asarray(x), jnp.asarray(x)) for x in (weak, strong)]
@@ -72,7 +74,8 @@ def nothing(x, time):
 def test_cfg_plus_plus(golden, name):
   """DDIM through the authors' levels; the last belief is the image."""
   numbers = golden("methods_guidance")
-  time, alpha_bar = numbers[f"cfgpp_ddim/{name}/t_model"], numbers[f"cfgpp_ddim/{name}/abar"]
+  time = numbers[f"cfgpp_ddim/{name}/t_model"]
+  alpha_bar = numbers[f"cfgpp_ddim/{name}/abar"]
   levels = schedule.Schedule(np.append(1.0, alpha_bar[::-1, 0]))
   told = np.append(0, time[::-1])
   scale = float(name.split("lambda")[1])
