@@ -33,7 +33,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
 def make(name: str, **fields) -> nn.Module:
   """The network `name` with these fields, as a config can say them.
 
-  Lists become tuples, "bfloat16" becomes a dtype, and a mapping (the backbone of "two_headed") a network of its own.
+  Lists become tuples, "bfloat16" becomes a dtype, and a mapping (the backbone of "two_headed") becomes a network.
 
   Raises:
     UserError: for an unknown name or field, with the nearest known one, or a value of another type than the field has.
@@ -50,7 +50,7 @@ def _parse(field, value):
   return _REMAT.get(value, value) if field == "remat" else value
 
 
-# Configs of before had a truth value. "auto" is decided where a run begins (jobs/train.py); elsewhere there is no gradient.
+# Old configs have a bool. jobs/train.py replaces "auto" when a run begins; elsewhere there is no gradient.
 _REMAT = {True: "blocks", False: "none", "auto": "none"}
 
 

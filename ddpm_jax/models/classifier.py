@@ -1,4 +1,4 @@
-"""ADM's noisy classifier: p(y | x_t), the encoder half of its UNet and a pool (Dhariwal & Nichol 2021, section 4)."""
+"""ADM's noisy classifier p(y | x_t): the encoder of its UNet and a pool (Dhariwal & Nichol 2021, section 4)."""
 
 import flax.linen as nn
 import jax
@@ -12,11 +12,11 @@ from ddpm_jax.models.unet_adm import UNetADM
 class Classifier(UNetADM):
   """`network(x [B, H, W, C], time [B]) -> logits [B, out_channels]`, float32.
 
-  The published ones have channels=128, head_channels=64, resblock_updown=True, num_res_blocks (their "depth") 2 or 4.
+  The published classifiers have channels=128, head_channels=64, resblock_updown=True and num_res_blocks 2 or 4 ("depth").
 
-  Attributes beside `UNetADM`'s:
+  Attributes, in addition to those of `UNetADM`:
     out_channels: number of classes.
-    pool: "attention" (all published ones), "adaptive", "spatial" or "spatial_v2".
+    pool: "attention" (in all published classifiers), "adaptive", "spatial" or "spatial_v2".
   """
 
   out_channels: int = 1000
@@ -42,7 +42,7 @@ _POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 
 class AttentionPool(nn.Module):
-  """The mean of all positions attends to all positions (and itself), as in CLIP's image encoder."""
+  """Attention from the mean of all positions to all positions and itself, as in CLIP's image encoder."""
 
   style: layers.Style
   heads: int
@@ -74,7 +74,7 @@ class AdaptivePool(nn.Module):
 
 
 class SpatialPool(nn.Module):
-  """Two layers on the spatial means [B, F] of every feature map of the encoder; ReLU, or norm and SiLU in version 2."""
+  """Two layers on the spatial means [B, F] of the encoder's feature maps, with ReLU, or norm and SiLU in version 2."""
 
   style: layers.Style
   features: int

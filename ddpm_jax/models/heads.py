@@ -1,8 +1,8 @@
 """A second output on a frozen UNet: the networks of NPR-DPM, SN-DPM (Bao et al. 2022, section 4) and OCM-DPM.
 
 The backbone runs once. Its parameters and the head's are separate subtrees, {"backbone": …, "head": …}, so that training
-can leave out the backbone (training/trainable.py). The backbone stays differentiable in x, because OCM-DPM and the
-Jacobian covariance need its Jacobian.
+can exclude the backbone (training/trainable.py). The backbone stays differentiable in x: OCM-DPM and the Jacobian
+covariance need its Jacobian.
 """
 
 import inspect
@@ -17,15 +17,15 @@ from ddpm_jax.models.unet import UNet
 class TwoHeaded(nn.Module):
   """`network(x, time, cond) -> [B, H, W, 2 C]`: the backbone's eps, then the second head. C are the channels of x.
 
-  Of a backbone that also outputs variances only the first C channels, the mean, are kept. With train=True the
-  backbone's dropout is on, as it was when the published heads were trained; backbone_dropout=False turns it off.
+  If the backbone also outputs variances, only the first C channels (the mean) are kept. With train=True the backbone's
+  dropout is on, as it was when the published heads were trained; backbone_dropout=False turns it off.
 
-  A backbone that takes no `features` argument, as one's own network may not, gets an `OwnHead`.
+  A backbone without a `features` argument gets an `OwnHead`.
 
   Attributes:
     backbone: the pretrained network.
     complex: put a residual block before the head's norm, SiLU and convolution.
-    initialization: of the head. X-DPM: "torch" on Ho's UNet, "openai" on OpenAI's, "ho" on NCSN++.
+    initialization: initialization of the head. X-DPM uses "torch" on Ho's UNet, "openai" on OpenAI's, "ho" on NCSN++.
     backbone_dropout: whether train=True reaches the backbone.
   """
 
@@ -52,7 +52,7 @@ class TwoHeaded(nn.Module):
 
 
 class OwnHead(nn.Module):
-  """A second head for a backbone that does not return its last feature map: a residual block on x_t and the output."""
+  """A second head for a backbone without features: a residual block on x_t and the backbone's output."""
 
   style: layers.Style
   features: int

@@ -1,20 +1,20 @@
 """The layers of all networks of the family, NHWC.
 
-The six codebases share the residual block, the attention and the embedding of time, up to a few constants and conventions.
-`Style` collects those. A network chooses a style, and no layer asks which paper it serves.
+The six codebases share the residual block, the attention and the time embedding, up to a few constants and conventions.
+`Style` collects these. A network chooses a style; the layers do not know which paper they implement.
 
     h = conv1(silu(norm1(x)))                    with resampling between SiLU and conv1 in resampling blocks
     h = norm2(h + emb(silu(e)))                  or norm2(h) (1 + scale) + shift       (ADM, "AdaGN")
     y = shortcut(x) + conv2(dropout(silu(h)))    times 1/sqrt(2) in NCSN++
 
-Parameters are float32. Convolutions and attention compute in `Style.dtype`. Norms with what follows them, softmax, the
-embedding of time and the last convolution of a network compute in float32.
+Parameters are float32. Convolutions and attention compute in `Style.dtype`. Norms and the operations fused with them,
+softmax, the time embedding and the last convolution of a network compute in float32.
 
 Attention has one projection with columns [q | k | v], each split into heads. OpenAI's two other orders of these columns are
 the same network with permuted weights, which `ddpm_jax.convert` handles.
 
-The input x of a residual block may be a tuple of arrays, which stands for their concatenation: no layer needs the copy.
-How an operation is computed on which device is in `kernels/`.
+The input x of a residual block may be a tuple of arrays, which stands for their concatenation and avoids the copy.
+Implementations for each kind of device are in `kernels/`.
 """
 
 import dataclasses
@@ -53,11 +53,11 @@ _fan_avg = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 _tiny = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")  # Ho's stand-in for zero
 _fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(+-1/sqrt(fan_in)), torch's default
 
-# name -> kernels, kernels of the last layer of a branch, are biases drawn as in torch, is that last bias drawn
+# name -> (kernels, kernels of a branch's last layer, whether biases are random as in torch, whether that last bias is)
 _INITIALIZATIONS = {
   "ho": (_fan_avg, _tiny, False, False),  # Ho's TensorFlow code, and NCSN++
   "openai": (_fan_in, nn.initializers.zeros, True, False),  # torch's default, branches start at exactly zero
-  "torch": (_fan_in, _fan_in, True, True),  # the PyTorch ports of Ho's network zero nothing
+  "torch": (_fan_in, _fan_in, True, True),  # the PyTorch ports of Ho's network start no layer at zero
 }
 
 
@@ -73,12 +73,12 @@ def _thirds(init, scale):
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """What the families' layers disagree about. Hashable; holds no arrays.
+  """The differences between the families' layers. Hashable; holds no arrays.
 
-  Its methods apply one named layer of the module that calls them.
+  Each method applies one named layer of the calling module.
 
   Attributes:
-    initialization: "ho", "openai" or "torch": how parameters start.
+    initialization: initial parameters: "ho", "openai" or "torch".
     eps: added to the variance in GroupNorm.
     groups: GroupNorm has min(groups, channels // min_group) groups.
     min_group: the least number of channels per group.
@@ -86,7 +86,7 @@ class Style:
     residual_scale: factor on every residual sum.
     qkv_scale: factor on the variance of attention's first projection at initialization.
     attention: "xla", "cudnn" (NVIDIA GPUs, half precision), or "auto": cuDNN wherever its limits allow it.
-    dtype: of convolutions and attention.
+    dtype: dtype of convolutions and attention.
   """
 
   initialization: str = "ho"
@@ -110,7 +110,7 @@ class Style:
     return dataclasses.replace(self, **fields)
 
   def norm(self, x, name, **around):
-    """GroupNorm with as many groups as the family has: -> (y, x). `around`: see GroupNorm."""
+    """GroupNorm with the family's number of groups -> (y, x). `around`: see GroupNorm."""
     channels = _channels(x)
     groups = min(self.groups, max(channels // self.min_group, 1))
     if channels % groups:
@@ -172,12 +172,12 @@ def _channels(x):
 
 
 class GroupNorm(nn.Module):
-  """Group normalization (Wu & He 2018) and what stands around it, in one operation: kernels/norm.py.
+  """Group normalization (Wu & He 2018) fused with the operations around it (kernels/norm.py).
 
   Attributes:
     groups: groups of channels.
     eps: added to the variance.
-    dtype: of the result, which is computed in float32.
+    dtype: dtype of the result, which is computed in float32.
   """
 
   groups: int
@@ -188,7 +188,7 @@ class GroupNorm(nn.Module):
   def __call__(self, x, *, offset=None, scale_shift=None, silu=False, keep=None, rate=0.0):
     """[B, ..., C], or parts of it -> (y [B, ..., C], x).
 
-    x comes back so that the gradients of its other uses are added in the same operation.
+    x is returned so that the gradients of its other uses are added in the same operation.
 
     Args:
       x: an array, or a tuple of arrays that stands for their concatenation.
@@ -196,7 +196,7 @@ class GroupNorm(nn.Module):
       scale_shift: two [B, C]; the normalized x is multiplied by 1 + scale, then shift is added.
       silu: whether SiLU follows.
       keep: [B, ..., C], 0 where dropout drops.
-      rate: of dropout, with `keep`.
+      rate: dropout rate, with `keep`.
     """
     parts = _parts(x)
     channels = _channels(x)
@@ -220,7 +220,7 @@ class GroupNorm(nn.Module):
 
 
 class Conv(nn.Module):
-  """3x3 convolution: x -> (the convolution without its bias, the bias). What follows may add the bias at less cost."""
+  """3x3 convolution: x -> (the convolution without its bias, the bias). The next operation can add the bias at less cost."""
 
   features: int
   strides: int
@@ -238,7 +238,7 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-  """x W -> (its columns in blocks of these widths, the bias, which is not added). x: an array or the parts of one."""
+  """x W -> (its columns in blocks of these widths, the bias, which is not added). x is an array or a tuple of its parts."""
 
   widths: tuple[int, ...]
   dtype: Any
@@ -257,12 +257,12 @@ class Dense(nn.Module):
 
 
 def _borders(sizes):
-  """Where every block but the first begins."""
+  """The offset of every block but the first."""
   return [int(total) for total in np.cumsum(list(sizes))[:-1]]
 
 
 class Keep(nn.Module):
-  """The mask of dropout: int8 of the given shape, 0 with probability `rate`, from the rng stream "dropout"."""
+  """Dropout's mask: int8 of the given shape, 0 with probability `rate`, from the rng stream "dropout"."""
 
   rate: float
 
@@ -293,8 +293,8 @@ class ResBlock(nn.Module):
     style: conventions of the family.
     features: channels of the output.
     dropout: rate before the second convolution, with train=True.
-    resample: None, `average_pool` or `nearest`; acts on the branch before its first convolution, and on x.
-    project: put a 1x1 projection on x even where the width stays the same (NCSN++ does when it resamples).
+    resample: None, `average_pool` or `nearest`; applied to the branch before its first convolution, and to x.
+    project: project x by a 1x1 layer even where the width stays the same (as NCSN++ does when it resamples).
   """
 
   style: Style

@@ -1,7 +1,7 @@
 """DDPM++ (Song et al. 2021, "Score-Based Generative Modeling through SDEs"), which Extended-Analytic-DPM uses for VP-SDE.
 
-Beside Ho's UNet: residual blocks that resample and then always project the skip, sums divided by sqrt(2), at least 4
-channels in a norm group, and on the way up one attention per level, after all its blocks. `time` is 999 t.
+Differences from Ho's UNet: residual blocks that resample and then always project the skip, sums divided by sqrt(2), at least
+4 channels in a norm group, and on the way up one attention per level, after all its blocks. `time` is 999 t.
 """
 
 import math
@@ -26,7 +26,7 @@ class NCSNpp(UNet):
       groups=self.groups,
       min_group=4,
       residual_scale=1 / math.sqrt(2),
-      qkv_scale=0.1,  # its 1x1 layers start with a tenth of the variance
+      qkv_scale=0.1,  # its 1x1 layers are initialized with a tenth of the variance
       attention=self.attention,
       dtype=self.dtype,
     )

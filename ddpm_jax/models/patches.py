@@ -8,8 +8,8 @@ from ddpm_jax.errors import UserError
 class Patches(nn.Module):
   """The inner network sees each block of size x size pixels as one pixel of size^2 times the channels.
 
-  It costs size^2 times less than on full resolution, for some loss of detail. Its output has size^2 times the channels
-  that this one gives: [B, H/size, W/size, k size^2 C] -> [B, H, W, k C], the k heads kept apart.
+  It costs size^2 times less than at full resolution, at some loss of detail. The inner output
+  [B, H/size, W/size, k size^2 C] becomes [B, H, W, k C]; the k heads are kept apart.
   """
 
   network: nn.Module
@@ -28,7 +28,7 @@ class Patches(nn.Module):
     return out.reshape(batch, height, width, -1)
 
   def check_size(self, height: int, width: int):
-    """Raises UserError when blocks do not tile such images, or the network does not fit what is left."""
+    """Raises UserError if blocks do not tile images of this size, or the inner network does not fit the result."""
     if height % self.size or width % self.size:
       raise UserError(f"images of {height}x{width} cannot be cut into blocks of {self.size}x{self.size}: use block_size=1")
     self.network.check_size(height // self.size, width // self.size)

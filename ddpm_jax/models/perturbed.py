@@ -16,7 +16,7 @@ from ddpm_jax.models.layers import Attention
 
 @dataclasses.dataclass(frozen=True)
 class IdentityAttention:
-  """`apply` of a network, with the identity as attention matrix in some layers. It compares equal if its fields do.
+  """A network's `apply` with the identity as attention matrix in some layers. Equal fields compare equal.
 
   Attributes:
     apply: apply(params, x, time, cond) -> the output, running layers of models/layers.py.

@@ -1,4 +1,4 @@
-"""What the backward pass recomputes instead of keeping: the policies of network.remat."""
+"""Rematerialization: what the backward pass recomputes instead of keeping (network.remat)."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ddpm_jax.errors import UserError
 
 _COSTLY = "costly"
-# `UNet.remat` -> what a layer keeps until its gradient is taken, beside its input; each keeps less than the one before
+# `UNet.remat` -> what a layer keeps for its gradient besides its input; each keeps less than the one before
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "norms": jax.checkpoint_policies.save_only_these_names(_COSTLY),

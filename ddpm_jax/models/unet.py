@@ -1,4 +1,4 @@
-"""The skeleton that all UNets of the family share: who follows whom, and who is concatenated with whom.
+"""The skeleton that all UNets of the family share: the order of the blocks and the skips between them.
 
     conv_in
     down_l:  (block, attention?) x num_res_blocks, downsample        every output is kept as a skip
@@ -6,9 +6,9 @@
     up_l:    (block on [h | skip], attention?) x (num_res_blocks + 1), upsample
     out:     norm, SiLU, convolution
 
-A family (`unet_ddpm`, `unet_adm`, `ncsnpp`) is a subclass that answers the questions at the end of the class: its
-style, sinusoids, heads, resampling. Parameters are named `down_<level>_block_<i>`, `up_<level>_attn_<i>`, …, level
-0 being the full resolution, so that `ddpm_jax.convert` can translate them by structure.
+A family (`unet_ddpm`, `unet_adm`, `ncsnpp`) is a subclass that implements the methods at the end of the class: style,
+sinusoids, heads and resampling. Parameters are named `down_<level>_block_<i>`, `up_<level>_attn_<i>`, …, where level 0 is
+the full resolution. `ddpm_jax.convert` translates them by this structure.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from ddpm_jax.models.recompute import recomputing
 
 
 def compute_weights(params: Any, dtype: Any) -> Any:
-  """`params` with the kernels that layers compute with in `dtype` in that dtype already. Results are bitwise the same.
+  """`params` with the kernels of layers that compute in `dtype` converted to it. Results are bitwise the same.
 
-  A sampler's loop then neither reads float32 weights nor converts them at every step.
+  A sampler's loop then does not read float32 weights and convert them at every step.
   """
 
   def convert(path, leaf):
@@ -44,17 +44,17 @@ class UNet(nn.Module):
     channels: width of the first level; level l has int(channels * channel_mult[l]).
     channel_mult: one factor per level; between levels the image is halved.
     num_res_blocks: residual blocks per level on the way down; one more on the way up.
-    attention_resolutions: heights in pixels, as in the papers, at which blocks are followed by attention.
+    attention_resolutions: heights in pixels at which attention follows the blocks, as in the papers.
     out_channels: 3 for a mean, 6 with a learned variance.
     dropout: rate inside residual blocks, from the rng stream "dropout" when train=True.
     num_classes: labels in cond["label"]; None for an unconditional network.
     null_label: adds one label, num_classes, that means "no label" (classifier-free guidance).
-    groups: of GroupNorm; 32 in every publication.
+    groups: groups of GroupNorm; 32 in every publication.
     attention: "auto", "xla", or "cudnn" on an NVIDIA GPU (needs dtype bfloat16).
-    dtype: in which convolutions and attention compute.
-    remat: what the backward pass computes again instead of keeping it: "none"; "norms", with all that is elementwise
-      between convolutions, dense layers and attentions; "blocks", whole residual blocks and attentions. In a config
-      also "auto": the first of these with which the training step fits the device's memory.
+    dtype: dtype of convolutions and attention.
+    remat: what the backward pass recomputes. "none": nothing. "norms": norms and all elementwise operations between
+      convolutions, dense layers and attentions. "blocks": whole residual blocks and attentions. A config may also say
+      "auto": the first of these with which the training step fits into the device's memory.
   """
 
   channels: int = 128
@@ -80,7 +80,7 @@ class UNet(nn.Module):
     return (out, (h, emb)) if features else out
 
   def check_size(self, height: int, width: int):
-    """Raises UserError when this network does not fit images of this size, or none at all."""
+    """Raises UserError if the network does not fit images of this size, or has no layers."""
     if self.channels < 1 or not self.channel_mult:
       raise UserError(f"channels={self.channels} and channel_mult={tuple(self.channel_mult)} leave no network")
     check_size(height, width, len(self.channel_mult), self.attention_resolutions)
@@ -109,7 +109,7 @@ class UNet(nn.Module):
 
   @nn.nowrap
   def encode(self, h, emb, train):
-    """Down and mid: -> the middle's feature map, and the skips in order."""
+    """The way down and the middle -> (the middle's feature map, the skips in order)."""
     skips = [h]
     last = len(self.channel_mult) - 1
     for level, mult in enumerate(self.channel_mult):
@@ -128,7 +128,7 @@ class UNet(nn.Module):
 
   @nn.nowrap
   def decode(self, h, skips, emb, train):
-    """Up: consumes the skips, last first."""
+    """The way up, which consumes the skips from last to first."""
     skips = list(skips)
     for level, mult in reversed(list(enumerate(self.channel_mult))):
       for i in range(self.num_res_blocks + 1):
@@ -149,7 +149,7 @@ class UNet(nn.Module):
     attention = recomputing(layers.Attention, self.remat)
     return attention(self.style, self.heads(h.shape[-1], up), name=name)(h)
 
-  # -------------------------------------------------------------- what a family answers
+  # -------------------------------------------------------------- what a family implements
 
   @property
   def style(self) -> layers.Style:
@@ -163,7 +163,7 @@ class UNet(nn.Module):
     return embeddings.sin_cos(time, self.channels)
 
   def heads(self, channels: int, up: bool = False) -> int:
-    """Heads of an attention over `channels` channels, on the way up or not."""
+    """The number of attention heads for `channels` channels; `up`: on the way up."""
     del channels, up
     return 1
 
@@ -180,7 +180,7 @@ class UNet(nn.Module):
 
 
 def check_size(height: int, width: int, levels: int, attention_resolutions: Sequence[int] = ()):
-  """Raises UserError unless such images can be halved levels - 1 times and then have every size that attends."""
+  """Raises UserError unless such images can be halved levels - 1 times and reach every attention resolution."""
   factor = 2 ** (levels - 1)
   if height % factor or width % factor:
     most = 1 + min((side & -side).bit_length() - 1 for side in (height, width))
@@ -194,6 +194,6 @@ def check_size(height: int, width: int, levels: int, attention_resolutions: Sequ
   for resolution in attention_resolutions:
     if resolution not in sizes:
       raise UserError(
-        f"attention_resolutions has {resolution}, which {height}x{width} images never are in {levels} levels; "
+        f"attention_resolutions has {resolution}, which {height}x{width} images never reach in {levels} levels; "
         f"choose from {', '.join(map(str, sizes))}"
       )

@@ -1,7 +1,7 @@
 """diffusers' `UNet2DModel`, in the combinations of options that are neither Ho's UNet nor OpenAI's.
 
-Levels may resample in different ways, the attention in the middle may have its own norm, none, or be left out, and the
-conventions of the norm's epsilon, the padding and the sinusoids are free.
+Levels may resample in different ways. The attention in the middle may have its own norm, no norm, or be absent. The norm's
+epsilon, the padding and the sinusoids are options.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from ddpm_jax.models.unet_adm import UNetADM
 class UNet2D(UNetADM):
   """OpenAI's UNet with diffusers' options.
 
-  Attributes beside `UNetADM`'s:
+  Attributes, in addition to those of `UNetADM`:
     norm_eps: added to the variance in GroupNorm.
     padding: of the convolution that halves the image: 1 on every side, or 0 for one row below and one column to the right.
     sin_first: sinusoids [sin | cos] instead of [cos | sin].
     freq_shift: the frequencies of time are 10000^(-k / (channels / 2 - freq_shift)).
-    down_types: "conv" or "resnet" between level l and level l + 1; empty for convolutions.
+    down_types: "conv" or "resnet" between level l and level l + 1; empty means convolutions everywhere.
     up_types: likewise between level l + 1 and level l.
-    mid_attention: whether the middle has an attention.
-    mid_groups: of the norm of that attention; None for an attention without a norm.
-    label_sinusoids: the label is embedded as a time is, instead of by a table.
+    mid_attention: whether the middle has attention.
+    mid_groups: norm groups of that attention; None for attention without a norm.
+    label_sinusoids: embed labels by sinusoids, like the time, instead of by a table.
   """
 
   norm_eps: float = 1e-5

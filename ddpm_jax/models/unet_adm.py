@@ -1,8 +1,8 @@
 """OpenAI's UNet, in the forms of Improved DDPM (Nichol & Dhariwal 2021) and ADM (Dhariwal & Nichol 2021).
 
-Beside Ho's: several heads, labels added to the embedding of time, scale and shift in place of addition (`scale_shift`),
-residual blocks that resample (`resblock_updown`), a low-resolution image as a condition (`low_res`), GroupNorm with
-epsilon 1e-5, sinusoids [cos | sin], and when halving one row and column of padding on every side.
+Differences from Ho's UNet: several heads, labels added to the time embedding, scale and shift instead of addition
+(`scale_shift`), residual blocks that resample (`resblock_updown`), a low-resolution image as a condition (`low_res`),
+GroupNorm with epsilon 1e-5, sinusoids [cos | sin], and one row and column of padding on every side when halving.
 """
 
 import flax.linen as nn
@@ -17,13 +17,13 @@ from ddpm_jax.models.unet import UNet
 class UNetADM(UNet):
   """Improved DDPM's network with the defaults; ADM's with head_channels=64 and resblock_updown=True.
 
-  Attributes beside `UNet`'s:
-    num_heads: of every attention, unless head_channels is given.
-    num_heads_upsample: on the way up; None for the same number.
+  Attributes, in addition to those of `UNet`:
+    num_heads: number of attention heads, unless head_channels is given.
+    num_heads_upsample: number of heads on the way up; None for the same number.
     head_channels: channels per head; the number of heads then grows with the width.
     scale_shift: the embedding scales and shifts each block's second norm.
-    resblock_updown: resample inside residual blocks; otherwise by convolution, or
-    conv_resample: False to pool and repeat pixels without weights.
+    resblock_updown: resample inside residual blocks.
+    conv_resample: otherwise resample by convolutions; False pools and repeats pixels without weights.
     low_res: concatenate cond["low_res"], [B, h, w, C], resized bilinearly to x, after x: a super-resolution network.
     initialization: "openai": torch's defaults, with exact zeros in the last layer of every branch.
   """

@@ -1,7 +1,7 @@
 """The UNet of "Denoising Diffusion Probabilistic Models" (Ho et al. 2020, appendix B); also DDIM's and diffusers'.
 
-Single-head attention, GroupNorm with epsilon 1e-6, time added inside each block, sinusoids [sin | cos], and when
-halving TensorFlow's SAME padding: one row below, one column to the right.
+It has single-head attention, GroupNorm with epsilon 1e-6, time added inside each block, sinusoids [sin | cos], and
+TensorFlow's SAME padding when halving: one row below, one column to the right.
 """
 
 import flax.linen as nn
@@ -13,10 +13,10 @@ from ddpm_jax.models.unet import UNet
 class UNetDDPM(UNet):
   """Ho's UNet; the defaults are CIFAR-10's 35.7 M parameters (dropout 0.1 there).
 
-  Attributes beside `UNet`'s:
-    resample_with_conv: False pools and repeats pixels instead of convolving.
-    initialization: "ho" as in TensorFlow, where the last layer of every branch starts 1e-10 small; "torch" as
-      in the DDIM code, which zeroes nothing.
+  Attributes, in addition to those of `UNet`:
+    resample_with_conv: whether to resample by convolutions; False pools and repeats pixels.
+    initialization: "ho": as in TensorFlow, where the last layer of every branch starts near zero (variance 1e-10).
+      "torch": as in the DDIM code, where no layer starts at zero.
   """
 
   resample_with_conv: bool = True

@@ -3,10 +3,10 @@
 `UNetEDM` is ADM's UNet (`DhariwalUNet`) and `SongUNet` is DDPM++ or NCSN++. Compared with unet_adm.py and ncsnpp.py:
 
 - labels are one-hot vectors times a matrix, so the label `num_classes` means "no label";
-- cond["augment"] [B, augment_dim] tells of the augmentation of a training image; without it the image is not augmented;
+- cond["augment"] [B, augment_dim] describes the augmentation of a training image; without it the image is not augmented;
 - a norm has at least 4 channels per group, and ADM has one head per 64 channels and no attention below 64.
 
-Both are told c_noise of the noise level, a number (diffusion/preconditioning.py).
+The time of both networks is c_noise (diffusion/preconditioning.py).
 """
 
 import math
@@ -25,7 +25,7 @@ from ddpm_jax.models.unet_adm import UNetADM
 class UNetEDM(UNetADM):
   """EDM's ADM; ImageNet-64 has channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3 and dropout=0.1.
 
-  Attributes beside `UNetADM`'s:
+  Attributes, in addition to those of `UNetADM`:
     augment_dim: length of cond["augment"]; None for a network that was trained without augmentation.
   """
 
@@ -59,8 +59,8 @@ class SongUNet(NCSNpp):
 
   The CIFAR-10 networks have channels=128 and channel_mult=(2, 2, 2).
 
-  Attributes beside `NCSNpp`'s:
-    fourier: random frequencies (they are parameters here, and get no gradient) instead of fixed ones.
+  Attributes, in addition to those of `NCSNpp`:
+    fourier: use random frequencies instead of fixed ones. They are stored as parameters and get no gradient.
     residual: on the way down, every level adds a projection of the reduced image.
     smooth: resample with the filter [1, 3, 3, 1] instead of [1, 1].
     noise_mult: width of the embedding of c_noise, in units of `channels`.

@@ -6,10 +6,10 @@
     up_l:    (block on [h | skip]) x 2, attention, then double; the last level keeps its size
     out:     block on [h | output of init_conv], 1x1 convolution
 
-Both blocks of a level keep the width of the level's input. Norms are vector norms over channels (no mean is subtracted),
-the embedding of time scales and shifts the first norm of a block, and attention sees a few learned keys and values beside
-the image's. Except on the last level (or as `full_attn` says) attention is linear: softmax over channels for queries, over
-positions for keys (Shen et al. 2018).
+Both blocks of a level keep the width of the level's input. Norms are vector norms over channels (no mean is
+subtracted). The time embedding scales and shifts the first norm of a block. Attention has a few learned keys and values in
+addition to the image's. Except on the last level (or as `full_attn` says), attention is linear: softmax over channels
+for queries, over positions for keys (Shen et al. 2018).
 """
 
 import math
@@ -34,13 +34,13 @@ class UNetLucidrains(nn.Module):
     channel_mult: `dim_mults`, one per level; between levels the image is halved.
     init_channels: width of the first convolution; None for `channels`.
     out_channels: 3 for a mean, 6 with a learned variance.
-    heads, head_channels: of every attention.
+    heads, head_channels: heads of every attention, and channels per head.
     memory: number of learned keys and values per head.
-    full_attn: per level, whether its attention is full; None for the last level alone.
+    full_attn: whether attention is full, per level; None means full on the last level only.
     dropout: rate inside the first half of blocks, from the rng stream "dropout" when train=True.
     theta: the slowest sinusoid has about this period.
-    dtype: of convolutions and attention.
-    remat: "none" or "blocks": whether the backward pass computes blocks again instead of keeping them.
+    dtype: dtype of convolutions and attention.
+    remat: "none", or "blocks" if the backward pass recomputes blocks.
   """
 
   channels: int = 64
@@ -90,7 +90,7 @@ class UNetLucidrains(nn.Module):
     return nn.Dense(self.out_channels, name="final_conv")(h.astype(jnp.float32))
 
   def check_size(self, height: int, width: int):
-    """Raises UserError when this network does not fit images of this size, or none at all."""
+    """Raises UserError if the network does not fit images of this size, or has no layers."""
     if self.channels < 2 or not self.channel_mult:
       raise UserError(f"channels={self.channels} and channel_mult={tuple(self.channel_mult)} leave no network")
     if self.full_attn is not None and len(self.full_attn) != len(self.channel_mult):

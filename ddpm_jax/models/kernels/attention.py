@@ -12,7 +12,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, which: str = "auto") -> 
 
 
 def implementation(which: str, dtype: jnp.dtype, head_channels: int) -> str:
-  """ "xla" or "cudnn". cuDNN has limits and raises where they are exceeded: half precision, and the width of a head."""
+  """ "xla" or "cudnn". cuDNN needs half precision and limits the width of a head; it raises where that is exceeded."""
   if which != "auto":
     return which
   generation = target.nvidia_generation()

@@ -1,10 +1,9 @@
-"""The 3x3 convolution of every layer: XLA's own; on CPUs Winograd's where that is faster, and gradients that suit loops.
+"""The 3x3 convolution of every layer: XLA's, or on CPUs Winograd's where that is faster, with gradients that suit loops.
 
 XLA's CPU backend has a fast routine for [B,H,W,C] * [3,3,C,D] -> [B,H,W,D] only. Outside loops the compiler permutes the
-axes of other convolutions, such as the gradients that `lax` derives, until they have this form. Inside loops (a sampler's
-scan with a guide's gradient, microbatches) it does not, and runs them as nested loops, 5 to 80 times slower. Therefore the
-derivative is stated here in permuted axes, whose transposes, the gradients, have the fast order. Every transformation of JAX
-applies.
+axes of other convolutions, such as the gradients that `lax` derives, into this form. Inside loops (a sampler's scan with a
+guide's gradient, microbatches) it does not, and runs them as nested loops, 5 to 80 times slower. The derivative is therefore
+defined here in permuted axes, so that its transposes, the gradients, have the fast order. All transformations of JAX apply.
 """
 
 import functools
@@ -40,7 +39,7 @@ def _derivative(strides, padding, primals, tangents):
   dx, dkernel = tangents
   y = _convolve(strides, padding, x, kernel)
   dy = jnp.zeros_like(y)
-  # lax permutes the axes of a transpose by these: both gradients become NHWC * HWIO -> NHWC.
+  # lax permutes the axes of a transpose in this way, so that both gradients become NHWC * HWIO -> NHWC.
   if not isinstance(dx, SymbolicZero):
     axes = ("NHWC", "HWOI", "NHWC")
     dy += lax.conv_general_dilated(dx, kernel.swapaxes(2, 3), strides, padding, dimension_numbers=axes)

@@ -1,4 +1,4 @@
-"""GroupNorm with what stands before and after it in these networks, as one operation with its own derivatives.
+"""GroupNorm fused with the operations before and after it in these networks, with its own derivatives.
 
     u = x + offset                                           offset: embedding of time, bias of a convolution
     y = dropout(silu(normalized(u) * scale + bias))          SiLU and dropout are optional
@@ -6,15 +6,15 @@
 The vectors offset, scale and bias are float32 [B, C], or [1, C] if they are the same for all images.
 
 normalized(u) = (u - mean) / sqrt(var + eps), with mean and variance per image and group (Wu & He 2018), two-pass and in
-float32. Everything between reading x and writing y is float32 and rounded once. The backward pass keeps x, the mean and
-1 / std, both [B, groups], and nothing else.
+float32. Everything between reading x and writing y is float32 and rounded once. The backward pass keeps only x, the mean
+and 1 / std, both [B, groups].
 
-x may come in two parts, which are normalized as if they were concatenated: the skips of a UNet need no copy. The operation
-returns x again beside y. Whoever else needs x takes it from there: the gradients are then added inside the same kernel.
+x may be given in two parts, which are normalized as if they were concatenated, so a UNet's skips are not copied. The
+operation returns x along with y. Other uses of x take the returned x, so that the same kernel adds their gradients.
 
-Three primitives of JAX: `_value`, its derivative `_forward` (linear in the tangents) and the transpose of that, `_backward`.
-Each has one lowering in plain jnp and one in Triton, for NVIDIA GPUs. Derivatives of the derivatives are those of the plain
-form, so that every transformation applies.
+There are three JAX primitives: `_value`, its derivative `_forward` (linear in the tangents) and the transpose of that,
+`_backward`. Each has a lowering in plain jnp and one in Triton for NVIDIA GPUs. Higher derivatives use the plain form, so
+all transformations of JAX apply.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from ddpm_jax.models.kernels import norm_triton, target
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """What is fixed when a norm is traced.
+  """The static arguments of a norm.
 
   Attributes:
     parts: number of arrays that make up x.
@@ -39,7 +39,7 @@ class Form:
     eps: added to the variance.
     silu: whether SiLU follows.
     rate: dropout rate after SiLU; 0.0 for none.
-    dtype: of y.
+    dtype: dtype of y.
     residual: whether the backward pass adds gradients of the returned xs.
   """
 
@@ -75,10 +75,10 @@ def group_norm(
   Args:
     xs: the parts of x, each [B, N, C_i].
     offset, scale, bias: float32 [B, C] or [1, C].
-    mean, rstd: `statistics` of x + offset, given so that remat can keep them. Derivatives with respect to x include those
-      of the statistics.
+    mean, rstd: `statistics` of x + offset, passed in so that remat can keep them. Derivatives with respect to x include
+      those of the statistics.
     keep: int8 [B, N, C], 0 where dropout drops; None without dropout.
-    form: the rest.
+    form: the static arguments.
   """
   mean, rstd = jax.lax.stop_gradient((mean, rstd))
   y, *xs = _value.bind(*xs, offset, scale, bias, mean, rstd, *([] if keep is None else [keep]), form=form)
@@ -99,9 +99,9 @@ def _sum(xs, offset):
 
 
 def _pixel_mean(x):
-  """[B, N, C] -> [B, C]. Summing over pixels first works on whole vectors of channels.
+  """Mean over pixels, [B, N, C] -> [B, C].
 
-  XLA's CPU backend adds one number after the other along channels, and computes a product with ones faster than a sum.
+  On CPUs it is a matrix product with ones, which XLA's CPU backend computes faster than a sum.
   """
   pixels = x.shape[1]
   product = lambda x: (jnp.full((x.shape[0], 1, pixels), 1 / pixels, x.dtype) @ x)[:, 0]
@@ -135,7 +135,7 @@ def _slope(z, keep, form):
 
 def _plain_value(*args, form):
   xs, offset, scale, bias, mean, rstd, keep = _unpack(args, form)
-  # (u - mean) * (rstd * scale) rather than the normalized u: one product per pixel less
+  # (u - mean) * (rstd * scale) saves one product per pixel
   u = _sum(xs, offset)
   z = (u - _spread(mean, u)[:, None]) * (_spread(rstd, u) * scale)[:, None] + bias[:, None]
   y = _dropped(jax.nn.silu(z) if form.silu else z, keep, form)
@@ -180,7 +180,7 @@ def _plain_backward(*args, form):
 
 
 def _borders(xs):
-  """Where each part but the first begins, in channels."""
+  """The first channel of each part but the first."""
   return [sum(x.shape[-1] for x in xs[:i]) for i in range(1, len(xs))]
 
 
@@ -200,7 +200,7 @@ def _unpack(args, form):
 
 
 def _primitive(name, plain, triton, shapes):
-  """A primitive of JAX with one lowering in plain jnp and, if `triton` is given, another for NVIDIA GPUs."""
+  """A JAX primitive with a lowering in plain jnp and, if `triton` is given, another for NVIDIA GPUs."""
   primitive = Primitive(name)
   primitive.multiple_results = True
   primitive.def_impl(jax.jit(plain, static_argnames="form"))
@@ -215,14 +215,14 @@ def _primitive(name, plain, triton, shapes):
     dispatch.prim_requires_devices_during_lowering.add(primitive)  # as custom_partitioning does, which `triton` uses
 
   def batched(values, axes, *, form):
-    """An axis of vmap joins that of the images."""
+    """vmap's axis is merged with the image axis."""
     size = next(x.shape[axis] for x, axis in zip(values, axes, strict=True) if axis is not None)
 
     def mapped(x, axis):
       return jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
 
     def joined(x):
-      x = jnp.broadcast_to(x, (size, images, *x.shape[2:]))  # of a vector for all images, one for each
+      x = jnp.broadcast_to(x, (size, images, *x.shape[2:]))  # one vector for all images becomes one per image
       return x.reshape(-1, *x.shape[2:])
 
     values = list(map(mapped, values, axes))
@@ -274,7 +274,7 @@ def _transpose_of_forward(gradients, *args, form):
   def gradient(x, out):
     if not ad.is_undefined_primal(x):
       return None
-    return out if x.aval.shape == out.shape else out.sum(0, keepdims=True)  # of a vector for all images
+    return out if x.aval.shape == out.shape else out.sum(0, keepdims=True)  # one vector for all images
 
   return [*map(gradient, linear, outs), *[None] * len(args)]
 
@@ -287,9 +287,9 @@ def _transpose_of_backward(gradients, *args, form):
 
 
 def _second_derivative(plain, linear):
-  """The JVP rule of a primitive with `linear(form)` linear arguments and coefficients that may have tangents too.
+  """The JVP rule of a primitive with `linear(form)` linear arguments and coefficients that may have tangents.
 
-  The coefficients mean and 1 / std are functions of x, so that they are computed here.
+  The coefficients mean and 1 / std are functions of x, so they are computed here.
   """
 
   def rule(primals, tangents, *, form):

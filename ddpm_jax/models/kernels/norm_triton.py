@@ -1,10 +1,9 @@
 """`norm.py` for NVIDIA GPUs: one Triton kernel for the value and one for the gradients, written in Pallas.
 
-A program has one image and a few whole groups of channels. If that tile fits the registers, x is read from memory once per
-pass. Otherwise the program goes over chunks of pixels two or three times; the tiles at work are small enough for the L2
-cache.
+Each program works on one image and a few whole groups of channels. If this tile fits into registers, x is read from memory
+once per pass. Otherwise the program loops over chunks of pixels two or three times; the active tiles fit into the L2 cache.
 
-The kernels compute the statistics themselves: that costs no memory traffic, and saves the kernels that would write them.
+The kernels compute the statistics themselves, which costs no memory traffic and saves separate kernels.
 """
 
 import functools
@@ -23,7 +22,7 @@ PER_THREAD = 32  # elements
 
 
 def value(*args, form, interpret=False):
-  """`norm._plain_value` by Triton."""
+  """`norm._plain_value` in Triton."""
   call = functools.partial(_value, form=form, interpret=interpret)
   if not interpret:
     call = _over_images(call)
@@ -31,7 +30,7 @@ def value(*args, form, interpret=False):
 
 
 def backward(*args, form, interpret=False):
-  """`norm._plain_backward` by Triton."""
+  """`norm._plain_backward` in Triton."""
   call = functools.partial(_backward, form=form, interpret=interpret)
   if not interpret:
     call = _over_images(call)
@@ -131,7 +130,7 @@ def _dropped(tile, y, keep, chunk, form):
 class Tile:
   """The part of x that one program works on: whole groups of channels of one image, in chunks of pixels.
 
-  Triton wants sizes that are powers of two; what is beyond the image or the groups is masked. Arrays of a chunk are
+  Triton needs sizes that are powers of two; elements beyond the image or the groups are masked. Arrays of a chunk are
   [rows, lanes] and vectors of channels [1, lanes], both float32.
   """
 
@@ -154,7 +153,7 @@ class Tile:
     return jax.ShapeDtypeStruct((self.images, self.pixels, self.all_channels), dtype)
 
   def run(self, kernel, shapes, args, interpret):
-    """Runs `kernel` for all tiles; those of one image one after the other, so that they share what they read."""
+    """Runs `kernel` for all tiles, image by image, so that tiles of one image share cached reads."""
     warps = min(max(self.rows * self.lanes // (32 * PER_THREAD), 1), 16)
     how = {"interpret": True} if interpret else {"compiler_params": triton.CompilerParams(num_warps=warps)}
     return pl.pallas_call(kernel, out_shape=shapes, grid=(self.programs, self.images), **how)(*args)
@@ -162,7 +161,7 @@ class Tile:
   # -------------------------------------------------------------- memory
 
   def locate(self):
-    """Begins a program: asks which tile it has (not later, in loops, where Pallas's interpreter does not know)."""
+    """Reads this program's tile index. Call it first: Pallas's interpreter cannot read the index inside loops."""
     self.first_channel = pl.program_id(0) * self.width
     self.image = pl.program_id(1)
 
@@ -176,16 +175,16 @@ class Tile:
     return self.first_channel + self.lane()
 
   def inside(self, chunk):
-    """Which elements exist."""
+    """The mask of elements inside the image and the groups."""
     return (self.pixel(chunk) < self.pixels) & (self.lane() < self.width)
 
   def inside_of(self, x, chunk):
-    """x, with 0 for what does not exist."""
+    """x with zeros outside the mask."""
     full = self.lanes == self.width and self.chunks * self.rows == self.pixels
     return x if full else jnp.where(self.inside(chunk), x, 0.0)
 
   def places(self, refs, chunk):
-    """(place of the tile, mask of what is there) in each of the arrays, which are parts of one or a whole one."""
+    """(index of the tile, its mask) in each of the arrays `refs`, which are parts of x or the whole x."""
     begin = 0
     for ref in refs:
       channel = self.channel() - begin
@@ -204,7 +203,7 @@ class Tile:
       triton.store(place, x.astype(ref.dtype), mask=mine)
 
   def vector(self, ref):
-    """The tile's part of a vector, which is the same for all images if there is one row."""
+    """The tile's part of a vector. A vector with one row is the same for all images."""
     image = self.image if ref.shape[0] == self.images else 0
     return triton.load(ref.at[image, self.channel()], mask=self.lane() < self.width, other=0)
 
@@ -214,7 +213,7 @@ class Tile:
   # -------------------------------------------------------------- loops and sums
 
   def remembered(self, function):
-    """function(chunk), computed once if there is one chunk."""
+    """`function`, cached if there is only one chunk."""
     if self.chunks > 1:
       return function
     found = function(0)
@@ -233,7 +232,7 @@ class Tile:
     jax.lax.fori_loop(0, self.chunks, body, 0)
 
   def sum(self, function, count):
-    """The sums over all pixels of function(chunk), `count` arrays."""
+    """Sums over all pixels of the `count` arrays that function(chunk) returns."""
     if self.chunks == 1:
       total = function(0)
     else:
@@ -242,14 +241,14 @@ class Tile:
     return [jnp.sum(t, 0).reshape(1, self.lanes) for t in total]
 
   def group_sum(self, v):
-    """In every channel the sum over the channels of its group."""
+    """For every channel, the sum over its group."""
     row = jax.lax.broadcasted_iota(jnp.int32, (self.lanes, self.lanes), 0)
     column = jax.lax.broadcasted_iota(jnp.int32, (self.lanes, self.lanes), 1)
     same = jax.lax.div(row, self.of_group) == jax.lax.div(column, self.of_group)
     return jnp.sum(jnp.where(same, v, 0.0), 1).reshape(1, self.lanes)
 
   def statistics(self, load, eps):
-    """(mean, 1 / std) of load(chunk): two passes in registers, else one, around the mean of the first chunk."""
+    """(mean, 1 / std) of load(chunk): two passes in registers, otherwise one, shifted by the mean of the first chunk."""
     if self.chunks == 1:
       (total,) = self.sum(lambda chunk: (self.inside_of(load(chunk), chunk),), 1)
       mean = self.group_sum(total) / self.count
@@ -272,7 +271,7 @@ class Tile:
 
 
 def _over_images(call):
-  """`call`, sharded over images: XLA cannot look into a kernel, and would otherwise gather its operands on every device."""
+  """`call`, sharded over images. XLA cannot partition a kernel; otherwise it would gather the operands on every device."""
 
   def by_image(mesh, given):
     spec = given[0].sharding.spec
@@ -296,6 +295,6 @@ def _over_images(call):
 
     return f"{factors(given, 'in')} -> {factors(jax.tree.leaves(result), 'out')}"
 
-  wrapped = custom_partitioning(lambda *args: call(*args))  # which has no keywords that it could not resolve
+  wrapped = custom_partitioning(lambda *args: call(*args))  # custom_partitioning does not resolve keywords
   wrapped.def_partition(partition, infer_sharding_from_operands=infer, sharding_rule=rule)
   return wrapped

@@ -1,4 +1,4 @@
-"""The device that is compiled for. `ddpm-jax plan` compiles for devices that this machine does not have."""
+"""The device to compile for. `ddpm-jax plan` compiles for devices that this machine does not have."""
 
 import contextlib
 import contextvars
@@ -11,7 +11,7 @@ _DEVICE: contextvars.ContextVar[jax.Device | None] = contextvars.ContextVar("dev
 
 @contextlib.contextmanager
 def compiling_for(device: jax.Device) -> Iterator[None]:
-  """Inside this block programs are traced and lowered for `device`; outside it for the first device of this machine."""
+  """Inside this block, programs are traced and lowered for `device` instead of this machine's first device."""
   token = _DEVICE.set(device)
   try:
     with _checked_as(device):
@@ -21,7 +21,7 @@ def compiling_for(device: jax.Device) -> Iterator[None]:
 
 
 def nvidia_generation() -> int:
-  """The major compute capability of the device that is compiled for: 8 Ampere, 9 Hopper; 0 without an NVIDIA GPU."""
+  """The major compute capability of the target device: 8 Ampere, 9 Hopper; 0 without an NVIDIA GPU."""
   return _capability(_DEVICE.get() or jax.devices()[0])[0]
 
 
@@ -32,7 +32,7 @@ def _capability(device: jax.Device) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _checked_as(device: jax.Device) -> Iterator[None]:
-  """Makes JAX's checks of cuDNN attention ask `device`. They ask the local devices, by functions without an argument."""
+  """Makes JAX's checks of cuDNN attention use `device` instead of the local devices."""
   from jax._src.cudnn import fused_attention_stablehlo as checks  # they have no public name
 
   parse = lambda text: tuple(map(int, text.split(".")))

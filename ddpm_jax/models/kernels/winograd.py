@@ -8,7 +8,8 @@
            0  1  0 -1           0    0    1
 
 Summed over channels, * is a matrix product [tiles, C] x [C, D] for each of 16 frequencies; the rest are additions. A tile
-is two pairs of rows and of columns, and shares one pair with the next: images are cut into pairs, nothing is gathered.
+is two pairs of rows and two pairs of columns, and shares one pair with the next tile. So images are cut into pairs and
+nothing is gathered.
 """
 
 import functools
@@ -21,27 +22,27 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# Numbers that one frequency's [tiles, C] has per device and part of a batch: 16 of them, 4 MiB, stay in the cache.
+# Elements of one frequency's [tiles, C], per device and part of a batch. All 16 (4 MiB) stay in the cache.
 _PART = 2**16
 
 
 def worthwhile(x: jax.Array, kernel: jax.Array) -> bool:
-  """Whether it pays on a CPU: wide layers and large images are faster than by XLA, and much work repays compilation."""
+  """Whether Winograd's form is faster than XLA's on a CPU: for wide layers, large images and long programs."""
   batch, height, width, channels = x.shape
   if not isinstance(batch, int):
-    return False  # a batch of unknown size, in a program that is exported
+    return False  # the batch size is unknown in exported programs
   wide = min(channels, kernel.shape[-1]) >= 64
   large = min(height, width) >= 8
   return wide and large and batch * height * width >= 4096 and x.dtype == jnp.float32
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[B,H,W,C] * [3,3,C,D] -> [B,H,W,D] with zeros around x, to 1e-6 of the largest output. So are its derivatives."""
+  """[B,H,W,C] * [3,3,C,D] -> [B,H,W,D] with zero padding. It and its derivatives are exact to 1e-6 of the largest output."""
   return _by_y.bind(x, kernel)
 
 
 def _whole(x: jax.Array, kernel: jax.Array, *, back: bool) -> jax.Array:
-  """Each device works on its own images, one part after the other: part i has images i, i + parts, ..."""
+  """Each device processes its own images in parts; part i has images i, i + parts, ..."""
   frequencies = _of_kernel(kernel)
   parts = _parts(x)
   if parts == 1:
@@ -67,9 +68,9 @@ def _frequencies(x: jax.Array) -> list[jax.Array]:
 
 
 def _convolve(x: jax.Array, frequencies: list[jax.Array], back: bool) -> jax.Array:
-  """(1), or with `back` its transpose: the same with the kernel turned around, from D channels to C."""
+  """(1), or with `back` its transpose: the convolution with the flipped kernel, from D channels to C."""
   _, height, width, _ = x.shape
-  if back:  # turned around, a kernel's frequencies 0, 1, 2, 3 are its 3, 1, 2, 0
+  if back:  # flipping a kernel permutes its frequencies 0, 1, 2, 3 to 3, 1, 2, 0
     frequencies = [frequencies[4 * i + j] for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
   product = "bhwd,cd->bhwc" if back else "bhwc,cd->bhwd"
   products = [jnp.einsum(product, tile, u) for tile, u in zip(_frequencies(x), frequencies, strict=True)]
@@ -103,14 +104,14 @@ def _to_pixels(m: list[jax.Array], axis: int) -> jax.Array:
 
 # ---------------------------------------------------------------- derivatives
 #
-# sum(y * convolve(x, kernel)) is linear in each of the three. Its derivatives by y (the convolution), by x and by the kernel
-# (the gradients) are bilinear, and each is transposed into the other two: derivatives of every order are among them.
+# sum(y * convolve(x, kernel)) is linear in each of the three. Its derivatives with respect to y (the convolution), x and the
+# kernel (the gradients) are bilinear, and each is transposed into the other two. This covers derivatives of every order.
 
 
 def _bilinear(name: str, function: Callable, shape: Callable) -> Primitive:
-  """A primitive of JAX for a bilinear `function`, compiled as it stands; shape(a, b) is that of its result.
+  """A JAX primitive for a bilinear `function`, compiled as is; shape(a, b) is the shape of its result.
 
-  Under vmap it is JAX's own operations again, whose derivatives are right too, if slower.
+  Under vmap it falls back to JAX's own operations, which are slower.
   """
   primitive = Primitive(name)
   primitive.def_impl(jax.jit(function))
@@ -121,7 +122,7 @@ def _bilinear(name: str, function: Callable, shape: Callable) -> Primitive:
 
 
 def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
-  """[B,H,W,C], [B,H,W,D] -> [3,3,C,D] by XLA, in the axes that its CPU backend runs fast (convolution.py)."""
+  """[B,H,W,C], [B,H,W,D] -> [3,3,C,D] by XLA, with axes in the order that its CPU backend runs fast (convolution.py)."""
   x = x.transpose(3, 1, 2, 0)
   y = y.transpose(1, 2, 0, 3)
   axes = ("NHWC", "HWIO", "NHWC")
