@@ -5,6 +5,7 @@ cat CD 11.0 and 8.84, CT 20.7 and 11.7. EDM: ImageNet 2.44 (79 evaluations), bed
     ddpm-jax sample --weights imagenet64-cd-lpips --seeds 0-63
     ddpm-jax sample --weights imagenet64-cd-lpips --seeds 0-63 --config.sampling.steps=2
     ddpm-jax sample --weights imagenet64-edm --seeds 0-63
+    ddpm-jax train  --config consistency:imagenet64_edm --workdir runs/imagenet64_edm
 
 Consistency models are sampled here, not trained. The EDM networks train with prediction.mean="edm".
 """

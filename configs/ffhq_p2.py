@@ -1,6 +1,7 @@
 """P2 weighting on FFHQ, 256x256 pixels (Choi et al. 2022, table 1): FID 6.92 with 1000 steps, by a small ADM.
 
     ddpm-jax sample --weights ffhq-p2 --seeds 0-15
+    ddpm-jax train  --config ffhq_p2 --workdir runs/ffhq_p2
 
 The network and its sampling are ADM's. The authors train with weights 1 / (1 + snr) on the mean's loss.
 """

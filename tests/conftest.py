@@ -1,7 +1,6 @@
 """What every test shares: strict JAX, and the numbers of the original authors' code."""
 
 import os
-import pathlib
 import re
 import tempfile
 
@@ -42,13 +41,3 @@ def pytest_runtest_makereport(item, call):
   if report.skipped and re.search("could not import '(torch|diffusers)", str(report.longrepr)):
     assert item.get_closest_marker("torch"), f"mark {item.nodeid} with @pytest.mark.torch"
   return report
-
-
-UNSETTLED = (pathlib.Path(__file__).parent / "unsettled.txt").read_text().splitlines()
-
-
-def pytest_collection_modifyitems(items):
-  """Tests of unsettled.txt are reported as expected failures until someone settles them."""
-  for item in items:
-    if item.nodeid in UNSETTLED:
-      item.add_marker(pytest.mark.xfail(reason="listed in tests/unsettled.txt", strict=False))

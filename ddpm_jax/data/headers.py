@@ -105,8 +105,8 @@ def shape_of(
     odd = next(path for path, header in zip(paths, headers, strict=True) if header and header[1:3] == common[-1][0])
     found = ", ".join(f"{count:,} of {text(size)}" for size, count in common[:3])
     raise UserError(
-      f"The images of {name} have {len(sizes):,} sizes ({found}; {odd} is {text(common[-1][0])}): give image_size, "
-      "and all are resized and cropped to it."
+      f"The images of {name} have {len(sizes):,} sizes ({found}; {odd} is {text(common[-1][0])}): resize "
+      "them, or choose one size, to which all are resized and cropped."
     )
   return simplest(*next(iter(sizes))), channels, True
 

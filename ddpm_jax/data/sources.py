@@ -190,7 +190,7 @@ class Decoder:
     if image.size != (width, height):
       raise UserError(
         f"an image is {image.width}x{image.height} where {text(self.image_size)} is expected: "
-        "give image_size, and all are resized and cropped to it."
+        "resize it, or choose one size, to which all are resized and cropped."
       )
     return np.asarray(image)
 

@@ -23,12 +23,8 @@ class AdamsBashforth:
 adams = lambda levels, visited: AdamsBashforth(steps.gaussian(levels, visited, eta=0.0))  # (schedule, grid) -> sampler
 
 if __name__ == "__main__":
-  levels = schedule.linear(1000)
+  data = mixture.Mixture(jnp.ones(1), jnp.zeros(1), jnp.full(1, 0.09))  # its score is known: no network
   keys = noise.image_keys(jnp.arange(50))
-  data = mixture.Mixture(jnp.ones(1), jnp.zeros(1), jnp.full(1, 0.09))
-  x_T = noise.PerImage(keys).initial((4, 4, 1))
-  ddim = lambda visited: samplers.GaussianSampler(steps.gaussian(levels, visited, eta=0.0))
-  fine = samplers.sample(keys, data, ddim(grid.full(1000)), x_T)[0]
-  visited = grid.log_snr(levels, 20)
-  for name, sampler in (("DDIM", ddim(visited)), ("Adams-Bashforth", adams(levels, visited))):
-    print(f"{name}: {abs(samplers.sample(keys, data, sampler, x_T)[0] - fine).mean():.4f} from 1000 DDIM steps")
+  levels = schedule.linear(1000)
+  sampler = adams(levels, grid.log_snr(levels, 20))
+  print(samplers.sample(keys, data, sampler, noise.PerImage(keys).initial((4, 4, 1)))[0].std())  # of the data: 0.3

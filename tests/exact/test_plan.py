@@ -149,11 +149,14 @@ def test_one_image_is_drawn_once_and_is_the_same(on_eight):
 
 
 def test_data_parallel_training_adds_up_the_gradient_once(on_eight):
-  """One float32 per parameter, and a few numbers more for the loss and its parts."""
+  """One float32 per parameter, and a few numbers more for the loss and its parts.
+
+  Less the biases of keys in attention (4 of 16 numbers here): a softmax does not see them, and their gradient is zero.
+  """
   collectives = on_eight["train"]["1"]["collectives"]
   gradient = 4 * on_eight["parameters"]
   assert set(collectives) == {"all-reduce"}
-  assert gradient <= collectives["all-reduce"][1] <= gradient + 4096
+  assert gradient - 4 * 4 * 16 <= collectives["all-reduce"][1] <= gradient + 4096
 
 
 def test_sharing_the_state_costs_gathers_and_saves_memory(on_eight):

@@ -292,6 +292,7 @@ def test_ddim_of_lucidrains(stored, made):
 # ---------------------------------------------------------------- what is asked, and what is refused
 
 
+@pytest.mark.torch
 def test_a_trainer_s_file_as_pytorch_writes_it(stored, tmp_path):
   """The layout of denoising-diffusion-pytorch's model-N.pt: the average is taken, the step is the file's."""
   torch = pytest.importorskip("torch")

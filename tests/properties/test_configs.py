@@ -14,7 +14,8 @@ from ddpm_jax.jobs import train
 
 FOLDER = pathlib.Path(configs.__file__).parent
 PUBLISHED = sorted(path.stem for path in FOLDER.glob("[a-z]*.py") if "_published" in path.read_text())
-VARIANTS = [f"{name}:smoke" for name in PUBLISHED] + [
+VARIANTS = [f"{name}:smoke" for name in PUBLISHED if name != "consistency"] + [
+  "consistency:imagenet64_edm-smoke",
   "cifar10_iddpm:vlb-smoke",
   "imagenet64_iddpm:cond-smoke",
   "imagenet256_adm:uncond-smoke",
@@ -48,6 +49,13 @@ def test_small_variants_of_published_configs_make_a_step_and_a_sampler(spec):
   state = jax.eval_shape(run.init)
   after, _ = jax.eval_shape(run.step, state, batch)
   assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
+
+
+def test_consistency_models_are_sampled_and_not_trained():
+  config = config_files.load("consistency:smoke")
+  build.sampler(config)
+  with pytest.raises(UserError, match="Consistency models are sampled here, not trained"):
+    train.prepare(config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

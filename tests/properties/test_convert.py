@@ -167,7 +167,7 @@ def test_a_checkpoint_that_tensorflow_wrote(tmp_path):
     for name in ("index", "data-00000-of-00001"):
       data = (HERE / f"tf_bundle/model.ckpt-790000.{name}").read_bytes()
       (tmp_path / f"cut.{name}").write_bytes(data[: len(data) // 2] if name == damaged else data)
-    with pytest.raises(UserError, match="damaged or cut short"):
+    with pytest.raises(UserError, match="cut short"):
       weight_files.read(tmp_path / "cut")
 
 
@@ -524,8 +524,9 @@ def test_configs_of_published_files_are_the_networks_whose_sizes_are_known():
   plain = dict(dropout=0.0, dtype=np.float32, remat="none", initialization="openai")
   unets = [row for row in PUBLISHED.values() if "backbone" not in row[0]]
   known = {(models.make(**fields).clone(**plain), size) for fields, size, *_ in unets}
+  uncounted = ("consistency", "ffhq_p2")  # their forms are tests/parity/test_families.py's
   for entry in registry.PUBLISHED.values():
-    if entry.backbone is None:
+    if entry.backbone is None and entry.config_name.partition(":")[0] not in uncounted:
       config = entry.config()
       network = build.model(config, 3, 1000).clone(**plain)
       analytic = network.clone(out_channels=6)  # Improved DDPM's network with half of its output
@@ -559,7 +560,7 @@ def test_weights_by_name_say_which_file_to_fetch_and_where_to_put_it(monkeypatch
 
   other = dataclasses.replace(small, name="other", md5="0" * 32)
   monkeypatch.setitem(registry.PUBLISHED, "other", other)
-  with pytest.raises(UserError, match="has the checksum md5:.*, but md5:000.* was published"):
+  with pytest.raises(UserError, match="has the checksum md5:.*, and md5:000.* was published"):
     fetch.workdir("other")
   gone = dataclasses.replace(small, name="gone", file="gone.ckpt", url=(tmp_path / "gone").as_uri())
   monkeypatch.setitem(registry.PUBLISHED, "gone", gone)

@@ -293,7 +293,9 @@ def test_bad_input_is_answered_in_one_sentence(folder, tmp_path, monkeypatch):
       data.load(**arguments)
     assert "\n" not in str(error.value)
   Image.new("RGB", (30, 20)).save(folder / "cat/wide.png")
-  with pytest.raises(UserError, match=r"2 sizes \(12 of 20x20, 1 of 30x20; cat/wide.png is 30x20\): give image_size"):
+  with pytest.raises(
+    UserError, match=r"2 sizes \(12 of 20x20, 1 of 30x20; cat/wide.png is 30x20\): resize them, or choose one size"
+  ):
     data.load("./set")
   assert len(data.load("./set", image_size=16)) == 13
   batches = data.train_batches
@@ -314,7 +316,7 @@ def test_an_image_of_another_size_among_many_is_named(folder):
   for number in range(200):
     shutil.copy(folder / "cat/b0_00.png", folder / f"cat/c{number:03}.png")
   Image.new("RGB", (24, 24)).save(folder / "cat/c001.png")
-  with pytest.raises(UserError, match=r"211 of 20x20, 1 of 24x24; cat/c001.png is 24x24\): give image_size"):
+  with pytest.raises(UserError, match=r"211 of 20x20, 1 of 24x24; cat/c001.png is 24x24\): resize them, or choose one size"):
     data.load(str(folder))
 
 

@@ -98,10 +98,10 @@ def _train(*overrides, spec="digits:smoke"):
     (_train("optimizer.b1=2.0"), ["b1 = 2", "below 1"]),
     (_train(spec="digitz"), ["digitz", "'digits'"]),
     (_train(spec=__file__), ["test_digits.py", "no function get_config"]),
-    (["train", "--config", "digits:smoke", "--workdir", "/proc/none"], ["/proc/none/metrics.jsonl cannot be written"]),
+    (["train", "--config", "digits:smoke", "--workdir", "/proc/none"], ["/proc/none cannot be written"]),
     (["data", "list", "--data_dir", "nowhere"], ["no folder nowhere"]),
     (["data", "show", "digits", "--out", "x.jpg"], ["x.jpg", "end in .png"]),
-    (["plan", "--config", "digits", "--price_per_chip_hour", "-1"], ["-1 is no price"]),
+    (["plan", "--config", "digits", "--price_per_chip_hour", "-1"], ["-1 must be more than 0"]),
     (["sample", "--workdir", "nowhere"], ["no checkpoint", "nowhere"]),
     (["sample", "--workdir", __file__], ["no checkpoint", "test_digits.py"]),
     (["sample", "--weights", "cifar10-dppm"], ["no directory", "did you mean the published weights 'cifar10-ddpm'"]),
@@ -195,7 +195,9 @@ def test_remat_auto_is_decided_by_the_memory_of_the_device(known, tmp_path, monk
 def test_a_step_is_planned_for_the_batches_that_it_gets(name, tmp_path, monkeypatch):
   """So that a policy that was tried is not compiled a second time."""
   given = []
-  monkeypatch.setattr(loop, "fit", lambda init, step, feed, mesh, **_: given.append(layout.put_batch(next(feed(0)), mesh)))
+  monkeypatch.setattr(
+    loop, "fit", lambda init, step, feed, intervals, *, mesh, **_: given.append(layout.put_batch(next(feed(0)), mesh))
+  )
   train.train(config.load(name), tmp_path)
   _, planned = train.prepare(config.load(name)).arguments()
   described = [{name: (x.shape, x.dtype, x.sharding.spec) for name, x in batch.items()} for batch in (*given, planned)]
