@@ -88,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   from ddpm_jax.cli import environment
 
+  print(f"Loading {args.workdir}", flush=True)
   environment.prepare_alone("edit")
   import pathlib
 

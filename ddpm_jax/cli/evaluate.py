@@ -112,7 +112,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--batch_size", type=int, metavar="N", help="images per device (default: 64)")
   group.add_argument("--keep", metavar="DIR", help="where features are kept (default: features/ in the cache)")
   group.add_argument(
-    "--out", metavar="FILE", help="the figures as JSON (default: WORKDIR/evaluation/metrics.json, or ./metrics.json)"
+    "--out",
+    metavar="FILE",
+    help="the figures as JSON (default: ./metrics.json, or WORKDIR/evaluation/metrics.json; results of other settings are "
+    "kept beside it as metrics_2.json, ...)",
   )
   short.add_arguments(parser)
   environment.add_arguments(parser)
@@ -124,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
   import pathlib
 
   from ddpm_jax import build
+  from ddpm_jax.cli.sample import describe
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import image_sets
   from ddpm_jax.jobs import measure
@@ -166,7 +170,8 @@ def run(args: argparse.Namespace) -> int:
     measure.check_distance(trained, out, args.distance)
   if compared:
     fit = _fit(args, trained.config.data)
-    against(args, image_sets.of_run(trained, _count(args)), args.out or out / "metrics.json", fit)
+    how = describe(trained.config.sampling, len(build.sampler(trained.config).steps.left))
+    against(args, image_sets.of_run(trained, _count(args)), args.out, fit, out, how)
   if count:
     likelihood(trained, out, count, args.covariance)
   if args.ode:
@@ -234,8 +239,14 @@ def figures(trained, out) -> None:
 # ---------------------------------------------------------------- of samples against a reference
 
 
-def against(args: argparse.Namespace, samples, out, fit: dict) -> None:
-  """Prints and writes what --reference, --make_reference or --captions ask for; `fit` says how references are fitted."""
+def against(args: argparse.Namespace, samples, out, fit: dict, folder=None, how: str | None = None) -> None:
+  """Prints and writes what --reference, --make_reference or --captions ask for.
+
+  Args:
+    out: the file of the result; None: one in `folder` that holds no result of other settings.
+    fit: how references are fitted.
+    how: how the samples were drawn, for the result.
+  """
   from ddpm_jax.errors import UserError
   from ddpm_jax.evaluation import evaluate, references
   from ddpm_jax.files import atomic, download
@@ -245,7 +256,7 @@ def against(args: argparse.Namespace, samples, out, fit: dict) -> None:
     raise UserError(f"There are {len(samples):,} samples, not {args.num_samples:,}: say the right number, or leave it out.")
   print(f"samples: {samples.name}\n  {len(samples):,} images, {samples.preprocessing}, {samples.sha256[:16]}…")
   options = dict(batch_size=args.batch_size or 64, folder=args.keep or download.cache_folder() / "features", progress=True)
-  atomic.check(args.make_reference or out)
+  atomic.check(args.make_reference or out or folder / "metrics.json")
   if args.captions:
     result = _clip_score(samples, args.captions, args.clip, options)
     print(f"  CLIP score {result['clip_score']['mean']:.4f} of {len(samples):,} images with their captions")
@@ -265,6 +276,9 @@ def against(args: argparse.Namespace, samples, out, fit: dict) -> None:
       return
     result = evaluate.evaluate(samples, reference, extractor, metrics=metrics, count=_count(args), **options)
     _show(result)
+  if how:
+    result["sampling"] = how
+  out = out or measure.metrics_file(folder, result)
   measure.write_json(out, result)
   print(f"Wrote {out}")
 

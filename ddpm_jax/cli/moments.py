@@ -1,8 +1,7 @@
 """Measures the second moments of the network in --workdir per level, over training images, as Analytic-DPM needs them.
 
   ddpm-jax moments --workdir runs/mnist --images 1000
-  ddpm-jax sample  --workdir runs/mnist --config.sampling.grid=uniform --config.sampling.steps=25 \\
-                   --config.sampling.covariance=optimal --config.sampling.moments=runs/mnist/evaluation/moments.npz
+  ddpm-jax sample  --workdir runs/mnist --sampler analytic --steps 25
 
 The cost is one evaluation of the network per image and level. An interrupted run resumes, and a second run with more images
 adds them to those measured. With --per_pixel it also measures the moments of each pixel, for the covariance
@@ -44,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+  print(f"Measuring the moments of {args.workdir}", flush=True)
   environment.prepare(args)
   import pathlib
 

@@ -16,6 +16,7 @@ import argparse
 
 import ddpm_jax
 
+UNMEASURED = "unmeasured"  # stands for a file of moments
 AXES = ("eta", "grid", "skip", "guidance")
 
 
@@ -52,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="grey levels of noise that DDPM may add in the last but one step (default: 2, and 1 on cosine schedules, as in the "
     "papers)",
   )
-  parser.add_argument("--moments", metavar="FILE", help="of ddpm-jax moments (default: WORKDIR/evaluation/moments.npz)")
+  parser.add_argument(
+    "--moments", metavar="FILE", help="of ddpm-jax moments (default: those of the run, measured now if there are none)"
+  )
   parser.add_argument("--costs", metavar="FILE", help="of ddpm-jax moments --costs marginal: for DDPM-large's best grids")
   parser.add_argument("--out", metavar="DIR", help="where results, tables, and figure go (default: WORKDIR/study)")
   parser.add_argument("--ema", help="which average of the weights: a rate, or raw (default: the slowest)")
@@ -61,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   from ddpm_jax.cli import environment
 
+  print(f"Studying {args.workdir}", flush=True)
   environment.prepare_alone("study")
   import pathlib
 
@@ -102,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
   print(f"{len(spec.cells)} entries, kept in {out}")
   sampled = any(panel.measure != "bits_per_dim" for panel in spec.panels)
   judge = measure.yardstick(networks["plain"], workdir / "evaluation", args.samples) if sampled else None
+  spec = _measured(spec) if args.moments is None else spec
   results = study.run(spec, judge)
   study_tables.plot(results, spec.panels, out / "study.png", str(workdir), x=_x_axis(spec))
   print("\n" + (out / "study.md").read_text())
@@ -188,7 +193,7 @@ def _method(text: str):
 
 
 def _moments(args: argparse.Namespace, where: dict[str, str]) -> dict:
-  """Files of moments by network, as far as they exist.
+  """Files of moments by network, as far as they exist; the first network's may still have to be measured.
 
   Raises:
     UserError: if the moments that were asked for do not exist.
@@ -197,15 +202,25 @@ def _moments(args: argparse.Namespace, where: dict[str, str]) -> dict:
 
   from ddpm_jax.errors import UserError
 
+  if args.moments and not pathlib.Path(args.moments).exists():
+    raise UserError(f"--moments {args.moments} does not exist: write it with ddpm-jax moments, or leave the flag out.")
   found = {name: pathlib.Path(path) / "evaluation" / "moments.npz" for name, path in where.items()}
-  if args.moments:
-    found["plain"] = pathlib.Path(args.moments)
-  wanted = args.moments or (args.methods and ("Analytic" in args.methods or "Residual" in args.methods))
-  if not found["plain"].exists() and (wanted or not (args.methods or args.add)):
-    raise UserError(
-      f"There are no moments in {found['plain']}: measure them first with ddpm-jax moments --workdir {args.workdir}."
-    )
-  return {name: path for name, path in found.items() if path.exists() and name not in ("npr", "sn")}
+  found = {name: path for name, path in found.items() if path.exists() and name not in ("npr", "sn")}
+  return {"plain": UNMEASURED} | found | ({"plain": pathlib.Path(args.moments)} if args.moments else {})
+
+
+def _measured(spec):
+  """The study with moments of its first network, which are measured now if a method needs them and there are none."""
+  import dataclasses
+
+  from ddpm_jax.jobs import analytic
+
+  moments = dict(spec.moments)
+  if any(cell.method.needs_moments and cell.network == "plain" for cell in spec.cells):
+    moments["plain"] = analytic.own_moments(spec.plain)
+  elif moments["plain"] == UNMEASURED:
+    del moments["plain"]
+  return dataclasses.replace(spec, moments=moments)
 
 
 def _x_axis(spec) -> str:

@@ -6,6 +6,7 @@ measure.figures(run, "runs/mnist/evaluation")
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from ddpm_jax.data import images as pixels
 from ddpm_jax.diffusion.likelihood import BitsPerDim
 from ddpm_jax.evaluation import plots, quality
 from ddpm_jax.files.atomic import writing
+from ddpm_jax.files.tables import read_json
 from ddpm_jax.jobs import edit
 from ddpm_jax.jobs.trained import Trained
 
@@ -31,6 +33,15 @@ def write_json(path: str | os.PathLike, result: dict) -> None:
   """Writes `result` as JSON, atomically."""
   with writing(path) as temporary:
     temporary.write_text(json.dumps(result, indent=2))
+
+
+def metrics_file(folder: pathlib.Path, result: dict) -> pathlib.Path:
+  """The first of metrics.json, metrics_2.json, ... that is free, or holds a result of the same settings as `result`."""
+  same = lambda kept: all(kept.get(side) == result.get(side) for side in ("samples", "reference", "features", "captions"))
+  for number in itertools.count(1):
+    path = folder / ("metrics.json" if number == 1 else f"metrics_{number}.json")
+    if not path.exists() or same(read_json(path)):
+      return path
 
 
 def held_out(trained: Trained) -> data.Source:

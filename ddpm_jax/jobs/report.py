@@ -43,6 +43,7 @@ HEADLINES = {  # (file, number, uncertainty): what it is
   ("bits_per_dim", "bits_per_dim", "standard_error"): "bits/dim on held-out images",
   ("metrics", "metrics.fid", None): "FID",
   ("metrics", "metrics.inception_score.mean", "metrics.inception_score.std"): "Inception score",
+  ("metrics", "metrics.kid.mean", "metrics.kid.std"): "KID",
   ("distance", "samples", None): "Fréchet distance of samples, in features of the data set's classifier",
   ("distance", "real", None): "Fréchet distance of as many real images",
   ("accuracy", "top1", None): "accuracy on noisy held-out images",
@@ -107,14 +108,19 @@ def text_of(workdir: pathlib.Path) -> str:
 def _headlines(folder: pathlib.Path) -> str:
   """The numbers that one looks for first, as far as they were measured."""
   rows = []
-  for (name, number, error), label in HEADLINES.items():
-    found = _numbers(folder / f"{name}.json")
-    features = found.get("features.name", "inception")
-    if name == "metrics" and not features.startswith("inception"):
-      label = f"{label} in features of {features}"  # not comparable with published numbers
-    if number in found:
-      spread = found.get(error) if error else None
-      rows.append((label, page.show(found[number]) + ("" if spread is None else f" ± {spread:.2g}")))
+  for (name, number, error), what in HEADLINES.items():
+    files = sorted(folder.glob("metrics*.json")) if name == "metrics" else [folder / f"{name}.json"]
+    for file in files:
+      found = _numbers(file)
+      label = what
+      features = found.get("features.name", "inception")
+      if name == "metrics" and not features.startswith("inception"):
+        label = f"{label} in features of {features}"  # not comparable with published numbers
+      if len(files) > 1 and "sampling" in found:
+        label = f"{label}, {found['sampling']}"
+      if number in found:
+        spread = found.get(error) if error else None
+        rows.append((label, page.show(found[number]) + ("" if spread is None else f" ± {spread:.2g}")))
   return page.table(rows) if rows else ""
 
 

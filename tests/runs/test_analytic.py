@@ -1,6 +1,7 @@
 """Analytic-DPM from the command line: train a network, measure it, put heads on it, and study them all."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -120,6 +121,16 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
   assert "holds a study of something else: likelihood is 4 there and 5 here" in capsys.readouterr().err
 
 
+def test_a_study_measures_the_moments_that_it_lacks(runs, tmp_path):
+  shutil.copytree(runs / "plain" / "checkpoints", tmp_path / "run" / "checkpoints")
+  study = ["study", "--workdir", f"{tmp_path}/run", "--samples", "0", "--likelihood", "2", "--steps", "3"]
+  assert main.run([*study, "--methods", "DDPM-small"]) == 0
+  assert not list(tmp_path.glob("run/evaluation/moments*.npz"))  # which it does not need
+  assert main.run([*study, "--methods", "Analytic-DDPM", "--out", f"{tmp_path}/out"]) == 0
+  assert len(list(tmp_path.glob("run/evaluation/moments_step4_*.npz"))) == 1
+  assert "Analytic-DDPM" in (tmp_path / "out" / "study.md").read_text()
+
+
 @pytest.mark.parametrize(
   ("arguments", "sentence"),
   [
@@ -137,7 +148,7 @@ def test_the_study_makes_the_papers_tables_and_goes_on(runs, moments, capsys):
     (["moments", "--images", "2", "--levels", "2", "--export", "gamma.txt"], "should end in one of .npy"),
     (["study", "--samples", "0", "--likelihood", "0"], "there is nothing to measure"),
     (["study", "--steps", "3", "--samples", "719"], "719 samples are compared with half of the 1437 training images"),
-    (["study", "--steps", "3", "--moments", "no.npz"], "There are no moments in no.npz"),
+    (["study", "--steps", "3", "--moments", "no.npz"], "--moments no.npz does not exist"),
   ],
 )
 def test_what_the_user_can_mend_is_one_sentence(runs, moments, capsys, arguments, sentence):

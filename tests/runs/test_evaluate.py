@@ -278,6 +278,16 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
 # ---------------------------------------------------------------- the page
 
 
+def test_results_of_other_settings_do_not_overwrite_each_other(workdir):
+  common = ["--workdir", workdir, "--reference", "digits@train", "--num_samples", "20", "--metrics", "kid"]
+  common = ["evaluate", *map(str, common), "--features", str(workdir / "classifier.npz")]
+  for more in (["--steps", "2"], ["--steps", "3"], ["--steps", "2"]):
+    assert main.run([*common, "--sampler", "ddim", *more]) == 0
+  found = {file.name: json.loads(file.read_text())["sampling"] for file in workdir.glob("evaluation/metrics*.json")}
+  assert sorted(found) == ["metrics.json", "metrics_2.json"]
+  assert "2steps" in found["metrics.json"] and "3steps" in found["metrics_2.json"]
+
+
 @pytest.fixture(scope="module")
 def page(workdir, tmp_path_factory):
   """The report about the run, with samples, curves and measurements."""
