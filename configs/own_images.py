@@ -1,8 +1,7 @@
 """Your own images at 32 or 64 pixels, with or without classes, on a network that suits two CPU cores.
 
 A UNet on blocks of pixels (Ho's `block_size`). It is conditional on classes if the images have any, as in photos/cat/0.jpg
-and photos/dog/1.jpg. A tenth of the images is held out as the test
-split unless there is a folder photos/test. From the time of `mnist`, 1,500 steps should take about ten minutes on two cores.
+and photos/dog/1.jpg. A tenth of the images is held out as the test split, unless there is a folder photos/test.
 
     ddpm-jax data show ./photos --image_size 32 --out photos.png       what is read, and how
     ddpm-jax train    --config own_images --config.data.name=./photos --workdir runs/photos

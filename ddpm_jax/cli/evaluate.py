@@ -29,6 +29,7 @@ INCEPTIONS = {
 OF_DRAWING = ("likelihood", "covariance", "ode", "distance", "figures")
 OF_NETWORKS = (*OF_DRAWING, "ema", "step", *short.FLAGS, "overrides")
 LEAST = {"likelihood": 0, "ode": 0, "distance": 0, "num_samples": 1, "batch_size": 1}
+OWN = "own"  # features of a classifier of the run's own data set
 AGAINST = ("reference", "make_reference", "captions")
 OF_SAMPLES = ("distance", "figures", *AGAINST)
 IDLE = {  # what changes nothing of a comparison
@@ -88,7 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
   group = parser.add_argument_group("of samples against a reference: FID, sFID, Inception score, precision and recall, KID")
   what = group.add_mutually_exclusive_group()
-  what.add_argument("--reference", metavar="SET", help="images, or an .npz of moments (mu, sigma)")
+  what.add_argument(
+    "--reference", metavar="SET", help="images, or an .npz of moments (mu, sigma); @test is the run's own test split"
+  )
   what.add_argument("--make_reference", metavar="FILE", help="write the moments of the samples to FILE instead")
   what.add_argument("--captions", metavar="FILE", help="a line of text for each sample: measure the CLIP score instead")
   group.add_argument(
@@ -103,8 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   kinds = "; ".join(f"{name}: {meaning}" for name, meaning in INCEPTIONS.items())
   group.add_argument(
     "--features",
-    help=f"{kinds}; the name of a data set: those of a small classifier, trained on it the "
-    "first time; or a file of such a classifier (default: inception_tf)",
+    help=f"{kinds}; the name of a data set, or own for that of the run: those of a small "
+    "classifier, trained on it the first time; or a file of such a classifier (default: inception_tf)",
   )
   group.add_argument("--inception", metavar="FILE", help="Inception's weights (default: from the cache, fetched once)")
   group.add_argument("--clip", metavar="FILE", help="CLIP's weights, a ViT of OpenAI's (default: ViT-B/32, fetched once)")
@@ -171,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
   if compared:
     fit = _fit(args, trained.config.data)
     how = describe(trained.config.sampling, len(build.sampler(trained.config).steps.left))
-    against(args, image_sets.of_run(trained, _count(args)), args.out, fit, out, how)
+    against(args, image_sets.of_run(trained, _count(args)), args.out, fit, trained, out, how)
   if count:
     likelihood(trained, out, count, args.covariance)
   if args.ode:
@@ -239,12 +242,13 @@ def figures(trained, out) -> None:
 # ---------------------------------------------------------------- of samples against a reference
 
 
-def against(args: argparse.Namespace, samples, out, fit: dict, folder=None, how: str | None = None) -> None:
+def against(args: argparse.Namespace, samples, out, fit: dict, trained=None, folder=None, how=None) -> None:
   """Prints and writes what --reference, --make_reference or --captions ask for.
 
   Args:
     out: the file of the result; None: one in `folder` that holds no result of other settings.
     fit: how references are fitted.
+    trained: the network that draws the samples, whose data "@test" and features "own" refer to.
     how: how the samples were drawn, for the result.
   """
   from ddpm_jax.errors import UserError
@@ -263,12 +267,15 @@ def against(args: argparse.Namespace, samples, out, fit: dict, folder=None, how:
   else:
     metrics = None if args.metrics is None else args.metrics.split(",")
     evaluate.check_names(metrics or ())
-    reference = None if args.make_reference else _reference(args.reference, fit)
+    reference = None if args.make_reference else _reference(args.reference, fit, trained)
     features = args.features or "inception_tf"
     if reference is not None and not features.startswith("inception") and not features.endswith(".npz"):
       evaluate.possible(metrics, {"features": 0, "logits": 0}, reference)  # before a classifier is trained for them
     by_moments = metrics is None or {"fid", "sfid"} & set(metrics)
-    extractor = _extractor(features, args.inception, len(samples) if by_moments else None)
+    if features == OWN:
+      extractor = _own_features(trained, folder, len(samples) if by_moments else None)
+    else:
+      extractor = _extractor(features, args.inception, len(samples) if by_moments else None)
     print(f"features: {extractor.name}, {extractor.digest[:16]}…" + _accuracy_of(extractor))
     if args.make_reference:
       references.write(args.make_reference, references.make(samples, extractor, **options))
@@ -336,11 +343,13 @@ def _fit(args: argparse.Namespace, data=None) -> dict:
   return fit
 
 
-def _reference(text: str, fit: dict):
-  """Moments if the file holds some, else images."""
+def _reference(text: str, fit: dict, trained=None):
+  """Moments if the file holds some, else images; "@test" is a split of the data that `trained` was trained on."""
   from ddpm_jax.evaluation import image_sets, references
   from ddpm_jax.files import npz
 
+  if text.startswith("@") and trained is not None:
+    return image_sets.of_source(trained.dataset(text[1:]))
   if text.endswith(".npz"):
     arrays = npz.read_npz(text)
     return (references if "mu" in arrays else image_sets).of_arrays(text, arrays)
@@ -358,6 +367,16 @@ def _extractor(name: str, weights: str | None, count: int | None):
   if name.startswith("inception"):
     raise UserError(f"There are no features {name!r}; {nearest(name, INCEPTIONS)}")
   return classifier.restore(name) if name.endswith(".npz") else quality.classifier_for(name, count)
+
+
+def _own_features(trained, folder, count: int | None):
+  """A small classifier of the data that `trained` was trained on, kept with what else is measured of it."""
+  from ddpm_jax.errors import UserError
+  from ddpm_jax.jobs import measure
+
+  if trained is None:
+    raise UserError("--features own are those of the data set of a run: give a --workdir, or name a data set.")
+  return measure.own_classifier(trained, folder, count)
 
 
 def _accuracy_of(extractor) -> str:

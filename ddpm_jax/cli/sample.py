@@ -126,7 +126,10 @@ def run(args: argparse.Namespace) -> int:
   scale = max(1, 64 // images.shape[1])
   for name in formats:
     if name == "grid":
-      pixels.save_png(out / "grid.png", pixels.grid(images, scale=scale))
+      shown = trained.labels(seeds, labels)
+      names = trained.config.data.class_names
+      drawn = pixels.grid(images, scale=scale) if shown is None else pixels.grid_by_class(images, shown, names, scale=scale)
+      pixels.save_png(out / "grid.png", drawn)
     elif name == "npz":
       pixels.save_npz(out / "samples.npz", images, trained.labels(seeds, labels))
     elif name == "gif":

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--measures", help="of distance, bits_per_dim, inception_score, precision, recall (default: the first two)"
   )
-  parser.add_argument("--samples", type=int, default=1000, help="images per distance; 0: none (default %(default)s)")
+  parser.add_argument(
+    "--samples", type=int, help="images per distance; 0: none (default: 1000, or half of the training images if fewer)"
+  )
   parser.add_argument("--repeats", type=int, default=1, help="how often samples are drawn, for the spread (default 1)")
   parser.add_argument("--likelihood", type=int, default=128, help="test images per bits/dim; 0: none (default %(default)s)")
   parser.add_argument(
@@ -74,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.jobs import measure, study
 
   for name, least in (("samples", 0), ("likelihood", 0), ("repeats", 1)):
-    if getattr(args, name) < least:
-      raise UserError(f"--{name} {getattr(args, name)} is too few: give at least {least}.")
+    if (value := getattr(args, name)) is not None and value < least:
+      raise UserError(f"--{name} {value} is too few: give at least {least}.")
   measures = _measures(args)
   workdir = pathlib.Path(args.workdir)
   out = pathlib.Path(args.out or workdir / "study")
@@ -85,8 +87,11 @@ def run(args: argparse.Namespace) -> int:
   networks = {name: ddpm_jax.load(path, ema=args.ema, overrides=overrides) for name, path in where.items()}
   for name, trained in networks.items():
     print(f"{where[name]}, step {trained.step}, {trained.weights}")
+  plain = networks["plain"]
+  if args.samples is None:
+    args.samples = min(1000, len(plain.dataset(plain.config.data.train_split)) // 2)
   if args.cap is None:
-    args.cap = 1.0 if networks["plain"].config.schedule.name == "cosine" else 2.0
+    args.cap = 1.0 if plain.config.schedule.name == "cosine" else 2.0
   spec = study.Study(
     networks,
     out,
@@ -105,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
   )
   print(f"{len(spec.cells)} entries, kept in {out}")
   sampled = any(panel.measure != "bits_per_dim" for panel in spec.panels)
-  judge = measure.yardstick(networks["plain"], workdir / "evaluation", args.samples) if sampled else None
+  judge = measure.yardstick(plain, workdir / "evaluation", args.samples) if sampled else None
   spec = _measured(spec) if args.moments is None else spec
   results = study.run(spec, judge)
   study_tables.plot(results, spec.panels, out / "study.png", str(workdir), x=_x_axis(spec))
@@ -128,7 +133,7 @@ def _measures(args: argparse.Namespace) -> list[str]:
   for name in names:
     if name not in PANELS:
       raise UserError(f"Measure {name!r} is unknown; {nearest(name, PANELS)}")
-  kept = [name for name in names if (args.likelihood if name == "bits_per_dim" else args.samples)]
+  kept = [name for name in names if (args.likelihood if name == "bits_per_dim" else args.samples != 0)]
   if not kept:
     raise UserError("Without --samples and --likelihood there is nothing to measure: leave one of them above 0.")
   return kept

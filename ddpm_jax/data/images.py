@@ -5,9 +5,10 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.files.atomic import writing
@@ -79,6 +80,36 @@ def grid(images: np.ndarray, columns: int | None = None, *, gap: int = 1, scale:
   picture = picture.reshape(rows * (height + gap), columns * (width + gap), channels)
   picture = picture[: rows * (height + gap) - gap, : columns * (width + gap) - gap]
   return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def grid_by_class(
+  images: np.ndarray, labels: np.ndarray, names: Sequence[str] | None = None, *, scale: int = 1
+) -> np.ndarray:
+  """As `grid`, with a row per class and the class's name or number at the left.
+
+  With one class, more than 20, or fewer than two images per class, it is `grid`.
+
+  Args:
+    labels: the class of each image, int [N].
+    names: by class number; None: the numbers.
+  """
+  classes = np.unique(labels)
+  if not 2 <= len(classes) <= min(20, len(images) // 2) or images.shape[-1] not in (1, 3):
+    return grid(images, scale=scale)
+  rows = [images[labels == k] for k in classes]
+  longest = max(map(len, rows))
+  cells = np.concatenate([np.pad(row, ((0, longest - len(row)), (0, 0), (0, 0), (0, 0))) for row in rows])
+  picture = grid(cells, columns=longest, scale=scale)
+  texts = [str(k) if names is None else str(names[k]) for k in classes]
+  height = (images.shape[1] + 1) * scale
+  font = ImageFont.load_default(size=min(14, height // 2))
+  width = 8 + math.ceil(max(font.getlength(text) for text in texts))
+  margin = Image.new("L", (width, len(picture)), 255)
+  draw = ImageDraw.Draw(margin)
+  for i, text in enumerate(texts):
+    draw.text((width - 4, (i + 0.5) * height), text, fill=0, font=font, anchor="rm")
+  margin = np.asarray(margin)[..., None].repeat(images.shape[-1], axis=-1)
+  return np.concatenate([margin, picture], axis=1)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from ddpm_jax import build, data
 from ddpm_jax.data import images as pixels
 from ddpm_jax.diffusion.likelihood import BitsPerDim
 from ddpm_jax.evaluation import plots, quality
+from ddpm_jax.features import classifier
 from ddpm_jax.files.atomic import writing
 from ddpm_jax.files.tables import read_json
 from ddpm_jax.jobs import edit
@@ -181,6 +182,18 @@ def yardstick(trained: Trained, folder: str | os.PathLike, count: int) -> qualit
   """What measures `count` samples of this network; its classifier is kept in the folder. Raises UserError as `distance`."""
   train = trained.dataset(trained.config.data.train_split)
   return quality.Yardstick(train, held_out(trained), pathlib.Path(folder, CLASSIFIER), count)
+
+
+def own_classifier(trained: Trained, folder: str | os.PathLike, count: int | None = None) -> classifier.FeatureNet:
+  """The small classifier of this network's data set, read from the folder, or trained and kept there.
+
+  Args:
+    count: of the images whose moments it is for; too few are refused before anything is trained.
+  """
+  train = trained.dataset(trained.config.data.train_split)
+  if count is not None:
+    quality.check_count(count, classifier.Recipe.suiting(train.info.channels))
+  return quality.classifier_of(train, held_out(trained), pathlib.Path(folder, CLASSIFIER))
 
 
 # ---------------------------------------------------------------- the figures of the paper

@@ -38,6 +38,9 @@ class WeightsAndBiases:
   def write_images(self, step, images):
     self.run.log({f"previews/{name}": self.image(image) for name, image in images.items()}, step=step)
 
+  def has_images(self, step):
+    return True  # a resumed run does not ask for what was uploaded
+
   def close(self):
     self.run.finish()
 
@@ -59,6 +62,9 @@ class Profile:
 
   def write_images(self, step, images):
     pass
+
+  def has_images(self, step):
+    return True  # it keeps none
 
   def close(self):
     if self.state == "tracing":

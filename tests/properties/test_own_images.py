@@ -6,7 +6,7 @@ from PIL import Image
 
 from ddpm_jax import config as configs
 from ddpm_jax.data.classes import class_numbers
-from ddpm_jax.data.images import viewable
+from ddpm_jax.data.images import grid, grid_by_class, viewable
 from ddpm_jax.errors import UserError
 from ddpm_jax.jobs import train
 
@@ -54,3 +54,15 @@ def test_images_of_any_channels_can_be_looked_at():
   side_by_side = viewable(image)
   assert side_by_side.shape == (2, 18, 1)
   np.testing.assert_array_equal(side_by_side[:, 3:6, 0], image[..., 1])
+
+
+def test_a_grid_has_a_row_per_class_with_its_name():
+  images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
+  picture = grid_by_class(images, np.array([1, 0, 1, 0, 1]), ("cat", "dog"))
+  shown = picture[:, -(3 * 17 - 1) :]
+  np.testing.assert_array_equal(
+    shown, grid(images[[1, 3, 0, 0, 2, 4]] * [[[[1]]], [[[1]]], [[[0]]], [[[1]]], [[[1]]], [[[1]]]], 3)
+  )
+  margin = picture[:, : -(3 * 17 - 1)]
+  assert (margin[:16] < 128).any() and (margin[17:] < 128).any()  # both names
+  np.testing.assert_array_equal(grid_by_class(images, np.zeros(5, int)), grid(images))  # one class
