@@ -1,7 +1,8 @@
-"""Samples against a reference: FID, sFID, Inception score, precision and recall, KID, and what they were measured on."""
+"""Evaluates samples against a reference: FID, sFID, Inception score, precision and recall, and KID."""
 
+import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,61 @@ from ddpm_jax.metrics import precision_recall as manifolds
 from ddpm_jax.metrics.frechet import Moments, frechet_distance
 from ddpm_jax.metrics.inception_score import inception_score
 from ddpm_jax.metrics.mmd import kid
+from ddpm_jax.named import Entry
 
 PUBLISHED = 50_000  # samples of every published FID
 
-NEEDS = {  # outputs of the extractor for each metric
-  "fid": ("features",),
-  "sfid": ("spatial",),
-  "inception_score": ("logits",),
-  "precision_recall": ("features",),
-  "kid": ("features",),
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The settings of all metrics; see `evaluate`."""
+
+  k: int = 3
+  split_size: int = 5000
+  arithmetic: str = "float32"
+  subsets: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """How one metric is computed.
+
+  Attributes:
+    output: the extractor's output that it needs.
+    against: what it needs of the reference: "moments", "images", or None.
+    compute: compute(samples [N, d], reference, settings) -> a number or a dict. `samples` is the output for the samples;
+      `reference` is its Moments or the output for the reference images [M, d], as `against` says.
+  """
+
+  output: str
+  against: str | None
+  compute: Callable[[np.ndarray, Any, Settings], Any]
+
+
+def _distance(samples: np.ndarray, reference: Moments, settings: Settings) -> float:
+  return frechet_distance(Moments.of(samples), reference)
+
+
+def _inception_score(samples: np.ndarray, reference: None, settings: Settings) -> dict[str, Any]:
+  return inception_score(samples, settings.split_size)._asdict() | {"split_size": settings.split_size}
+
+
+def _precision_recall(samples: np.ndarray, reference: np.ndarray, settings: Settings) -> dict[str, Any]:
+  k = settings.k
+  found = manifolds.precision_recall(reference, samples, k=k, arithmetic=settings.arithmetic)
+  return found._asdict() | {"k": k, "arithmetic": settings.arithmetic, "reference_count": len(reference)}
+
+
+def _kid(samples: np.ndarray, reference: np.ndarray, settings: Settings) -> dict[str, Any]:
+  return kid(reference, samples, subsets=settings.subsets)._asdict() | {"subsets": settings.subsets}
+
+
+METRICS = {
+  "fid": Entry(Metric("features", "moments", _distance), "Fréchet distance of pooled features"),
+  "sfid": Entry(Metric("spatial", "moments", _distance), "Fréchet distance of spatial features"),
+  "inception_score": Entry(Metric("logits", None, _inception_score), "Inception score, without a reference"),
+  "precision_recall": Entry(Metric("features", "images", _precision_recall), "improved precision and recall"),
+  "kid": Entry(Metric("features", "images", _kid), "kernel Inception distance, unbiased for few images"),
 }
 
 
@@ -41,23 +88,23 @@ def evaluate(
   subsets: int = 100,
   **options: Any,
 ) -> dict[str, Any]:
-  """All `metrics` of `samples`, with everything needed to compare them with other numbers; JSON-able.
+  """The `metrics` of `samples`, with everything needed to compare them with other numbers, as JSON.
 
   Args:
-    samples: what is measured.
-    reference: moments made before, or images.
-    extractor: what turns images into features.
-    metrics: some of fid, sfid, inception_score, precision_recall, kid; None: all that extractor and reference allow.
-    count: the number of samples that is meant. FID falls with it, so that one of another number than the published
-      50,000 has to be asked for.
-    k: neighbours of precision and recall.
-    split_size: of the Inception score.
-    arithmetic: of precision and recall, see there.
-    subsets: of KID, 1,000 images each.
-    options: of `extract`: batch_size, devices, folder, progress.
+    samples: the images to evaluate.
+    reference: stored moments, or images.
+    extractor: computes features of images.
+    metrics: names in METRICS; None means all that the extractor and the reference allow.
+    count: the intended number of samples. FID depends on it, so any count other than the published 50,000 must be
+      requested explicitly.
+    k: the number of neighbors in precision and recall.
+    split_size: images per split of the Inception score.
+    arithmetic: arithmetic of precision and recall: "float32" or "float16".
+    subsets: number of KID's subsets, of 1,000 images each.
+    options: options of `extract`: batch_size, devices, folder, progress.
 
   Raises:
-    UserError: if the two sides do not fit, or a metric is unknown or cannot be had.
+    UserError: if samples and reference do not match, or a metric is unknown or not possible with them.
   """
   start = time.perf_counter()
   outputs = outputs_of(extractor, samples.image_shape)
@@ -65,34 +112,29 @@ def evaluate(
   _check_sides(samples, reference, extractor)
   _check_counts(samples, reference, outputs, metrics, count)
 
-  def measured(images: ImageSet, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    names = tuple(name for name in outputs if any(name in NEEDS[metric] for metric in wanted))
-    return extract(extractor, images.source, outputs=names, source=images.sha256, **options)
+  settings = Settings(k, split_size, arithmetic, subsets)
+  chosen = {name: METRICS[name].value for name in metrics}
 
-  found = measured(samples, metrics)
+  def measured(images: ImageSet, *against: str | None) -> dict[str, np.ndarray]:
+    """Features of `images` for the metrics that need these parts of a reference."""
+    wanted = {metric.output for metric in chosen.values() if metric.against in against}
+    names = tuple(name for name in outputs if name in wanted)
+    return extract(extractor, images.source, outputs=names, source=images.sha256, **options) if names else {}
+
+  found = measured(samples, None, "moments", "images")
   if isinstance(reference, ImageSet):
-    real = measured(reference, [metric for metric in metrics if metric != "inception_score"])
-    moments = {name: Moments.of(array) for name, array in real.items() if name != "logits"}
-    near = real.get("features")
+    real = measured(reference, "moments", "images")
+    moments = {m.output: Moments.of(real[m.output]) for m in chosen.values() if m.against == "moments"}
     about = reference.describe()
   else:
+    real = measured(reference.images, "images")
     moments = reference.moments
     about = reference.about
-    near = None
-    if {"precision_recall", "kid"} & set(metrics):
-      near = measured(reference.images, ["precision_recall"])["features"]
-  result: dict[str, Any] = {}
-  for metric in metrics:
-    if metric in ("fid", "sfid"):
-      (name,) = NEEDS[metric]
-      result[metric] = frechet_distance(Moments.of(found[name]), moments[name])
-    elif metric == "inception_score":
-      result[metric] = inception_score(found["logits"], split_size)._asdict() | {"split_size": split_size}
-    elif metric == "precision_recall":
-      result[metric] = manifolds.precision_recall(near, found["features"], k=k, arithmetic=arithmetic)._asdict()
-      result[metric] |= {"k": k, "arithmetic": arithmetic, "reference_count": len(near)}
-    else:
-      result[metric] = kid(near, found["features"], subsets=subsets)._asdict() | {"subsets": subsets}
+  sides = {None: dict.fromkeys(outputs), "moments": moments, "images": real}
+  result = {
+    name: metric.compute(found[metric.output], sides[metric.against][metric.output], settings)
+    for name, metric in chosen.items()
+  }
   return {
     "metrics": result,
     "features": extractor.describe(),
@@ -104,40 +146,41 @@ def evaluate(
 
 
 def possible(metrics: Sequence[str] | None, outputs: dict[str, int], reference: Reference | ImageSet) -> tuple[str, ...]:
-  """The metrics to compute; refuses those that were asked for and cannot be had."""
+  """The metrics to compute. Raises UserError for a requested metric that is unknown or not possible."""
   missing = {}
-  for metric, needs in NEEDS.items():
-    if absent := [name for name in needs if name not in outputs]:
-      missing[metric] = f"the feature network gives no {absent[0]} output"
+  for name, entry in METRICS.items():
+    metric = entry.value
+    if metric.output not in outputs:
+      missing[name] = f"the feature network has no output {metric.output!r}"
     elif isinstance(reference, Reference):
-      if metric in ("fid", "sfid") and needs[0] not in reference.moments:
-        missing[metric] = "the reference has no moments for it"
-      elif metric in ("precision_recall", "kid") and reference.images is None:
-        missing[metric] = "the reference has no images (arr_0)"
+      if metric.against == "moments" and metric.output not in reference.moments:
+        missing[name] = "the reference has no moments for it"
+      elif metric.against == "images" and reference.images is None:
+        missing[name] = "the reference has no images (arr_0)"
   if metrics is None:
-    return tuple(metric for metric in NEEDS if metric not in missing)
+    return tuple(name for name in METRICS if name not in missing)
   check_names(metrics)
-  for metric in metrics:
-    if metric in missing:
-      raise UserError(f"{metric} cannot be had: {missing[metric]}.")
+  for name in metrics:
+    if name in missing:
+      raise UserError(f"{name} cannot be computed: {missing[name]}.")
   return tuple(metrics)
 
 
 def check_names(metrics: Iterable[str]) -> None:
   """Raises UserError for a metric that does not exist."""
   for metric in metrics:
-    if metric not in NEEDS:
-      raise UserError(f"There is no metric {metric!r}; {nearest(metric, NEEDS)}")
+    if metric not in METRICS:
+      raise UserError(f"There is no metric {metric!r}; {nearest(metric, METRICS)}")
 
 
 def _check_sides(samples: ImageSet, reference: Reference | ImageSet, extractor: Extractor) -> None:
-  """Both sides have images of one shape, and features of one network."""
+  """Raises UserError unless both sides have images of one shape and features of one network."""
   about = reference.describe() if isinstance(reference, ImageSet) else reference.about
   images = reference if isinstance(reference, ImageSet) else reference.images
   shape = images.image_shape if images else about.get("image_shape", samples.image_shape)
   if tuple(shape) != samples.image_shape:
     ours, theirs = ("x".join(map(str, each)) for each in (samples.image_shape, shape))
-    raise UserError(f"The samples are {ours}, the reference {about['name']} is {theirs}; take a reference of {ours}.")
+    raise UserError(f"The samples are {ours}, the reference {about['name']} is {theirs}; use a reference of {ours}.")
   if isinstance(reference, ImageSet):
     return
   made_with = about.get("features")
@@ -161,20 +204,23 @@ def _check_sides(samples: ImageSet, reference: Reference | ImageSet, extractor: 
 def _check_counts(
   samples: ImageSet, reference: Reference | ImageSet, outputs: dict[str, int], metrics: Sequence[str], count: int
 ) -> None:
-  """As many samples as are meant, and more images than features."""
+  """Raises UserError unless there are `count` samples, and more images than features."""
   if len(samples) != count:
-    meant = "published FIDs are of 50,000" if count == PUBLISHED else f"{count:,} were meant"
+    meant = "published FIDs use 50,000" if count == PUBLISHED else f"{count:,} were requested"
     raise UserError(
-      f"There are {len(samples):,} samples, but {meant}, and a FID depends on their number: "
-      f"draw {count:,}, or say that you mean {len(samples):,}."
+      f"There are {len(samples):,} samples, but {meant}, and FID depends on their number: "
+      f"draw {count:,}, or request {len(samples):,} explicitly (--num_samples {len(samples)})."
     )
   known = len(reference) if isinstance(reference, ImageSet) else reference.about["count"]
   sides = {"samples": len(samples)} | ({} if known is None else {"reference images": known})
-  for metric in set(metrics) & {"fid", "sfid"}:
-    dims = outputs[NEEDS[metric][0]]
+  for name in metrics:
+    metric = METRICS[name].value
+    if metric.against != "moments":
+      continue
+    dims = outputs[metric.output]
     for side, number in sides.items():
       if number <= dims:
         raise UserError(
-          f"{number:,} {side} are too few for {metric} of {dims:,} features, whose covariance needs more "
-          "images than that; give more, or ask for kid instead."
+          f"{number:,} {side} are too few for {name}: the covariance of {dims:,} features needs more images than that; "
+          "use more, or measure kid instead."
         )

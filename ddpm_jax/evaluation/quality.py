@@ -7,6 +7,7 @@ halves: the distance of the samples to one half stands beside the distance of as
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def distances(net: classifier.FeatureNet, samples: np.ndarray, real: np.ndarray)
   half = len(real) // 2
   count = min(len(samples), half)
   check_count(count, net.recipe)
-  moments = lambda images: frechet.Moments.of(_features(net, images))
+  moments = lambda images: frechet.Moments.of(in_parts(net.features, images))
   reference = moments(real[:half])
   return Distances(
     frechet.frechet_distance(moments(samples[:count]), reference),
@@ -140,5 +141,6 @@ def classifier_for(name: str, count: int | None = None) -> classifier.FeatureNet
   return classifier_of(train, test, download.cache_folder() / "classifiers" / f"{key[:16]}.npz", recipe)
 
 
-def _features(net: classifier.FeatureNet, images: np.ndarray, batch: int = 500) -> np.ndarray:
-  return np.concatenate([np.asarray(net.features(images[i : i + batch])) for i in range(0, len(images), batch)])
+def in_parts(function: Callable, images: np.ndarray, size: int = 500) -> np.ndarray:
+  """function(images [B, H, W, C]), computed `size` images at a time."""
+  return np.concatenate([np.asarray(function(images[i : i + size])) for i in range(0, len(images), size)])

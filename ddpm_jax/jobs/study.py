@@ -225,24 +225,20 @@ class _Measures:
 
   def _qualities(self, images: np.ndarray) -> dict[str, float]:
     net = self.judge.net
-    found = precision_recall.precision_recall(self._reference, _in_parts(net.features, images))
-    score = inception_score(_in_parts(net.logits, images), None)
+    found = precision_recall.precision_recall(self._reference, quality.in_parts(net.features, images))
+    score = inception_score(quality.in_parts(net.logits, images), None)
     return {"inception_score": score.mean, "precision": found.precision, "recall": found.recall}
 
   @functools.cached_property
   def _reference(self) -> np.ndarray:
     """Features of the half of the real images that samples are compared with."""
-    return _in_parts(self.judge.net.features, self.judge.real[: len(self.judge.real) // 2])
+    return quality.in_parts(self.judge.net.features, self.judge.real[: len(self.judge.real) // 2])
 
   @functools.cached_property
   def _qualities_of_real(self) -> dict[str, float]:
     half = len(self.judge.real) // 2
     found = self._qualities(self.judge.real[half : half + self.study.samples])
     return {f"real_{name}": value for name, value in found.items()}
-
-
-def _in_parts(function: Callable, images: np.ndarray, size: int = 500) -> np.ndarray:
-  return np.concatenate([np.asarray(function(images[i : i + size])) for i in range(0, len(images), size)])
 
 
 def _since(began: float) -> float:

@@ -321,10 +321,18 @@ def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_p
   refuses("holds mu, sigma, but no arr_0", image_sets.open_set, str(tmp_path / "stats.npz"))
   refuses("but no mu and sigma: it is no reference", references.read, npz(images))
 
-  refuses("There are 700 samples, but published FIDs are of 50,000", evaluate, *halves, projection)
-  refuses("There are 700 samples, but 800 were meant", evaluate, *halves, projection, count=800)
+  refuses("There are 700 samples, but published FIDs use 50,000", evaluate, *halves, projection)
+  refuses("There are 700 samples, but 800 were requested", evaluate, *halves, projection, count=800)
   few = image_sets.of_arrays("few", {"arr_0": images[:20]})
-  refuses("20 samples are too few for s?fid of 20 features", evaluate, few, halves[1], projection, count=20, metrics=["fid"])
+  refuses(
+    "20 samples are too few for s?fid: the covariance of 20 features",
+    evaluate,
+    few,
+    halves[1],
+    projection,
+    count=20,
+    metrics=["fid"],
+  )
   refuses("20 reference images are too few", evaluate, halves[0], few, projection, count=700, metrics=["fid"])
   large = image_sets.of_arrays("large", {"arr_0": images.repeat(2, 1).repeat(2, 2)})
   refuses("samples are 8x8x1, the reference large is 16x16x1", evaluate, halves[0], large, projection, count=700)
@@ -334,11 +342,22 @@ def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_p
   refuses("samples are 8x8x1, the reference narrow is 8x4x1", evaluate, halves[0], narrow, projection, count=700)
   refuses("no metric 'fids'; did you mean 'fid'", evaluate, *halves, projection, count=700, metrics=["fids"])
   refuses(
-    "sfid cannot be had: the feature network gives no spatial output", evaluate, *halves, net, count=700, metrics=["sfid"]
+    "sfid cannot be computed: the feature network has no output .spatial.",
+    evaluate,
+    *halves,
+    net,
+    count=700,
+    metrics=["sfid"],
   )
   statistics = references.read(tmp_path / "stats.npz")
   refuses(
-    "kid cannot be had: the reference has no images", evaluate, halves[0], statistics, projection, count=700, metrics=["kid"]
+    "kid cannot be computed: the reference has no images",
+    evaluate,
+    halves[0],
+    statistics,
+    projection,
+    count=700,
+    metrics=["kid"],
   )
   refuses("has 20 features, but classifier_8x8x1_16 gives 16", evaluate, halves[0], statistics, net, count=700)
   references.write(tmp_path / "ours.npz", references.make(halves[1], projection))
