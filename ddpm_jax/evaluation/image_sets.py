@@ -1,4 +1,4 @@
-"""The images on either side of a comparison, with what a result has to say about them."""
+"""The images on either side of a comparison, with their description for results."""
 
 import dataclasses
 import hashlib
@@ -23,11 +23,11 @@ class ImageSet:
   """Images and where they come from.
 
   Attributes:
-    name: for people.
+    name: the name to display.
     source: the images.
-    sha256: of the pixels; of the files and what is made of them, when they are decoded as they are read; of network,
-      settings and seeds, when they are drawn.
-    preprocessing: how the pixels came to be what they are.
+    sha256: hash of the pixels. For images decoded on the fly: of the files and how they are processed. For samples: of the
+      network, settings and seeds.
+    preprocessing: how the pixels were made.
   """
 
   name: str
@@ -44,7 +44,7 @@ class ImageSet:
     return self.source.info.shape
 
   def describe(self) -> dict[str, Any]:
-    """What a result says about this side."""
+    """A description of this side for results."""
     return {
       "name": self.name,
       "count": len(self),
@@ -58,7 +58,7 @@ def open_set(name: str, split: str = "train", **options) -> ImageSet:
   """The images of an .npz file (`arr_0`), or of a data set, folder or zip by the name and options of `data.load`.
 
   Raises:
-    UserError: for whatever is wrong with them.
+    UserError: if they cannot be read.
   """
   if name.endswith(".npz"):
     return of_arrays(name, npz.read_npz(name))
@@ -66,7 +66,7 @@ def open_set(name: str, split: str = "train", **options) -> ImageSet:
 
 
 def of_source(source: Source) -> ImageSet:
-  """A data set's images as they are."""
+  """A data set's images, unchanged."""
   name = f"{source.info.name} {source.info.split}"
   if isinstance(source, Arrays):
     return ImageSet(name, source, pixel_digest(source.images), "pixels as stored")
@@ -77,7 +77,7 @@ def of_source(source: Source) -> ImageSet:
       total.update(source.records[number][0])
     made = "pixels as stored" if decoder.crop is None else f"crop {decoder.crop!r} to {text(decoder.image_size)}"
     return ImageSet(name, source, total.hexdigest(), made)
-  raise UserError(f"{name} is read by {type(source).__name__}, whose images have no hash; give a folder or an .npz.")
+  raise UserError(f"{name} is read by {type(source).__name__}, whose images have no hash: give a folder or an .npz.")
 
 
 def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
@@ -87,7 +87,7 @@ def of_arrays(name: str, arrays: dict[str, np.ndarray]) -> ImageSet:
     UserError: if they are not uint8 [N, H, W, C].
   """
   if "arr_0" not in arrays:
-    raise UserError(f"{name} holds {', '.join(arrays) or 'nothing'}, but no arr_0, which is where images are looked for.")
+    raise UserError(f"{name} holds {', '.join(arrays) or 'nothing'}, but images must be in arr_0.")
   images = arrays["arr_0"]
   check_pixels(name, images)
   labels = arrays.get("arr_1", np.full(len(images), NO_LABEL))
@@ -111,15 +111,15 @@ def check_pixels(name: str, images: np.ndarray) -> None:
     finite = np.isfinite(images)
     if not finite.all():
       bad = int(np.argmin(finite.reshape(len(images), -1).all(axis=1)))
-      raise UserError(f"Image {bad} of {name} has pixels that are not finite: look at what made it.")
+      raise UserError(f"Image {bad} of {name} has pixels that are not finite: check the program that wrote it.")
     raise UserError(
-      f"The images of {name} are {images.dtype} from {images.min():g} to {images.max():g}; they have to be "
-      "uint8 from 0 to 255: convert them with ddpm_jax.data.images.to_uint8, which takes [-1, 1]."
+      f"The images of {name} are {images.dtype} from {images.min():g} to {images.max():g}; they must be uint8 from "
+      "0 to 255: convert them with ddpm_jax.data.images.to_uint8, which takes [-1, 1]."
     )
   if images.dtype != np.uint8:
-    raise UserError(f"The images of {name} are {images.dtype}; they have to be uint8 from 0 to 255.")
+    raise UserError(f"The images of {name} are {images.dtype}; they must be uint8 from 0 to 255.")
   if images.ndim != 4:
-    raise UserError(f"The images of {name} have shape {images.shape}; [N, height, width, channels] is needed.")
+    raise UserError(f"The images of {name} have shape {images.shape}; they must be [N, height, width, channels].")
 
 
 def pixel_digest(images: np.ndarray) -> str:
@@ -139,10 +139,10 @@ def drawn(
   """The images of seeds 0 ... count - 1, drawn when they are read.
 
   Args:
-    draw: seeds [b] -> uint8 [b, H, W, C], each image by its seed alone.
-    count: exactly so many images.
+    draw: seeds [b] -> uint8 [b, H, W, C]; each image depends on its seed alone.
+    count: the number of images.
     image_shape: (H, W, C).
-    sha256: of all that decides the images.
+    sha256: hash of everything that determines the images.
   """
   height, width, channels = image_shape
   info = Info(name, "", simplest(height, width), channels, None)
@@ -150,7 +150,7 @@ def drawn(
 
 
 class _Drawn(Source):
-  """Images by seed. A block of seeds is drawn at once and kept until another is asked for."""
+  """Images by seed, drawn in blocks of seeds. The last block is kept."""
 
   def __init__(self, draw, count: int, info: Info):
     self._draw = draw
@@ -174,7 +174,7 @@ class _Drawn(Source):
 
 
 def of_run(trained: Any, count: int) -> ImageSet:
-  """Samples 0 ... count - 1 of `trained` (a jobs.trained.Trained), its classes in turn: equal parts, whatever the batch."""
+  """Samples 0 ... count - 1 of `trained` (a jobs.trained.Trained), its classes in turn, with equal shares."""
   labels = trained.labels(range(count))
   networks = [digests(network.params) for network in (trained.network, trained.guide) if network is not None]
   return drawn(

@@ -1,6 +1,6 @@
-"""Figures, drawn without a screen and without pyplot: in a notebook, pictures stay inline.
+"""Figures, drawn without a display and without pyplot, so that a notebook's backend is unchanged.
 
-Every function writes one PNG, whole or not at all.
+Every function writes one PNG atomically.
 """
 
 import os
@@ -17,7 +17,7 @@ from ddpm_jax.metrics import neighbours
 
 
 def bound_terms(bounds: Mapping[str, BitsPerDim], levels: np.ndarray, path: str | os.PathLike) -> None:
-  """Where the bits go: each step's term over the level it leaves, and what is paid down to it (IDDPM figure 2).
+  """Each step's term of the bound over the level that it leaves, and their cumulative sum (IDDPM figure 2).
 
   Args:
     bounds: leaves [B, K], by the name of their covariance.
@@ -31,7 +31,7 @@ def bound_terms(bounds: Mapping[str, BitsPerDim], levels: np.ndarray, path: str 
     left.semilogy(levels, np.maximum(terms, 1e-8), lw=1.2)
     right.plot(levels, paid, lw=1.2, label=f"{name}: {paid[-1]:.3f}")
   left.set(xlabel="level n", ylabel="bits/dim of the step", title="Terms of the bound")
-  right.set(xlabel="level n", ylabel="bits/dim paid so far", title="Their sum")
+  right.set(xlabel="level n", ylabel="bits/dim so far", title="Cumulative sum")
   right.legend(title="covariance", fontsize=8, title_fontsize=8)
   for axes in (left, right):
     axes.invert_xaxis()  # as sampling goes: noise on the left
@@ -40,7 +40,7 @@ def bound_terms(bounds: Mapping[str, BitsPerDim], levels: np.ndarray, path: str 
 
 
 def rate_distortion(bound: BitsPerDim, levels: np.ndarray, path: str | os.PathLike) -> None:
-  """Distortion and rate over levels, and the one over the other (DDPM figure 5)."""
+  """Distortion and rate over levels, and distortion over rate (DDPM figure 5)."""
   curve = likelihood.rate_distortion(bound)
   rate = "rate (bits/dim)"
   distortion = "distortion (RMSE, 0..255)"
@@ -87,7 +87,7 @@ def training_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike
 
 
 def nearest_neighbours(samples: np.ndarray, real: np.ndarray, path: str | os.PathLike, k: int = 8) -> None:
-  """Each of `samples` at the left of the `k` images of `real` most like it, pixel by pixel; both uint8 [., H, W, C]."""
+  """Each of `samples` beside the `k` images of `real` nearest to it in pixel space; both uint8 [., H, W, C]."""
   near = neighbours.nearest_pixels(samples, real, k)
   columns = ["sample", *(str(n + 1) for n in range(near.shape[1]))]
   image_table(np.concatenate([samples[:, None], near], 1), columns, path, "Samples and the real images nearest to them")

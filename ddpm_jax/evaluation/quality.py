@@ -1,7 +1,7 @@
-"""How far generated images are from real ones, in features of the data's own classifier, with a yardstick beside it.
+"""Fréchet distances of generated images to real ones, in features of a classifier trained on the data set.
 
-A Fréchet distance of few images is biased upwards, so a number alone says little. Here real images are split in two
-halves: the distance of the samples to one half stands beside the distance of as many images of the other half.
+A Fréchet distance of few images is biased upwards. For comparison, real images are split into two halves: the distance of
+the samples to one half is reported together with the distance of as many images of the other half.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from ddpm_jax.metrics import frechet
 
 @dataclasses.dataclass(frozen=True)
 class Distances:
-  """Fréchet distances to the first half of the real images, each side with its number of images."""
+  """Fréchet distances to the first half of the real images, with the number of images on each side."""
 
   samples: float
-  real: float  # of the other half: what perfect samples would get
+  real: float  # of the other half: the distance of perfect samples
   count: int  # images on the left side of both
   reference_count: int
   classifier: dict  # FeatureNet.describe()
@@ -52,19 +52,19 @@ def distances(net: classifier.FeatureNet, samples: np.ndarray, real: np.ndarray)
 
 
 class Yardstick:
-  """Distances of images to half of the training ones of a labelled data set, in features of its own classifier.
+  """Distances of images to half of the training images of a labeled data set, in features of its classifier.
 
-  The classifier is read from `path`, or trained and kept there: now, rather than after hours of drawing.
+  The classifier is read from `path`, or trained and stored there. This happens at construction, before hours of sampling.
 
   Raises:
-    UserError: for data without labels, fewer samples than features, or more than half of the training images.
+    UserError: for data without labels, fewer samples than features, or more samples than half of the training images.
   """
 
   def __init__(self, train: Source, test: Source, path: str | os.PathLike, count: int):
     check(train.info.name, train.info.num_classes, train.info.channels, path, count)
     if count > len(train) // 2:
       raise UserError(
-        f"{count} samples are compared with half of the {len(train)} training images: take at most {len(train) // 2}."
+        f"{count} samples are compared with half of the {len(train)} training images: use at most {len(train) // 2}."
       )
     self._train = train
     self.net = classifier_of(train, test, path)
@@ -79,7 +79,7 @@ class Yardstick:
 
 
 def check(name: str, num_classes: int | None, channels: int, path: str | os.PathLike, count: int) -> None:
-  """Raises UserError for what forbids a Yardstick whatever the images are."""
+  """Raises UserError if a Yardstick is impossible for such data, without reading any image."""
   if os.path.exists(path):
     recipe = classifier.restore(path).recipe
   else:
@@ -92,15 +92,15 @@ def check_count(count: int, recipe: classifier.Recipe) -> None:
   """Raises UserError if the features of `count` images have a singular covariance."""
   if count <= recipe.num_features:
     raise UserError(
-      f"{count} images cannot give the covariance of {recipe.num_features} features: take more than that, and compare "
-      "with at least twice as many real ones."
+      f"{count} images are too few for the covariance of {recipe.num_features} features: use more than "
+      f"{recipe.num_features}, and at least twice as many real images."
     )
 
 
 def real_images(source: Source) -> np.ndarray:
   """All images of a data set, uint8 [N,H,W,C], for `distances`, which compares halves.
 
-  As stored, but in random order where they are stored class by class, as folders are: one half would lack classes.
+  They are in stored order, but shuffled if they are sorted by class, as in folders: otherwise a half would lack classes.
   """
   images, labels = source.gather(np.arange(len(source)))
   sorted_by_class = (np.diff(labels) >= 0).all()
@@ -110,7 +110,7 @@ def real_images(source: Source) -> np.ndarray:
 def classifier_of(
   train: Source, test: Source, path: str | os.PathLike, recipe: classifier.Recipe | None = None
 ) -> classifier.FeatureNet:
-  """The feature network of a labelled data set: read from `path`, or trained and kept there (None: by the usual recipe)."""
+  """The feature network of a labeled data set, read from `path` or trained and stored there. No recipe means the default."""
   if os.path.exists(path):
     return classifier.restore(path)
   check_labels(train.info.name, train.info.num_classes)
@@ -124,14 +124,14 @@ def classifier_of(
 def check_labels(name: str, num_classes: int | None) -> None:
   """Raises UserError for a data set without classes."""
   if num_classes is None:
-    raise UserError(f"{name} has no labels, so that no classifier can be trained on it: measure FID instead.")
+    raise UserError(f"{name} has no labels to train a classifier on: measure FID instead.")
 
 
 def classifier_for(name: str, count: int | None = None) -> classifier.FeatureNet:
-  """The feature network of the labelled data set of that name, kept in the cache.
+  """The feature network of the labeled data set `name`, stored in the cache.
 
   Args:
-    count: of the images whose moments it is for; too few are refused before anything is trained.
+    count: number of images to compute moments of; too few are refused before training.
   """
   train, test = (data.load(name, split) for split in ("train", "test"))
   recipe = classifier.Recipe.suiting(train.info.channels)

@@ -1,9 +1,9 @@
-"""Reference statistics: moments of the features of many images, and a few of the images, in one .npz.
+"""Reference statistics in one .npz: moments of the features of many images, and some of the images.
 
-The layout is that of OpenAI's reference batches: `mu` [d], `sigma` [d, d] of the features, `mu_s`, `sigma_s` of the
-spatial ones (sFID), all float64, and `arr_0` uint8 [N, H, W, C], images for precision and recall. Files of pytorch-fid
-have `mu` and `sigma` only. What is written here says more in `meta`: how many images the moments are of, where they
-came from, their hash, and which network made the features. Other evaluators do not look there.
+The layout is that of OpenAI's reference batches: `mu` [d] and `sigma` [d, d] of the features, `mu_s` and `sigma_s` of the
+spatial features (sFID), all float64, and `arr_0` uint8 [N, H, W, C], images for precision and recall. Files of pytorch-fid
+have only `mu` and `sigma`. Files written here also have `meta`: the number of images, their origin and hash, and the feature
+network. Other evaluators ignore it.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ NEAR = 10_000  # images kept for precision and recall, as in OpenAI's references
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """What samples are compared with.
+  """The reference that samples are compared with.
 
   Attributes:
-    moments: of "features" and perhaps "spatial".
+    moments: moments of "features" and, optionally, "spatial".
     images: some of the images, or None.
-    about: what is known of it, JSON-able; "features" is the extractor's description, if it is known.
+    about: a description as JSON; its entry "features" describes the extractor, if known.
   """
 
   moments: dict[str, Moments]
@@ -44,10 +44,10 @@ def make(images: ImageSet, extractor: Extractor, *, near: int = NEAR, **options:
   """The reference of a whole set of images.
 
   Args:
-    images: all of them count.
-    extractor: decides the features.
-    near: keep so many images for precision and recall, evenly spread; all if there are not more.
-    options: of `extract`: batch_size, devices, folder, progress.
+    images: the images, all of which are used.
+    extractor: computes the features.
+    near: how many evenly spaced images to keep for precision and recall, at most.
+    options: options of `extract`: batch_size, devices, folder, progress.
   """
   outputs = tuple(name for name in outputs_of(extractor, images.image_shape) if name in MOMENTS)
   found = extract(extractor, images.source, outputs=outputs, source=images.sha256, **options)
@@ -70,7 +70,7 @@ def write(path: str | os.PathLike, reference: Reference) -> None:
 
 
 def read(path: str | os.PathLike) -> Reference:
-  """The reference in a file of one's own, of OpenAI or of pytorch-fid.
+  """The reference in a file written by `write`, OpenAI or pytorch-fid.
 
   Raises:
     UserError: if the file is damaged or holds no moments.
@@ -79,17 +79,17 @@ def read(path: str | os.PathLike) -> Reference:
 
 
 def of_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> Reference:
-  """The same of all `arrays` of the file, read already: OpenAI's hold gigabytes."""
+  """`read` for the arrays of a file that have been read already: OpenAI's files have gigabytes."""
   if "mu" not in arrays or "sigma" not in arrays:
     raise UserError(
-      f"{path} holds {', '.join(arrays)}, but no mu and sigma: it is no reference. Make one of its images "
-      "with --make_reference, or give it as the images to compare with."
+      f"{path} contains {', '.join(arrays)}, but no mu and sigma: it is not a reference. Make one from its images "
+      "with --make_reference, or use it as images."
     )
   if npz.META in arrays:
     arrays, stored = npz.verified(path, arrays)
     count = stored.get("count")
     if not (count is None or (type(count) is int and count > 1)) or not isinstance(stored.get("name"), str):
-      raise UserError(f"{path} does not say its name and number of images: make the reference again.")
+      raise UserError(f"{path} does not contain its name and number of images: make the reference again.")
     about = {"count": None, "sha256": None, "preprocessing": "not known"} | stored | {"name": f"{path} ({stored['name']})"}
   else:
     about = {"name": str(path), "count": None, "sha256": npz.digest(arrays), "preprocessing": "not known"}
@@ -108,17 +108,16 @@ def _moments(path, count, mean, covariance) -> Moments:
     )
   numbers = all(np.issubdtype(array.dtype, np.floating) for array in (mean, covariance))
   if not (numbers and np.isfinite(mean).all() and np.isfinite(covariance).all()):
-    raise UserError(f"{path} has moments that are not finite numbers; fetch it or make it again.")
+    raise UserError(f"{path} has moments that are not finite: download it or make it again.")
   moments = Moments(count, mean.astype(np.float64), covariance.astype(np.float64))
   if not is_covariance(moments.covariance):
     raise UserError(
-      f"{path} has a matrix where a covariance should be that is not symmetric or has negative eigenvalues: fetch it or "
-      "make it again."
+      f"{path} has a covariance that is not symmetric or has negative eigenvalues: download it or make it again."
     )
   return moments
 
 
-_ROUNDING = 1e-4  # of the largest variance: what eigenvalues and symmetry of a covariance in float32 may lack
+_ROUNDING = 1e-4  # tolerance for float32 covariances, relative to the largest variance
 
 
 def is_covariance(matrix: np.ndarray) -> bool:

@@ -1,8 +1,8 @@
-"""A feature space of the project's own: the last hidden layer of a small classifier trained on the spot.
+"""Features of a small classifier that is trained on the data set itself.
 
-Inception was trained on photographs and says little about 8x8 or 28x28 digits. A classifier of the data's own
-labels, trained in seconds to minutes, gives features in which a Fréchet distance is meaningful and cheap. Such
-distances compare only within one classifier, so its recipe, test accuracy and hash go into every result.
+Inception was trained on photographs and is not informative about 8x8 or 28x28 digits. A classifier of the data set's
+labels, trained in seconds to minutes, has features in which a Fréchet distance is meaningful and cheap. Such distances are comparable
+only for the same classifier, so its recipe, test accuracy and hash are part of every result.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ from ddpm_jax.files import limits, npz
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How a classifier is trained; `Recipe()` suits digits.
+  """The hyperparameters of a classifier; the defaults suit digits.
 
   Attributes:
-    seed: of the initial weights, the order of the images and the shifts.
+    seed: seed of the initial weights, the order of the images and the shifts.
     steps: optimizer steps.
-    batch_size: images of a step, drawn with replacement.
+    batch_size: images per step, drawn with replacement.
     learning_rate: peak of a one-cycle cosine schedule for AdamW.
-    weight_decay: of AdamW.
-    max_shift: images are moved by up to so many pixels in both directions, zeros filling in.
-    flip: half of the images are mirrored.
+    weight_decay: weight decay of AdamW.
+    max_shift: images are shifted by up to this many pixels in both directions, padded with zeros.
+    flip: whether half of the images are mirrored.
     num_features: width of the last hidden layer, the dimension of the feature space.
   """
 
@@ -49,12 +49,12 @@ class Recipe:
 
   @classmethod
   def suiting(cls, channels: int) -> "Recipe":
-    """The one for grey digits, or for photographs."""
+    """The recipe for grayscale digits, or for photographs."""
     return cls() if channels == 1 else cls(steps=2000, max_shift=2, flip=True)
 
 
 class Classifier(nn.Module):
-  """3x3 convolutions, the pixels folded into channels between them down to 4x4; a hidden layer; the logits.
+  """3x3 convolutions with pixels folded into channels in between, down to 4x4; a hidden layer; the logits.
 
   Folding 2x2 pixels into channels is twice as fast on a CPU as striding or pooling.
   """
@@ -77,7 +77,7 @@ class Classifier(nn.Module):
 
 @flax.struct.dataclass
 class FeatureNet:
-  """A trained classifier as a feature extractor (the interface is in extract.py)."""
+  """A trained classifier as a feature extractor (see extract.py for the interface)."""
 
   params: Any
   image_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)  # (H, W, C)
@@ -103,7 +103,7 @@ class FeatureNet:
 
   @property
   def name(self) -> str:
-    """For example classifier_28x28x1_64."""
+    """The name, such as classifier_28x28x1_64."""
     return f"classifier_{'x'.join(map(str, self.image_shape))}_{self.recipe.num_features}"
 
   @functools.cached_property
@@ -112,15 +112,15 @@ class FeatureNet:
     return npz.digest(_flat(self.params))
 
   def check(self, image_shape: tuple[int, ...]) -> None:
-    """Raises UserError if images of shape (H, W, C) are not what this network was trained on."""
+    """Raises UserError if the network was not trained on images of shape (H, W, C)."""
     if tuple(image_shape) != self.image_shape:
       raise UserError(
         f"The images are {_shape(image_shape)}, but the feature network {self.name} was trained on "
-        f"{_shape(self.image_shape)}; train one for them or give images of that size."
+        f"{_shape(self.image_shape)}: train one for these images, or use images of that size."
       )
 
   def describe(self) -> dict[str, Any]:
-    """What a result says about its features."""
+    """A description of the features for results."""
     return {
       "name": self.name,
       "sha256": self.digest,
@@ -138,14 +138,14 @@ class FeatureNet:
 
 
 def restore(path: str | os.PathLike) -> FeatureNet:
-  """Reads what `FeatureNet.save` wrote.
+  """Reads a network that `FeatureNet.save` wrote.
 
   Raises:
-    UserError: if the file is missing, damaged or holds something else.
+    UserError: if the file is missing, damaged or contains something else.
   """
   arrays, meta = npz.read(path)
   if "train_digest" not in meta:
-    raise UserError(f"{path} does not hold a feature network.")
+    raise UserError(f"{path} does not contain a feature network.")
   with limits.damaged(path, "feature network", "remove it, and it is trained again"):
     for name, array in arrays.items():
       if not np.isfinite(array).all():
@@ -153,7 +153,7 @@ def restore(path: str | os.PathLike) -> FeatureNet:
     params = flax.traverse_util.unflatten_dict(arrays, sep="/")
     recipe = Recipe(**meta.pop("recipe"))
     net = FeatureNet(params, image_shape=tuple(meta.pop("image_shape")), recipe=recipe, **meta)
-    jax.eval_shape(net, jax.ShapeDtypeStruct((1, *net.image_shape), np.uint8))  # shapes that do not fit fail here
+    jax.eval_shape(net, jax.ShapeDtypeStruct((1, *net.image_shape), np.uint8))  # wrong shapes fail here
     return net
 
 
@@ -166,7 +166,7 @@ def train_classifier(
   recipe: Recipe = Recipe(),
   progress: bool = False,
 ) -> FeatureNet:
-  """Trains a classifier and measures its accuracy on held-out images; deterministic by `recipe.seed`.
+  """Trains a classifier and measures its accuracy on held-out images. The result is determined by `recipe.seed`.
 
   Args:
     images: uint8 [N, H, W, C].
@@ -211,7 +211,7 @@ def train_classifier(
 
 
 def _train_step(module, optimizer, recipe, state, data, key, n):
-  """The state after step `n`, which has its own batch and shifts."""
+  """The state after step `n`, whose batch and shifts derive from `key` and `n`."""
   params, opt_state = state
   images, labels = data
   pick_key, shift_key = jax.random.split(jax.random.fold_in(key, n))
@@ -235,7 +235,7 @@ def _pixels_to_channels(x):
 
 
 def _moved(recipe, key, images):
-  """`images` [B, H, W, C] as the recipe shows them: shifted, and perhaps half of them mirrored."""
+  """Augments `images` [B, H, W, C]: random shifts, and mirroring of half of them if the recipe says so."""
   shifts = jax.random.randint(key, (len(images), 2), 0, 2 * recipe.max_shift + 1)
   images = jax.vmap(functools.partial(_shift, max_shift=recipe.max_shift))(images, shifts)
   if not recipe.flip:
@@ -245,7 +245,7 @@ def _moved(recipe, key, images):
 
 
 def _shift(image, offset, *, max_shift):
-  """`image` [H, W, C] seen through a window moved by `offset` - max_shift, zeros (black) outside."""
+  """`image` [H, W, C] shifted by max_shift - `offset`, padded with zeros."""
   padded = jnp.pad(image, ((max_shift, max_shift), (max_shift, max_shift), (0, 0)))
   return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
 

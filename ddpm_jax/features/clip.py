@@ -2,8 +2,8 @@
 
     score = mean of 100 max(cos(image, text), 0)                                (Hessel et al. 2021, with 2.5 for 100)
 
-Only the vision transformers (ViT) are known here; their weights are read from OpenAI's files without PyTorch. Sizes come
-from the weights: heads are 64 wide everywhere.
+Only the vision transformers (ViT) are supported. Their weights are read from OpenAI's files without PyTorch, and sizes are
+taken from the weights; heads always have 64 channels.
 """
 
 import functools
@@ -64,8 +64,8 @@ class Clip:
     """Features [B, d] of length 1, of tokens int32 [B, 77]."""
     p = self.params
     x = p["token_embedding.weight"][tokens] + p["positional_embedding"][None]
-    x = self._transformer(x, "transformer", mask=np.tri(tokens.shape[1], dtype=bool))  # no token sees a later one
-    x = self._norm(x, "ln_final")[jnp.arange(len(x)), tokens.argmax(1)]  # the end has the highest number
+    x = self._transformer(x, "transformer", mask=np.tri(tokens.shape[1], dtype=bool))  # causal
+    x = self._norm(x, "ln_final")[jnp.arange(len(x)), tokens.argmax(1)]  # the end token has the highest number
     return _unit(x @ p["text_projection"])
 
   def _transformer(self, x, name, mask):
@@ -95,7 +95,7 @@ class Clip:
 
   @property
   def image_size(self) -> int:
-    """Height and width of the images that it takes."""
+    """Height and width of the images."""
     patch = self.params["visual.conv1.weight"].shape[-1]
     (positions, _) = self.params["visual.positional_embedding"].shape
     return patch * round((positions - 1) ** 0.5)
@@ -124,10 +124,10 @@ class Clip:
 
 
 def load(path: str | os.PathLike | None = None, name: str = "ViT-B-32") -> Clip:
-  """CLIP with the weights of OpenAI's file at `path`, or of the published `name` out of the cache.
+  """CLIP with the weights of OpenAI's file at `path`, or of the published model `name` from the cache.
 
   Raises:
-    UserError: if there is no such model, or the file is absent, damaged, or of another network.
+    UserError: if the model is unknown, or the file is missing, damaged, or contains another network.
   """
   if path is None and name not in FILES:
     raise UserError(f"There is no CLIP {name!r}; {', '.join(FILES)} are known.")
@@ -152,13 +152,13 @@ class ClipScore(NamedTuple):
 def clip_score(
   clip: Clip, tokenizer: Tokenizer, images: Source, texts: Sequence[str], *, batch_size: int = 64, **options: Any
 ) -> ClipScore:
-  """The CLIP score of images and as many texts.
+  """The CLIP score of images and their texts.
 
   Args:
-    options: of `extract`.
+    options: options of `extract`.
 
   Raises:
-    UserError: if there are more images than texts, or fewer.
+    UserError: if the numbers of images and texts differ.
   """
   if len(images) != len(texts):
     raise UserError(f"There are {len(images)} images and {len(texts)} texts; a CLIP score needs one text for each image.")

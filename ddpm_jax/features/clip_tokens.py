@@ -1,8 +1,8 @@
-"""CLIP's tokenizer: text to 77 numbers, by byte pairs (Sennrich 2016) over the vocabulary that OpenAI published.
+"""CLIP's tokenizer: byte-pair encoding (Sennrich 2016) of text as 77 tokens, with OpenAI's published vocabulary.
 
-A word's bytes are written as printable letters, its last one marked "</w>"; then the pair of neighbours that stands first
-in the list of merges is joined, again and again. Text is lower-cased and its HTML entities are resolved. OpenAI also mends
-wrongly decoded text with ftfy; text that is sound passes that unchanged, and it is not done here.
+A word's bytes are written as printable letters, and its last one is marked "</w>". Then the adjacent pair that comes first
+in the list of merges is joined, repeatedly. Text is lower-cased and its HTML entities are resolved. OpenAI also repairs wrongly
+decoded text with ftfy, which leaves correct text unchanged; this is not done here.
 """
 
 import functools
@@ -37,7 +37,7 @@ class Tokenizer:
     self._rank = {pair: index for index, pair in enumerate(merges)}
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """int32 [N, 77]: start, the text, end, zeros. A text that is too long is cut, and still ends with the end."""
+    """int32 [N, 77]: the start token, the text, the end token, zeros. A long text is truncated before the end token."""
     tokens = np.zeros((len(texts), CONTEXT), np.int32)
     for row, text in zip(tokens, texts, strict=True):
       numbers = [self.number[START], *self.encode(text)][: CONTEXT - 1] + [self.number[END]]
@@ -80,12 +80,12 @@ def load(path: str | os.PathLike | None = None) -> Tokenizer:
   path = path or download.fetch(MERGES)
   text = tables.decode(archives.read_maybe_gzip(path), path)
   with limits.damaged(path, "table of merges", "fetch the published one"):
-    lines = text.split("\n")[1 : SIZE - 512 - 2 + 1]  # after the title; OpenAI uses that many of 262,000
+    lines = text.split("\n")[1 : SIZE - 512 - 2 + 1]  # after the title; OpenAI uses this many of 262,000
     return Tokenizer([(first, second) for first, second in map(str.split, lines)])
 
 
 def split(text: str) -> Iterator[str]:
-  """Words: English endings such as 's, runs of letters, single digits, runs of anything else but spaces.
+  """Words: English endings such as 's, runs of letters, single digits, and runs of other characters except spaces.
 
   Examples:
     >>> list(split("it's 2 cats, naïve!"))

@@ -1,9 +1,8 @@
-"""Features of a whole set of images: every image once, on all devices, and resumable.
+"""Feature extraction for a set of images, on all devices and resumable.
 
-Images are read in batches of `batch_size` per device; the last batch is filled up with zeros, which are cut off again.
-Each device runs the same program on as many images however many devices there are, so the features do not depend
-on their number. Given a folder, the features of every `CHUNK` images are written as they come; a second call reads
-the files that are whole and computes the rest.
+Images are read in batches of `batch_size` per device; the last batch is padded with zeros. Each device runs the same program
+on the same number of images, so the features do not depend on the number of devices. Given a folder, the features of every
+`CHUNK` images are written when they are complete; a second call reads these files and computes the rest.
 """
 
 import functools
@@ -23,15 +22,15 @@ from ddpm_jax.files import npz
 
 log = logging.getLogger(__name__)
 
-CHUNK = 4096  # images of one file: 84 MB of all that Inception gives
+CHUNK = 4096  # images per file: 84 MB for all outputs of Inception
 
 
 class Extractor(Protocol):
-  """What turns images into features: a frozen pytree, called inside jit.
+  """Computes features of images: a frozen pytree, called inside jit.
 
   Attributes:
-    name: for people.
-    digest: SHA-256 of what decides the features.
+    name: the name to display.
+    digest: SHA-256 of everything that determines the features.
   """
 
   name: str
@@ -41,10 +40,10 @@ class Extractor(Protocol):
     """uint8 [B, H, W, C] -> float32 [B, d] each: "features"; perhaps "spatial" (sFID) and "logits" (IS)."""
 
   def check(self, image_shape: tuple[int, ...]) -> None:
-    """Raises UserError if images of shape (H, W, C) are not for this network."""
+    """Raises UserError if the network does not take images of shape (H, W, C)."""
 
   def describe(self) -> dict[str, Any]:
-    """What a result says about its features; JSON-able."""
+    """A description of the features for results, as JSON."""
 
 
 class Images(Protocol):
@@ -53,7 +52,7 @@ class Images(Protocol):
   def __len__(self) -> int: ...
 
   def gather(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
-    """The images of these numbers, uint8 [b, H, W, C], and whatever else."""
+    """(the images with these indices, uint8 [b, H, W, C], anything else)."""
 
 
 def extract(
@@ -72,21 +71,21 @@ def extract(
   Args:
     extractor: the network.
     images: the set.
-    outputs: which of the extractor's outputs; what is not asked for is not computed.
+    outputs: which of the extractor's outputs to compute.
     batch_size: images per device and call.
-    devices: default all, of all processes.
-    folder: where to keep features, in a folder named by a hash of all that decides them.
-    source: for `folder`, what identifies the images: a hash of their pixels, or of what makes them.
+    devices: the devices to use; None means all devices of all processes.
+    folder: where to store features, in a subfolder named by a hash of everything that determines them.
+    source: identifies the images for `folder`: a hash of their pixels, or of what generates them.
     progress: show a bar.
 
   Raises:
-    UserError: if there are no images, the network is not for them, or `folder` is given without `source`.
+    UserError: if there are no images, the network does not take them, or `folder` is given without `source`.
   """
   if not len(images):
     raise UserError("There are no images to extract features from.")
   if folder is not None:
     if not source:
-      raise UserError("Features are kept under the hash of their images: give `source` along with `folder`.")
+      raise UserError("Features are stored under a hash of their images: give `source` along with `folder`.")
     decides = {"extractor": extractor.digest, "images": source, "outputs": sorted(outputs), "count": len(images)}
     folder = pathlib.Path(folder, npz.text_digest(decides)[:32])
   mesh = layout.make_mesh(devices=devices)
@@ -98,7 +97,7 @@ def extract(
       indices = np.arange(start, min(start + CHUNK, len(images)))
       path = folder and folder / f"{start:09d}.npz"
       chunk = _stored(path)
-      if processes.agreed(chunk is not None):  # who draws the images needs the others for it
+      if processes.agreed(chunk is not None):  # drawing images needs all processes
         chunks.append(chunk)
         bar.update(len(indices))
         continue
@@ -117,7 +116,7 @@ def extract(
 
 
 def outputs_of(extractor: Extractor, image_shape: tuple[int, ...]) -> dict[str, int]:
-  """The outputs of `extractor` for images (H, W, C), and how many numbers each has; nothing is computed."""
+  """{output: its dimension} of `extractor` for images (H, W, C), by shape inference alone."""
   extractor.check(image_shape)
   shapes = jax.eval_shape(extractor, jax.ShapeDtypeStruct((1, *image_shape), np.uint8))
   return {name: shape.shape[1] for name, shape in shapes.items()}
@@ -130,16 +129,16 @@ def _apply(extractor, images, outputs):
 
 
 def _read(images: Images, indices: np.ndarray, extractor: Extractor, size: int) -> np.ndarray:
-  """The images of `indices`, checked, filled up with zeros to `size`."""
+  """The images of `indices`, checked and padded with zeros to `size`."""
   batch = images.gather(indices)[0]
   if batch.dtype != np.uint8:
-    raise UserError(f"Images are uint8 where features are extracted, not {batch.dtype}: convert them with to_uint8.")
+    raise UserError(f"Features are extracted from uint8 images, not {batch.dtype}: convert them with to_uint8.")
   extractor.check(batch.shape[1:])
   return np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
 
 
 def _stored(path: pathlib.Path | None) -> dict[str, np.ndarray] | None:
-  """The features in that file; None if it is not there yet, or damaged, which is said."""
+  """The features in that file; None if it does not exist or, with a warning, if it is damaged."""
   if path is None or not path.exists():
     return None
   try:

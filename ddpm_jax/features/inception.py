@@ -1,15 +1,15 @@
-"""Inception-v3 of December 2015, on which FID, sFID and the Inception score are defined.
+"""Inception-v3 of December 2015, which defines FID, sFID and the Inception score.
 
-Two forms are published. Their layers and weights are the same (with three quirks that torchvision's network does not
-share: average pools do not count the padding, the pool of the last block takes the maximum, and there are 1,008
-classes); their way from uint8 pixels to the first layer is not:
+Two forms are published. They have the same layers and weights but preprocess uint8 pixels differently. Unlike torchvision's
+network, their average pools do not count the padding, the pool of the last block takes the maximum, and there are 1,008
+classes.
 
-    form      of                                      from pixels to the first layer
+    form      used by                                 preprocessing
     "tf"      Ho, OpenAI's evaluator, NVIDIA          legacy bilinear to 299, (x - 128) / 128
     "torch"   pytorch-fid, Analytic-DPM               x / 255, half-pixel bilinear to 299, 2 x - 1
 
-FIDs of the two differ: use the form of the table that you compare with. Layers are named as in TensorFlow's graph,
-"mixed_4/tower_1/conv_2"; inception_weights.py reads the files that people have.
+Their FIDs differ: use the form of the results that you compare with. Layers are named as in TensorFlow's graph, such as
+"mixed_4/tower_1/conv_2". inception_weights.py reads the published files.
 """
 
 import functools
@@ -35,14 +35,14 @@ PIXELS = {
 
 @flax.struct.dataclass
 class Inception:
-  """The network with its weights: a feature extractor (the interface is in extract.py).
+  """The network with its weights, a feature extractor (see extract.py for the interface).
 
   Attributes:
-    layers: by name, {"kernel": [h, w, in, out], "scale": [out], "offset": [out]}; the latter two are the batch
-      normalisation. Their shapes decide the widths of the network.
-    classes: [2048, 1008], what the last features are multiplied by. Without bias, as all Inception scores are.
+    layers: by name, {"kernel": [h, w, in, out], "scale": [out], "offset": [out]}. Scale and offset are the batch
+      normalization. The shapes determine the widths of the network.
+    classes: the last matrix, [2048, 1008]. There is no bias, as in all Inception scores.
     form: "tf" or "torch", see above.
-    dtype: in which it computes; results are float32.
+    dtype: dtype of the computation; results are float32.
   """
 
   layers: dict[str, dict[str, jax.Array]]
@@ -87,14 +87,14 @@ class Inception:
     }
 
   def _block(self, x, name, lengths, pool):
-    """Towers of 1x1 and longer chains of convolutions, and one behind a pool; joined by their channels."""
+    """Towers of 1x1 and longer chains of convolutions, and one after a pool, concatenated along channels."""
     towers = [
       self._tower(x, f"{name}/{tower}", length) for tower, length in zip(("", "tower/", "tower_1/"), lengths, strict=True)
     ]
     return jnp.concatenate([*towers, self._conv(pool(x), f"{name}/tower_2/conv")], axis=-1)
 
   def _reduction(self, x, name, lengths):
-    """Towers that end with a stride of 2, beside a pool of stride 2."""
+    """Towers that end with a stride of 2, and a pool of stride 2."""
     towers = [self._tower(x, f"{name}/{tower}", length, reduce=True) for tower, length in lengths.items()]
     return jnp.concatenate([*towers, _max_pool(x)], axis=-1)
 
@@ -113,7 +113,7 @@ class Inception:
     return x
 
   def _conv(self, x, name, stride=1, padding="SAME"):
-    """Convolution, batch normalisation, ReLU; a stride of 2 goes without padding."""
+    """Convolution, batch normalization, ReLU; a stride of 2 has no padding."""
     layer = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), self.layers[name])
     x = jax.lax.conv_general_dilated(
       x,
@@ -143,7 +143,7 @@ class Inception:
       raise UserError(f"Inception needs images [H, W, 1 or 3], not {'x'.join(map(str, image_shape))}.")
     if image_shape[0] != image_shape[1]:
       raise UserError(
-        f"Inception sees 299x299 pixels and would distort images of {image_shape[1]}x{image_shape[0]}: crop both sides of "
+        f"Inception takes 299x299 pixels and would distort images of {image_shape[1]}x{image_shape[0]}: crop both sides of "
         "the comparison to squares."
       )
 
@@ -153,7 +153,7 @@ class Inception:
 
 
 def _average(x):
-  """Mean of 3x3 pixels, of those alone that lie inside the image."""
+  """Mean of 3x3 pixels, counting only pixels inside the image."""
   return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 

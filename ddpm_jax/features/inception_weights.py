@@ -1,4 +1,4 @@
-"""Inception's weights out of the files that people have, without TensorFlow and without PyTorch.
+"""Reads Inception's weights from the published files, without TensorFlow or PyTorch.
 
 | file                                        | of                                    | form    |
 |---------------------------------------------|---------------------------------------|---------|
@@ -6,8 +6,8 @@
 | inception-2015-12-05.pt, .pkl               | NVIDIA's translation of it            | "tf"    |
 | pt_inception-2015-12-05-6726825d.pth        | pytorch-fid and torch-fidelity        | "torch" |
 
-The batch normalisation y = (x - mean) / sqrt(var + 0.001) * gamma + beta becomes x * scale + offset, in float64. The
-graph of 2015 and NVIDIA's translation have no gamma: the graph stores one and says scale_after_normalization = false.
+The batch normalization y = (x - mean) / sqrt(var + 0.001) * gamma + beta becomes x * scale + offset, in float64. The
+graph of 2015 and NVIDIA's translation do not use gamma: the graph stores one, with scale_after_normalization = false.
 """
 
 import os
@@ -20,7 +20,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.features.inception import Inception
 from ddpm_jax.files import download, limits, tf_graph, torch_modules
 
-EPSILON = 1e-3  # of the batch normalisation in the files that do not say
+EPSILON = 1e-3  # of the batch normalization, for files that do not store it
 
 FILES = {
   "tf": download.File(
@@ -39,9 +39,9 @@ def load(form: str = "tf", path: str | os.PathLike | None = None, *, dtype: str 
   """The network of one of the published forms, with its weights.
 
   Args:
-    form: "tf" or "torch"; it decides how pixels are resized and scaled.
-    path: of one of the files above; None takes the form's own from the cache, or fetches it.
-    dtype: in which the network computes; "bfloat16" is faster on accelerators and changes FID.
+    form: "tf" or "torch", which determines how pixels are resized and scaled.
+    path: one of the files above; None reads the file of `form` from the cache, or downloads it.
+    dtype: dtype of the computation; "bfloat16" is faster on accelerators and changes FID.
 
   Raises:
     UserError: if the form is unknown, or the file absent, damaged, or of another network.
@@ -118,7 +118,7 @@ def _layer(kernel, mean, var, beta, gamma=1.0, epsilon=EPSILON) -> dict[str, np.
 
 
 def _names() -> dict[str, str]:
-  """Every convolution by its name in the graph, with torchvision's name for it (which pytorch-fid keeps)."""
+  """{name in the graph: torchvision's name, which pytorch-fid keeps} of every convolution."""
 
   def chain(tower, branch, length):
     return {f"{tower}/{'conv' if i == 0 else f'conv_{i}'}": f"{branch}_{i + 1}" for i in range(length)}

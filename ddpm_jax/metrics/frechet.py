@@ -4,16 +4,16 @@ Two Gaussians N(m_1, C_1), N(m_2, C_2) have the squared 2-Wasserstein distance (
 
     d^2 = |m_1 - m_2|^2 + tr C_1 + tr C_2 - 2 tr (C_1 C_2)^{1/2}.                                       (1)
 
-The published codes compute the last trace with scipy's `sqrtm(C_1 @ C_2)`, the root of a matrix that is not
-symmetric. With fewer images than features that product is singular: sqrtm then warns, returns complex numbers
-or NaN, and 1e-6 has to be added to the diagonals. The trace needs no such root. Let C_i = A_i A_i^T, with
+The published codes compute the last trace with scipy's `sqrtm(C_1 @ C_2)`, the root of a nonsymmetric matrix. With
+fewer images than features the product is singular: sqrtm then warns and returns complex numbers or NaN, unless 1e-6
+is added to the diagonals. The trace does not need this root. Let C_i = A_i A_i^T, with
 A_i = eigenvectors times roots of eigenvalues. The product C_1 C_2 = A_1 (A_1^T A_2 A_2^T) has the nonzero
 eigenvalues of (A_1^T A_2 A_2^T) A_1 = (A_1^T A_2)(A_1^T A_2)^T, the squared singular values of A_1^T A_2. Hence
 
     tr (C_1 C_2)^{1/2} = sum of the singular values of A_1^T A_2,                                       (2)
 
-the number that sqrtm approximates. Each singular value is found to rounding of the largest one, singular
-covariances or not; roots of eigenvalues, known to rounding of zero, would lose half of the digits.
+the number that sqrtm approximates. Each singular value is accurate to rounding of the largest one, even for singular
+covariances. Roots of eigenvalues near zero would lose half of the digits.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ CHUNK = 4096  # rows turned to float64 at a time: 64 MB at 2,048 features
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-  """Mean and covariance of `count` feature vectors; two of them add up to the moments of the union.
+  """Mean and covariance of `count` feature vectors. The sum of two Moments is that of the union.
 
   Attributes:
-    count: number of vectors, or None if a reference file does not say (such moments cannot be added).
+    count: number of vectors, or None if a reference file does not state it (such moments cannot be added).
     mean: [d] float64.
     covariance: [d, d] float64, unbiased (divided by count - 1); zero for fewer than two vectors.
   """
@@ -42,7 +42,7 @@ class Moments:
 
   @classmethod
   def of(cls, features: np.ndarray) -> "Moments":
-    """Moments of `features` [N, d], read in slices, so a memory map will do.
+    """Moments of `features` [N, d], which are read in slices and may be a memory map.
 
     Raises:
       UserError: if the array is not [N, d] or holds a number that is not finite.
@@ -60,7 +60,7 @@ class Moments:
       chunk = rows(start)
       if not (finite := np.isfinite(chunk).all(axis=1)).all():
         raise UserError(
-          f"The features of image {start + int(np.argmin(finite))} are not finite; check that image, or the network."
+          f"The features of image {start + int(np.argmin(finite))} are not finite: check that image, or the network."
         )
       return chunk.sum(axis=0)
 
@@ -68,7 +68,7 @@ class Moments:
 
     def scatter(start: int) -> np.ndarray:
       centred = rows(start)
-      centred -= mean  # in place: fresh memory costs as much time as arithmetic
+      centred -= mean  # in place: new memory would cost as much time as the arithmetic
       return centred.T @ centred
 
     covariance = np.zeros((dims, dims))
@@ -80,7 +80,7 @@ class Moments:
   def __add__(self, other: "Moments") -> "Moments":
     """Moments of the union (Chan, Golub & LeVeque 1979): no sum of squares, hence no cancellation."""
     if self.count is None or other.count is None:
-      raise UserError("Moments of an unknown number of images cannot be added; make them from the images.")
+      raise UserError("Moments of an unknown number of images cannot be added: compute them from the images.")
     count = self.count + other.count
     delta = other.mean - self.mean
     between = self.count * other.count / max(count, 1)
@@ -92,7 +92,7 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
   """Squared Fréchet distance (1) of the Gaussians with these moments: FID for Inception's features.
 
-  It is never below zero by more than rounding (about 1e-14 of the traces), which is not hidden by a clip.
+  It is never below zero by more than rounding (about 1e-14 of the traces), and is not clipped.
 
   Raises:
     UserError: if the features differ in number, or a side has fewer than two vectors.
@@ -118,9 +118,9 @@ def fid(features_a: np.ndarray, features_b: np.ndarray) -> float:
 def _factor(covariance: np.ndarray) -> np.ndarray:
   """A [d, rank] with A A^T = covariance [d, d], which is positive semi-definite.
 
-  Eigenvalues below d * rounding * largest (numpy's rule for the rank) are zeros that rounding has moved. The
-  root of such a 1e-16 would be 1e-8, and d of them would show in (2).
+  Eigenvalues below d * rounding * largest (NumPy's rule for the rank) are treated as zero. The root of a rounding
+  error of 1e-16 is 1e-8, and d of these would be visible in (2).
   """
-  values, vectors = np.linalg.eigh(covariance)  # SciPy's would not let the other one run beside it
+  values, vectors = np.linalg.eigh(covariance)  # SciPy's holds the lock, so the other side would wait
   kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
   return vectors[:, kept] * np.sqrt(values[kept])

@@ -1,4 +1,4 @@
-"""Inception score (Salimans et al. 2016): exp of how much a label says about which image it is, on average.
+"""Inception score (Salimans et al. 2016): exp of the mutual information between images and labels.
 
     IS = mean over splits of exp( E_x KL( p(y | x) || p(y) ) ),    p(y) = E_x p(y | x) within the split
 
@@ -14,18 +14,18 @@ from ddpm_jax.errors import UserError
 
 
 class InceptionScore(NamedTuple):
-  """Mean over the splits and their standard deviation; 1 is the least, the number of classes the most."""
+  """Mean and standard deviation over the splits, between 1 and the number of classes."""
 
   mean: float
   std: float
 
 
 def inception_score(logits: np.ndarray, split_size: int | None = 5000) -> InceptionScore:
-  """The score of images with these `logits` [N, classes]; OpenAI and Ho take Inception's without their bias.
+  """The Inception score of images with these `logits` [N, classes]. OpenAI and Ho use Inception's logits without bias.
 
   Args:
-    logits: unnormalised log-probabilities.
-    split_size: images in a split; None is one split of all.
+    logits: unnormalized log-probabilities.
+    split_size: images per split; None means one split of all images.
 
   Raises:
     UserError: if there are no images or no positive split size.

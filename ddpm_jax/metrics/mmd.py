@@ -9,7 +9,7 @@ from ddpm_jax.metrics import parallel
 
 
 class Kid(NamedTuple):
-  """Mean and standard deviation over the subsets. Unbiased: zero on average for equal distributions."""
+  """Mean and standard deviation over the subsets. It is zero on average for equal distributions."""
 
   mean: float
   std: float
@@ -18,7 +18,7 @@ class Kid(NamedTuple):
 def kid(features_a: np.ndarray, features_b: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Kid:
   """KID of features [N, d] and [M, d]: `squared_mmd` averaged over random subsets (paper: 100 of 1,000).
 
-  Sets smaller than `size` are used whole. Subsets are drawn without replacement, from a generator of `seed`.
+  Sets smaller than `size` are used whole. Subsets are drawn without replacement by a generator with `seed`.
 
   Raises:
     UserError: if a set has fewer than two vectors or the sets differ in the number of features.

@@ -1,4 +1,4 @@
-"""The real images that are most like a generated one: has a network learned its data by heart? (DDPM, appendix)"""
+"""The real images nearest to generated ones, to check whether a network has memorized its data (DDPM, appendix)."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from ddpm_jax.metrics.precision_recall import tiles
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
-  """Indices [Q, k] of the `keys` [N, d] nearest to each of `queries` [Q, d], the nearest first (Euclidean); all if N < k."""
+  """Indices [Q, k] of the `keys` [N, d] nearest to each of `queries` [Q, d], nearest first; all if N < k."""
   k = min(k, len(keys))
 
   def first(_, distances):
@@ -18,6 +18,6 @@ def nearest(queries: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
 
 
 def nearest_pixels(samples: np.ndarray, real: np.ndarray, k: int) -> np.ndarray:
-  """The `k` images of `real` [N, H, W, C] nearest to each of `samples` [Q, H, W, C], pixel by pixel: [Q, k, H, W, C]."""
+  """The `k` images of `real` [N, H, W, C] nearest to each of `samples` [Q, H, W, C] in pixel space: [Q, k, H, W, C]."""
   flat = lambda images: images.reshape(len(images), -1).astype(np.float32) / 255
   return real[nearest(flat(samples), flat(real), k)]

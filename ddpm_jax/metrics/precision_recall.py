@@ -1,15 +1,15 @@
 """Improved precision and recall (Kynkäänniemi et al. 2019) as ADM's evaluator computes them.
 
-The manifold of a set is a union of balls: around each of its points, with the distance to its k-th nearest neighbour
-in the set as radius. Precision is the fraction of samples inside the manifold of the reference, recall the fraction
-of the reference inside that of the samples (ADM: 10,000 reference images against 50,000 samples, k = 3, pool_3).
+The manifold of a set is a union of balls, one around each of its points, whose radius is the distance to the point's k-th
+nearest neighbor in the set. Precision is the fraction of samples inside the manifold of the reference. Recall is the
+fraction of the reference inside the manifold of the samples (ADM: 10,000 reference images, 50,000 samples, k = 3, pool_3).
 
-All distances are squared, d(u, v) = max(|u|^2 - 2 u.v + |v|^2, 0), and compared with <=. They are computed in tiles of
-some rows: at 50,000 columns a tile is 100 MB, and nothing larger is held than the features.
+All distances are squared, d(u, v) = max(|u|^2 - 2 u.v + |v|^2, 0), and compared with <=. They are computed in tiles of a
+few rows; at 50,000 columns a tile is 100 MB.
 
-`arithmetic`: ADM computes these distances in float16, and in float32 only if one of a tile overflows. Inception's
-features have |u|^2 of some hundreds, where float16 has steps of 0.25 to 0.5, so that distances are tied that should
-not be. float32 is the right number and the default; "float16" rounds as ADM does, for comparison with its tables.
+`arithmetic`: ADM computes these distances in float16, and repeats a tile in float32 only if it overflows. Inception's
+features have |u|^2 of several hundred, where float16 has steps of 0.25 to 0.5, which creates false ties. The default is
+float32, which is accurate. "float16" rounds as ADM does, for comparison with its tables.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,8 +20,8 @@ import numpy as np
 from ddpm_jax.errors import UserError
 from ddpm_jax.metrics import parallel
 
-ROWS = 512  # of a tile
-FOLD = 64  # columns that share a minimum in the search for the nearest
+ROWS = 512  # rows of a tile
+FOLD = 64  # columns that share a minimum in the search for the nearest points
 
 Result = TypeVar("Result")
 
@@ -39,7 +39,7 @@ def precision_recall(
   """Precision and recall of `samples` [M, d] against `reference` [N, d].
 
   Raises:
-    UserError: if the sets differ in the number of features or one has no k-th neighbour.
+    UserError: if the sets differ in the number of features, or one is too small for k neighbors.
   """
   if reference.shape[1] != samples.shape[1]:
     raise UserError(
@@ -49,7 +49,7 @@ def precision_recall(
   sample_radii = radii(samples, k, arithmetic=arithmetic)
 
   def inside(rows: slice, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which samples are inside the balls of these reference images, and which of those inside that of a sample."""
+    """(samples inside a ball of these reference images, those of the latter inside a ball of a sample)."""
     return (distances <= reference_radii[rows, None]).any(axis=0), (distances <= sample_radii).any(axis=1)
 
   samples_inside, reference_inside = zip(*tiles(inside, reference, samples, arithmetic), strict=True)
@@ -57,9 +57,9 @@ def precision_recall(
 
 
 def radii(features: np.ndarray, k: int, *, arithmetic: str = "float32") -> np.ndarray:
-  """Squared distance of each of `features` [N, d] to its k-th nearest neighbour in the set, float32 [N]."""
+  """Squared distance of each of `features` [N, d] to its k-th nearest neighbor in the set, float32 [N]."""
   if not 1 <= k < len(features):
-    raise UserError(f"A set of {len(features)} images has no {k}-th nearest neighbours; give more images.")
+    raise UserError(f"A set of {len(features)} images has no {k}-th nearest neighbors: use more images.")
   # the 0-th smallest is the point itself
   return np.concatenate(list(tiles(lambda _, distances: _smallest(distances, k), features, features, arithmetic)))
 
@@ -108,8 +108,8 @@ def _half_distances(u: tuple[np.ndarray, np.ndarray], v: tuple[np.ndarray, np.nd
 def _smallest(distances: np.ndarray, k: int) -> np.ndarray:
   """The k-th smallest (from 0) of each row [rows, columns].
 
-  The k + 1 smallest of a row lie among the k + 1 groups of columns with the smallest minima: a tenth of the time of a
-  partition of all columns.
+  The k + 1 smallest of a row lie in the k + 1 groups of columns with the smallest minima. This takes a tenth of the
+  time of partitioning all columns.
   """
   rows, columns = distances.shape
   groups = columns // FOLD

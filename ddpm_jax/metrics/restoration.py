@@ -1,4 +1,4 @@
-"""How close restored images are to the originals: PSNR and SSIM, per image, of pixels from 0 to 255."""
+"""PSNR and SSIM of restored images against the originals, per image, for pixels from 0 to 255."""
 
 import numpy as np
 
@@ -13,8 +13,8 @@ def psnr(images: np.ndarray, others: np.ndarray) -> np.ndarray:
 def ssim(images: np.ndarray, others: np.ndarray) -> np.ndarray:
   """Structural similarity, float64 [B], of uint8 [B,H,W,C], 1 for equal images (Wang et al. 2004).
 
-  As in the paper: a Gaussian window of 11 x 11 pixels with a standard deviation of 1.5, K1 = 0.01, K2 = 0.03, the mean over
-  all windows inside the image, and over channels. Smaller images have the largest odd window that fits.
+  As in the paper, the window is a Gaussian of 11 x 11 pixels with a standard deviation of 1.5, K1 = 0.01 and K2 = 0.03. The
+  result is the mean over all windows inside the image, and over channels. Smaller images use the largest odd window.
   """
   images = np.float64(images)
   others = np.float64(others)

@@ -1,8 +1,8 @@
-"""From a loss to weights, and nothing lost on the way.
+"""Training: from a loss to checkpoints of weights.
 
-state        what a run is: one pytree                 checkpoints   written in the background, verified when read
-step         a state and a batch -> the next state     manifest      what a checkpoint says about itself
-optimizer    clip, Adam, learning rate                 digest        a fingerprint of bits, wherever they live
+state        the state of a run, one pytree            checkpoints   written in the background, verified when read
+step         a state and a batch -> the next state     manifest      the description stored in a checkpoint
+optimizer    clipping, Adam, learning rate             digest        a fingerprint of an array's bits
 ema          averages of the parameters                writers       TensorBoard, JSON lines, console
-trainable    which parameters learn                    loop          fit(): all of it, until the last step
+trainable    which parameters train                    loop          fit(): trains until the last step
 """

@@ -1,12 +1,12 @@
-"""Checkpoints that hold everything, are verified when they are read, and are never half there.
+"""Checkpoints: complete, written atomically and verified when they are read.
 
     DIR/<step>/manifest       config, names, shapes, types and digests (manifest.py)
     DIR/<step>/params         the parameters
     DIR/<step>/ema_<rate>     one average, so that sampling reads nothing else
     DIR/<step>/run            optimizer, time sampler, key, counters
 
-Orbax writes them in the background and renames the whole directory when it is complete. It restores a flipped bit
-without a word (measured, 80 of 80); therefore each array is compared with the digest taken before it was written.
+Orbax writes them in the background and renames the directory when it is complete. It does not detect flipped bits (0 of 80
+in a test), so each array is compared with the digest taken before it was written.
 """
 
 import contextlib
@@ -34,20 +34,20 @@ from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest, Mismatch
 
 log = logging.getLogger(__name__)
 
-_NEVER = 10 * 365 * 24 * 3600  # seconds. Orbax measures its timeouts by a clock that jumps when a laptop wakes up.
+_NEVER = 10 * 365 * 24 * 3600  # seconds. Orbax's timeouts use a clock that jumps when a laptop wakes up.
 
 
 # ---------------------------------------------------------------------------------------------------------- a run's
 
 
 class Checkpoints:
-  """The checkpoints of one run, for the run that writes them.
+  """The checkpoints of one run, which this run writes.
 
   Args:
     directory: DIR above; made when the first checkpoint is written.
-    keep: how many of the latest stay, among those whose step is a multiple of `every`. The latest two of all stay, too,
-      for one may be damaged, unless keep is 1.
-    keep_every: besides, every checkpoint whose step is a multiple of this stays.
+    keep: how many of the latest checkpoints stay, among those whose step is a multiple of `every`. Unless keep is 1, the
+      latest two of all also stay, since one may be damaged.
+    keep_every: every checkpoint whose step is a multiple of this also stays.
   """
 
   def __init__(self, directory: str, *, keep: int = 3, every: int = 1, keep_every: int | None = None):
@@ -64,13 +64,13 @@ class Checkpoints:
     self._manager: ocp.CheckpointManager | None = None
 
   def save(self, state: Any, step: int, config: dict, *, wait: bool = False) -> None:
-    """Starts to write `state`, any pytree of arrays, as the checkpoint of `step`; it may be donated right after.
+    """Starts writing `state`, any pytree of arrays, as the checkpoint of `step`. The state may be donated right after.
 
-    A step that is there already is left as it is. Waits for the previous one first. If that, or this one, could not be
-    written, it is tried once more, unless this is one of several processes.
+    An existing checkpoint of `step` is kept as it is. The previous write is awaited first. A write that fails is tried once
+    more, unless this is one of several processes.
 
     Raises:
-      CheckpointError: if it fails again. The checkpoints before are as they were.
+      CheckpointError: if it fails again. Earlier checkpoints are unchanged.
     """
     try:
       self.wait()
@@ -78,23 +78,23 @@ class Checkpoints:
       if wait:
         self.wait()
     except CheckpointError as error:
-      if jax.process_count() > 1:  # the others wait in Orbax for what failed here: nobody would come to a new beginning
+      if jax.process_count() > 1:  # the other processes wait in Orbax and would not join a second try
         raise
       log.warning("%s Trying once more.", error)
       self._start(state, step, config)
       self.wait()
 
   def latest(self) -> int:
-    """The step of the latest checkpoint, sound or not; 0 if there is none at all."""
+    """The step of the latest checkpoint, damaged or not; 0 if there is none."""
     return max(steps_in(self.directory), default=0)
 
   def restore(self, like: Any) -> tuple[Any, Manifest] | None:
-    """The latest checkpoint that is sound, as (state, its manifest), or None if there is none at all.
+    """The latest sound checkpoint as (state, manifest), or None if there is no checkpoint.
 
-    Damaged ones are said so and set aside as <step>.damaged, so that the run can write them anew.
+    Damaged checkpoints are reported and moved to <step>.damaged, so that the run can write them again.
 
     Args:
-      like: arrays or ShapeDtypeStructs with the shardings wanted, whatever they were when it was written.
+      like: arrays or ShapeDtypeStructs with the shardings wanted, which may differ from those it was written with.
 
     Raises:
       CheckpointError: if it holds another architecture, or if every checkpoint is damaged.
@@ -105,7 +105,7 @@ class Checkpoints:
     for step in damaged:
       if jax.process_index() == 0:
         aside = self.directory / f"{step}.damaged"
-        if aside.exists():  # the same step was damaged before, and written anew
+        if aside.exists():  # this step was damaged before and was written again
           aside.rmtree()
         (self.directory / str(step)).rename(aside)
     processes.wait_for_all()
@@ -119,7 +119,7 @@ class Checkpoints:
         self._manager.check_for_errors()
 
   def close(self) -> None:
-    """Waits, and frees Orbax's threads."""
+    """Waits for the last write and frees Orbax's threads."""
     self.wait()
     if self._manager is not None:
       self._manager.close()
@@ -143,7 +143,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _failing(self):
-    """Turns whatever Orbax raises into one sentence, and drops its manager: its list of steps is wrong from then on."""
+    """Turns what Orbax raises into one sentence, and drops its manager, whose list of steps is no longer right."""
     try:
       yield
     except Exception as error:
@@ -155,23 +155,24 @@ class Checkpoints:
       raise CheckpointError(
         f"A checkpoint could not be written to {self.directory}: {_first_line(error)}. "
         + (f"The last complete one is step {last}. " if last is not None else "")
-        + "Make room or mend the disk; the same command continues."
+        + "Free space or repair the disk; the same command continues."
       ) from error
 
 
 def _meet(*, key: str, timeout_ms: int) -> None:
-  """Orbax's barrier, but a process whose write has failed raises that, instead of waiting 20 minutes for the others, who
-  wait for it."""
+  """Orbax's barrier. A process whose write has failed raises the error instead of waiting 20 minutes for the others."""
   if jax.process_count() > 1 and (failed := sys.exception()) is not None:
     raise failed
   multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-  """Orbax's, except that replicas share the writing of an array only where each has a MiB or more to write: to slice
-  hundreds of small ones holds up the run for seconds."""
+  """Orbax's handlers, except that replicas share the writing of an array only if each has at least 1 MiB to write.
+
+  Slicing hundreds of small arrays would delay the run by seconds.
+  """
   arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
-  whole = ocp.type_handlers.NumpyHandler()  # converters'
+  whole = ocp.type_handlers.NumpyHandler()  # as converters write
   types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (np.ndarray, whole))
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   registry.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(type_handler_registry=types))
@@ -184,12 +185,12 @@ def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
 
 @struct.dataclass
 class Weights:
-  """What sampling needs of a checkpoint."""
+  """The part of a checkpoint that sampling needs."""
 
   params: Any
   config: dict = struct.field(pytree_node=False)
   step: int = struct.field(pytree_node=False)
-  source: str = struct.field(pytree_node=False)  # "EMA 0.9999" or "raw parameters", to be told to the user
+  source: str = struct.field(pytree_node=False)  # "EMA 0.9999" or "raw parameters", as shown to the user
 
 
 def load_weights(
@@ -201,7 +202,7 @@ def load_weights(
     ema: which average: a rate such as "0.9999", or "raw" for the parameters themselves. None: the slowest average. In a run
       with ema.widths, any other number is a relative width, reconstructed from all checkpoints (power_ema.py).
     step: which checkpoint; None: the latest sound one.
-    sharding: where the weights go; None: the first device.
+    sharding: the sharding of the weights; None: the first device.
 
   Raises:
     CheckpointError: if there is no checkpoint, no sound one, or none with that average.
@@ -251,7 +252,7 @@ def load_manifest(directory: str) -> Manifest:
 
 
 def steps_in(directory: epath.PathLike) -> list[int]:
-  """The steps of the complete checkpoints, ascending; leftovers of broken writes and damaged ones do not count."""
+  """The steps of complete checkpoints, ascending, without leftovers of broken writes and damaged ones."""
   path = epath.Path(directory)
   entries = path.iterdir() if path.is_dir() else []
   numbered = [p for p in entries if re.fullmatch(r"[0-9]{1,12}", p.name) and p.is_dir()]
@@ -262,7 +263,7 @@ def steps_in(directory: epath.PathLike) -> list[int]:
 
 
 def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -> tuple[Any, list[int]]:
-  """(read(step) of the latest step for which every process succeeds, the later steps that are damaged)."""
+  """(read(step) of the latest step that every process can read, the later steps, which are damaged)."""
   damaged: dict[int, str] = {}
   steps = candidates or steps_in(path)
   for step in reversed(steps):
@@ -277,7 +278,7 @@ def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -
     if processes.agreed(reason is None):
       return result, list(damaged)
     if not candidates and not processes.agreed(steps_in(path)[-1:] == steps[-1:]):
-      return _latest_sound(path, read)  # a run goes on there, and has replaced this one by a later one
+      return _latest_sound(path, read)  # a run is writing there, and has replaced this checkpoint by a later one
     damaged[step] = reason or "another process cannot read it"
     log.warning("Checkpoint %s is damaged: %s.", path / str(step), damaged[step])
   said = "; ".join(f"step {step}: {shortened(reason, 50)}" for step, reason in list(damaged.items())[:2])
@@ -309,8 +310,8 @@ def _manifest(path: epath.Path, step: int) -> Manifest:
 
 
 def _check_files(directory: epath.Path) -> None:
-  """Raises CheckpointError for pipes, devices and dangling links, on which Orbax would wait for ever or fail."""
-  for folder, _, files in os.walk(directory):  # of what lies in a bucket, nothing is seen
+  """Raises CheckpointError for pipes, devices and dangling links, on which Orbax hangs or fails."""
+  for folder, _, files in os.walk(directory):  # finds nothing in a bucket
     for name in files:
       place = os.path.join(folder, name)
       if not os.path.isfile(place):
@@ -320,7 +321,7 @@ def _check_files(directory: epath.Path) -> None:
 def _read(
   path: epath.Path, step: int, leaves: dict[str, Leaf], shardings: dict[str, jax.sharding.Sharding]
 ) -> dict[str, jax.Array]:
-  """The arrays by name, verified. Raises CheckpointError, or whatever Orbax does, if the files are damaged."""
+  """The arrays by name, verified. Raises CheckpointError, or an error of Orbax, if the files are damaged."""
   items: dict[str, dict[str, Any]] = {}
   for name, leaf in leaves.items():
     struct = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
@@ -332,24 +333,23 @@ def _read(
   arrays = {name: stored[leaf.stored] for name, leaf in leaves.items()}
   for name, stamp in digests(arrays).items():
     if stamp != leaves[name].digest:
-      raise CheckpointError(f"{name} is not what was written (digest {stamp}, should be {leaves[name].digest})")
+      raise CheckpointError(f"{name} differs from what was written (its digest is {stamp}, not {leaves[name].digest})")
   return arrays
 
 
 def _item_of(path: epath.Path, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
-  """One directory of a checkpoint, as Orbax reads it."""
+  """One directory of a checkpoint, read by Orbax."""
   _hush_orbax()
   try:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
       return reader.restore(path / str(step), ocp.args.Composite(**{item: args}))[item]
-  except Exception as error:  # Orbax, TensorStore and json raise whatever they like at damaged files
+  except Exception as error:  # Orbax, TensorStore and json raise errors of many types for damaged files
     raise CheckpointError(f"{item}/ cannot be read ({_first_line(error)})") from error
 
 
 @functools.cache
 def _hush_orbax() -> None:
-  """When one read or write fails, Orbax logs pages and leaves the others to complain for themselves, later and from
-  other threads. We say it in a sentence, which would drown in that."""
+  """Silences Orbax's own reports of failed reads and writes, pages from several threads that would bury our one line."""
   before = sys.unraisablehook
 
   def hook(lost):
@@ -407,7 +407,7 @@ def _is_number(text: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-  """What an error says, in a line: TensorStore names the file first, the reason last, and then its whole specification."""
+  """An error in one line. TensorStore gives the file first, then the reason, then its whole specification."""
   while error.__cause__ and not isinstance(error, CheckpointError):
     error = error.__cause__
   line = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" [")[0].rstrip(".")

@@ -22,7 +22,7 @@ def init(params: Any, rates: tuple[float, ...], widths: tuple[float, ...] = ()) 
   """One copy of `params` per rate, keyed by str(rate), and per relative width (power_ema.py), keyed by "power_WIDTH".
 
   Raises:
-    UserError: if a rate is not in [0, 1) or given twice, or a width is not allowed.
+    UserError: if a rate is not in [0, 1) or occurs twice, or a width is not allowed.
   """
   for rate in rates:
     if not 0 <= rate < 1 or rates.count(rate) > 1:

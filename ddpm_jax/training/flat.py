@@ -1,11 +1,11 @@
 """A tree of parameters as one vector, on GPUs.
 
-Adam, averages, the gradient's norm and the guard against NaN work on every parameter in the same way. On one vector they are
-a few kernels. On the hundreds of arrays of a tree they are a few kernels each, most of them shorter than their launch. The
+Adam, averages, the gradient's norm and the guard against NaN treat every parameter alike. On one vector they take a few
+kernels. On a tree they take a few kernels for each of hundreds of arrays, most of them shorter than their launch. The
 network's weights are slices of the vector, and their gradients are concatenated once.
 
-A `Flat` is a pytree with one leaf, so that optax and `jax.tree.map` need not know of it. Checkpoints, previews and the
-caller of `loop.fit` see trees: `spread` and `pack` convert.
+A `Flat` is a pytree with one leaf, so optax and `jax.tree.map` work on it unchanged. Checkpoints, previews and the
+caller of `loop.fit` see trees; `spread` and `pack` convert.
 """
 
 import functools
@@ -19,7 +19,7 @@ from flax import struct
 
 @struct.dataclass
 class Flat:
-  """`vector` [N] holds the arrays of a tree, raveled, in the order of its leaves; `form` tells structure and shapes."""
+  """`vector` [N] holds the arrays of a tree, raveled, in the order of its leaves; `form` holds structure and shapes."""
 
   vector: jax.Array
   form: Any = struct.field(pytree_node=False)
@@ -32,7 +32,7 @@ def flatten(tree: Any) -> Flat:
 
 
 def unflatten(tree: Any) -> Any:
-  """The tree of a Flat; anything else as it is. The gradient is one concatenation, not a sum of padded vectors."""
+  """The tree of a Flat; anything else unchanged. Its gradient is one concatenation, not a sum of padded vectors."""
   return _unflatten(tree.form, tree.vector) if isinstance(tree, Flat) else tree
 
 
@@ -62,7 +62,7 @@ def spread(state: Any) -> Any:
 
 
 def pack(state: Any, like: Any) -> Any:
-  """The inverse: `like` (arrays or shapes) has a Flat where `state` has a tree."""
+  """The inverse of `spread`. `like` (arrays or shapes) has a Flat where `state` has a tree."""
   if not _flats(like):
     return state
   join = lambda model, tree: flatten(tree) if _is_flat(model) else tree

@@ -1,4 +1,4 @@
-"""The training loop: a plain function for notebooks and for the command line."""
+"""The training loop, for notebooks and the command line."""
 
 import collections
 import concurrent.futures
@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
-  """SIGTERM or Ctrl-C came; a checkpoint of `step` is complete, and the same call continues from there."""
+  """Stopped by SIGTERM or Ctrl-C. The checkpoint of `step` is complete, and the same call continues from there."""
 
   exit_code = 42
 
   def __init__(self, step: int):
-    super().__init__(f"Stopped by a signal at step {step}; it is saved, and the same command continues from there.")
+    super().__init__(f"Stopped by a signal at step {step}; the checkpoint is saved, and the same command continues.")
     self.step = step
 
 
@@ -47,12 +47,12 @@ class Intervals:
 
   Attributes:
     total_steps: batches in all.
-    checkpoint_every: between checkpoints; an interrupted run loses at most this many steps. There is one at the end, too.
-      They are written while training continues, and each begins when the previous one is complete. A temporary one is
-      written halfway between two, so of the last two begun, one is complete.
-    log_every: between rows of metrics, each the mean over those steps.
-    preview_every: between previews; there is one at the end, too. 0: only that one.
-    max_skipped: updates in a row that may be skipped before the run stops.
+    checkpoint_every: steps between checkpoints; an interrupted run loses at most this many. The last step has one, too.
+      Checkpoints are written in the background, one after the other. A temporary one is written halfway between two, so
+      one of the last two is always complete.
+    log_every: steps between rows of metrics; each row is the mean over them.
+    preview_every: steps between previews; the last step has one, too. 0: only that one.
+    max_skipped: how many updates in a row may be skipped before the run stops.
   """
 
   total_steps: int
@@ -63,7 +63,7 @@ class Intervals:
 
   def __post_init__(self):
     if self.total_steps < 1:
-      raise UserError(f"total_steps = {self.total_steps}: a run needs its number of steps, at least 1.")
+      raise UserError(f"total_steps = {self.total_steps} must be at least 1.")
 
   def saves(self, step: int) -> bool:
     """Whether a checkpoint is due after `step`."""
@@ -92,23 +92,23 @@ def fit(
 ) -> TrainState:
   """Trains until `intervals.total_steps` batches have been seen, from the latest sound checkpoint if there is one.
 
-  The state after step s depends on init, the batches and s alone: a run that is killed and called again ends bitwise
-  where an unbroken one does. A preview that a killed run did not finish is made first. The host reads the metrics of a
-  step while the next one runs, and does not wait otherwise.
+  The state after step s depends only on init, the batches and s: a run that is killed and resumed ends in bitwise the
+  same state as an uninterrupted one. A preview that the killed run did not finish is made first. The host reads the
+  metrics of a step while the next one runs, and never waits otherwise.
 
   Args:
-    init: makes the state before the first step, and is traced. With a checkpoint, only its shapes are used.
-    train_step: of make_train_step, for the same mesh.
-    batches: batches(s) iterates over the batches from number s on, this process's share of each.
-    intervals: how long, and how often it saves and reports.
+    init: returns the state before the first step; traced. If there is a checkpoint, only its shapes are used.
+    train_step: the result of make_train_step for the same mesh.
+    batches: batches(s) iterates over this process's share of the batches from number s on.
+    intervals: the length of the run, and how often it saves and reports.
     mesh: the devices.
-    checkpoints: where they go; None keeps nothing.
-    config: stored in each checkpoint; JSON.
-    open_writer: open_writer(s) gives the writer of a run that starts at step s.
-    preview: preview(state) gives pictures by name, uint8 [H, W, C].
+    checkpoints: where to save; None saves nothing.
+    config: stored in each checkpoint as JSON.
+    open_writer: open_writer(s) returns the writer of a run that starts at step s.
+    preview: preview(state) returns pictures by name, uint8 [H, W, C].
 
   Raises:
-    Preempted: after SIGTERM or Ctrl-C, with the current step saved. A second Ctrl-C interrupts at once.
+    Preempted: after SIGTERM or Ctrl-C, with the current step saved. A second Ctrl-C interrupts immediately.
     Diverged: after max_skipped skipped updates in a row, which did not change the state.
     CheckpointError: see Checkpoints.
   """
@@ -129,13 +129,13 @@ def fit(
     if values["skipped_in_row"] >= intervals.max_skipped:
       raise Diverged(
         f"The last {intervals.max_skipped} updates up to step {step} were skipped, because loss or gradient was not finite. "
-        "Parameters and checkpoints are those before. Lower optimizer.learning_rate, set optimizer.clip_norm, or look "
-        "at the data."
+        "Parameters and checkpoints are unchanged. Lower optimizer.learning_rate, set optimizer.clip_norm, or check the "
+        "data."
       )
 
   with contextlib.closing(writer), _Termination() as termination:
     if preview and intervals.previews(start) and not processes.agreed(writer.has_images(start)):
-      log.info("Making the preview of step %d, which an interrupted run owes.", start)
+      log.info("Making the preview of step %d, which an interrupted run did not finish.", start)
       writer.write_images(start, preview(flat.spread(state)))
     if start >= total_steps:
       return flat.spread(state)
@@ -145,7 +145,7 @@ def fit(
       with meter.waiting():
         batch, size = next(feed)
       if step == start + 1:
-        processes.wait_for_all()  # here, and not inside the program
+        processes.wait_for_all()  # here, not inside the compiled program
       state, metrics = train_step(state, batch)
       if unread:
         read(*unread)
@@ -154,7 +154,7 @@ def fit(
       stop = termination.requested(step)
       last = step == total_steps
       if stop or intervals.saves(step):
-        read(*unread)  # before the checkpoint, so that no row is missing after it
+        read(*unread)  # before the checkpoint, so that a resumed run misses no row
         unread = None
         if checkpoints is not None:
           wait = stop or last or intervals.checkpoint_every == 1  # 1 has no half
@@ -174,7 +174,7 @@ def _start(
   total_steps: int,
   checkpoints: Checkpoints | None,
 ) -> tuple[TrainState, int, Step]:
-  """(state, its step, train_step): the latest checkpoint's, or a new one; meanwhile the step is compiled, or read from the
+  """(state, its step, train_step) of the latest checkpoint or a new run. Compiles the step meanwhile, or reads it from the
   cache."""
   shapes = jax.eval_shape(init)
   like = layout.shaped(shapes, layout.of_state(shapes, mesh))
@@ -183,7 +183,7 @@ def _start(
     if latest < total_steps:
       batch = layout.put_batch(next(batches(latest)), mesh)
       train_step = compiler.repeated(train_step, like, batch, times=total_steps - latest)
-      meanwhile.submit(train_step.lower(like, batch).compile)  # jit keeps it; what it raises, the first step raises too
+      meanwhile.submit(train_step.lower(like, batch).compile)  # jit keeps the result; the first step raises the same errors
     spread = jax.eval_shape(flat.spread, shapes)
     if checkpoints and (found := checkpoints.restore(layout.shaped(spread, layout.of_state(spread, mesh)))):
       state, manifest = found
@@ -194,7 +194,7 @@ def _start(
 
 
 def _on_device(batches: Iterator[dict], mesh: Mesh, ahead: int = 2) -> Iterator[tuple[dict, int]]:
-  """(batch on the devices, its images over all processes), sent `ahead` of their use."""
+  """(batch on the devices, number of its images over all processes), transferred `ahead` steps early."""
   sent: collections.deque = collections.deque()
   for batch in batches:
     sent.append((layout.put_batch(batch, mesh), len(batch["image"]) * jax.process_count()))
@@ -204,8 +204,11 @@ def _on_device(batches: Iterator[dict], mesh: Mesh, ahead: int = 2) -> Iterator[
 
 
 class _Termination:
-  """Listens in its block for SIGTERM, and for Ctrl-C unless that is ignored, as behind a shell's &; only the main thread
-  can. Of several processes JAX listens for SIGTERM, and tells the others."""
+  """Catches SIGTERM and Ctrl-C inside its block, in the main thread only.
+
+  Ctrl-C is left alone where it is ignored, as for a job started with &. With several processes, JAX catches SIGTERM and
+  tells the others.
+  """
 
   def __enter__(self):
     self.received = False
@@ -223,7 +226,7 @@ class _Termination:
   def _note(self, number, _):
     self.received = True
     if number == signal.SIGINT:
-      signal.signal(number, signal.default_int_handler)  # for the second
+      signal.signal(number, signal.default_int_handler)  # for a second Ctrl-C
 
   def requested(self, step: int) -> bool:
     """Whether to stop after `step`: the same answer in every process."""

@@ -1,8 +1,7 @@
-"""The manifest of a checkpoint: its config and, for every array, name, shape, type and digest.
+"""The manifest of a checkpoint: its config, and the name, shape, type and digest of every array.
 
-The manifest is JSON and carries its own SHA-256. Arrays have the path of their leaf as their name, such as
-"params/conv_in/kernel" or "ema/0.9999/conv_in/kernel". A checkpoint can be read, in whole or in part, without the code
-that wrote it.
+The manifest is JSON and contains its own SHA-256. An array's name is the path of its leaf, such as "params/conv_in/kernel"
+or "ema/0.9999/conv_in/kernel". A checkpoint can be read, in whole or in part, without the code that wrote it.
 """
 
 import dataclasses
@@ -20,15 +19,15 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.files import limits, tables
 from ddpm_jax.files.digest import digests
 
-SCHEMA = 1  # incremented when names or meanings change; MIGRATIONS says how older ones are read
+SCHEMA = 1  # incremented when names or meanings change; MIGRATIONS converts older ones
 
 
 class CheckpointError(UserError):
-  """A checkpoint that cannot be used or written: which one, why, and what to do."""
+  """A checkpoint cannot be used or written. The message says which one, why, and what to do."""
 
 
 class Mismatch(CheckpointError):
-  """The checkpoint is sound but is not the one that was asked for, so an older one does not help either."""
+  """The checkpoint is sound but does not match the request, so older ones would not match either."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Manifest:
 
   @property
   def parameter_count(self) -> int:
-    """Numbers in one set of weights: the raw ones, or an average where only averages are stored."""
+    """The number of parameters in one set of weights: the raw ones, or an average where only averages are stored."""
     groups = {name.split("/")[1] for name in self.leaves if name.startswith("ema/")}
     prefix = "params/" if any(name.startswith("params/") for name in self.leaves) else f"ema/{min(groups, default='')}/"
     return sum(math.prod(leaf.shape) for name, leaf in self.leaves.items() if name.startswith(prefix))
@@ -83,12 +82,12 @@ def names(tree: Any) -> list[str]:
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:
-  """{path: array}, with random keys as the words that they consist of."""
+  """{path: array}, with random keys as their words."""
   return {name: _words(leaf) for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)}
 
 
 def unflatten(arrays: dict[str, jax.Array], like: Any) -> Any:
-  """The inverse of flatten, for a tree of the structure and leaf types of `like`."""
+  """The inverse of flatten, for a tree with the structure and leaf types of `like`."""
   leaves = [
     jax.random.wrap_key_data(arrays[name], impl=_impl(leaf.dtype)) if _is_key(leaf) else arrays[name]
     for name, leaf in zip(names(like), jax.tree.leaves(like), strict=True)
@@ -105,7 +104,7 @@ def nest(arrays: dict[str, jax.Array]) -> dict:
     for part in path:
       node = node.setdefault(part, {})
       if not isinstance(node, dict):
-        raise CheckpointError(f"it has an array and a group called {part} at the same place")
+        raise CheckpointError(f"it has an array and a group that are both called {part}")
     node[last] = leaf
   return tree
 
@@ -148,13 +147,13 @@ def dump(manifest: Manifest) -> dict:
 
 
 def load(document: dict) -> Manifest:
-  """From JSON, of this version or an older one.
+  """The manifest from JSON of this schema or an older one.
 
-  The checksum shows that the text is whole. It does not show that the text makes sense, so everything is checked.
+  The checksum shows that the text is intact, but not that it is meaningful, so everything is checked.
 
   Raises:
-    CheckpointError: if the text is damaged or makes no sense.
-    Mismatch: if it is of a newer version.
+    CheckpointError: if the text is damaged or invalid.
+    Mismatch: if the schema is newer.
   """
   content = _of_kind(document, "content", dict)
   tables.check_depth(content, "the manifest")
@@ -163,10 +162,10 @@ def load(document: dict) -> Manifest:
   schema, step = (_of_kind(content, key, int) for key in ("schema", "step"))
   if schema > SCHEMA:
     raise Mismatch(
-      f"The checkpoint of step {step} has schema {schema}, this version of ddpm_jax reads up to {SCHEMA}: update it."
+      f"The checkpoint of step {step} has schema {schema}, but this version of ddpm_jax reads up to {SCHEMA}: update it."
     )
   if schema < 0 or step < 0:
-    raise CheckpointError(f"its manifest has schema {schema} and step {step}, which are at least 0")
+    raise CheckpointError(f"its manifest has schema {schema} and step {step}, which must be at least 0")
   leaves = {name: _leaf(name, entry) for name, entry in _of_kind(content, "leaves", dict).items()}
   limits.check_size(sum(leaf.bytes for leaf in leaves.values()), "the checkpoint")
   for version in range(schema, SCHEMA):
@@ -208,7 +207,7 @@ def _sha256(content: dict) -> str:
 
 
 def _rename(old: str, new: str) -> Callable[[dict[str, Leaf]], dict[str, Leaf]]:
-  """Leaves under the path `old` are now under `new`."""
+  """A migration that moves leaves from the path `old` to `new`."""
 
   def migrate(leaves):
     return {

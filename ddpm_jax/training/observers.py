@@ -1,4 +1,4 @@
-"""Optional writers beside those of `writers`: Weights & Biases, and a profile of a few steps."""
+"""Optional writers: Weights & Biases, and a profile of a few steps."""
 
 import hashlib
 import importlib.util
@@ -73,6 +73,6 @@ class Profile:
 
 
 def check(wandb: bool) -> None:
-  """Raises UserError if Weights & Biases is asked for and not installed; before anything is trained."""
+  """Raises UserError if Weights & Biases is requested but not installed. Call it before training."""
   if wandb and importlib.util.find_spec("wandb") is None:
     raise UserError("--wandb needs the package wandb, which is not installed: run pip install wandb.")

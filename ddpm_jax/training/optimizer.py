@@ -4,8 +4,8 @@ Two deliberate differences from Ho's TensorFlow code:
 
 * His code clips the gradient of each TPU core's share of the batch before averaging. Here the gradient of the whole batch
   is clipped, so the result does not depend on the number of devices.
-* TensorFlow adds eps to sqrt(v); optax and PyTorch add it to sqrt(v / (1 - b2^t)). This is a factor 1 / sqrt(1 - b2^t) in
-  eps: 31.6 at the first update and 1.26 at the 1000th, while the warm-up keeps the learning rate near 0.
+* TensorFlow adds eps to sqrt(v); optax and PyTorch add it to sqrt(v / (1 - b2^t)). The effective eps differs by the factor
+  1 / sqrt(1 - b2^t): 31.6 at the first update and 1.26 at the 1000th, while the warm-up keeps the learning rate small.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def schedule(learning_rate: float, total_steps: int, *, warmup_steps: int = 0, d
   The first update of a warm-up has rate 0, as in Ho's code.
 
   Raises:
-    UserError: if the decay is unknown, the rate not above 0, or the warm-up does not end before total_steps.
+    UserError: if the decay is unknown, the rate is not above 0, or the warm-up does not end before total_steps.
   """
   if not learning_rate > 0:
     raise UserError(f"optimizer.learning_rate = {learning_rate:g} must be greater than 0.")
@@ -106,10 +106,10 @@ def kept_unless(good: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _adam(b1: float, b2: float, eps: float) -> Guarded:
-  """optax.scale_by_adam, guarded: the update is computed from the moments that are kept.
+  """optax.scale_by_adam, guarded: the update is computed from the moments that are stored.
 
-  With guarded(optax.scale_by_adam(...)) XLA computes each new moment twice, for the update and for the guard, and copies
-  the old moments, which both need. On a CPU that is a tenth of a training step of the CIFAR-10 UNet.
+  With guarded(optax.scale_by_adam(...)), XLA computes each new moment twice, for the update and for the guard, and copies
+  the old moments. On a CPU this takes a tenth of a training step of the CIFAR-10 UNet.
   """
 
   def update(grads, state, params=None, *, good=True, **_):

@@ -2,25 +2,26 @@
 
     ema <- ema + (1 - beta) (params - ema),            beta = (1 - 1 / updates)^(gamma + 1)                             (1)
 
-weights the parameters of update t by t^gamma. The profile keeps its shape while training goes on: its standard deviation is
-always the same share, its *width*, of the updates so far,
+weights the parameters of update t by t^gamma. The profile keeps its shape during training: the ratio of its standard
+deviation to the number of updates, its *width*, is constant,
 
     width = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3)))                                                             (2)
 
-A profile of any width is nearly a sum of stored ones, snapshots of two widths at several times. Least squares gives the
-weights in closed form, since inner products of profiles are known (Karras et al. 2024, arXiv 2312.02696, section 3).
+A profile of any width is close to a linear combination of stored ones: snapshots of two widths at several times. Least
+squares gives the coefficients, since inner products of profiles have a closed form (Karras et al. 2024, arXiv 2312.02696,
+section 3).
 """
 
 import numpy as np
 
 from ddpm_jax.errors import UserError
 
-PREFIX = "power_"  # of their names beside the rates of exponential averages
-WIDEST = 0.28  # gamma = 0, all updates alike, has width 1 / sqrt(12) = 0.289
+PREFIX = "power_"  # of their names; exponential averages are named by their rate
+WIDEST = 0.28  # gamma = 0, equal weights, has width 1 / sqrt(12) = 0.289
 
 
 def exponent(width: float | np.ndarray) -> np.ndarray:
-  """gamma of (2), float64, shaped as `width`.
+  """gamma of (2), float64, with the shape of `width`.
 
   Raises:
     UserError: unless 0 < width <= WIDEST.
@@ -45,12 +46,12 @@ def correlations(a_time, a_width, b_time, b_width) -> np.ndarray:
     np.asarray(a_time, np.float64)[:, None], exponent(a_width)[:, None], np.asarray(b_time, np.float64), exponent(b_width)
   )
   ratio = (a_time / b_time) ** np.where(a_time < b_time, b, -a)
-  # int_0^min of t^a t^b over the norms of both, written without large powers
+  # int_0^min of t^a t^b, divided by both norms, without large powers
   return (a + 1) * (b + 1) * ratio / ((a + b + 1) * np.maximum(a_time, b_time))
 
 
 def coefficients(times: np.ndarray, widths: np.ndarray, time: float, width: float) -> np.ndarray:
-  """Weights [N] of stored averages in the one of `width` at `time`; they add up to 1.
+  """Coefficients [N] of stored averages in the average of `width` at `time`; they add up to 1.
 
   Args:
     times: [N] updates that each stored average has seen, at most `time`.

@@ -1,4 +1,4 @@
-"""The training state: everything a run needs to resume exactly. The position in the data is `step`."""
+"""The training state: everything needed to resume a run exactly. `step` is also the position in the data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +16,11 @@ from ddpm_jax.training.flat import flatten
 
 @struct.dataclass
 class TrainState:
-  """The pytree that the compiled step updates, that is sharded, and that a checkpoint stores."""
+  """The pytree that the training step updates and that checkpoints store."""
 
   step: jax.Array  # i32 [], batches seen
   params: Any
-  opt_state: Any  # of the trainable parameters
+  opt_state: Any  # optimizer state of the trainable parameters
   ema: dict[str, Any]  # str(rate) or "power_WIDTH" -> averaged parameters
   time_sampler: Any  # state of the time sampler
   key: jax.Array  # the run's root key, never changed; step i draws from fold_in(key, i)
@@ -49,7 +49,7 @@ def create(
   Args:
     key: the run's root key.
     params: the initial parameters.
-    optimizer: initializes its own state.
+    optimizer: the optimizer, whose state is initialized.
     ema_rates: rates of the averages.
     time_sampler: the state of a time sampler, sampler.init().
     learns: which parameters train, by path; None: all.
@@ -71,6 +71,6 @@ def create(
 
 def place(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
   """Runs init() compiled, so that each device creates only its own shard and a large state never resides on one device."""
-  # A program that runs once is not worth optimizing. This way it compiled in a third of the time.
+  # A program that runs once is not worth optimizing: without, it compiles in a third of the time.
   once = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
   return jax.jit(init, out_shardings=layout.of_state(jax.eval_shape(init), mesh), compiler_options=once)()

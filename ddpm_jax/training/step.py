@@ -7,8 +7,8 @@ The random numbers of step i derive from key = fold_in(state.key, i):
     label dropout     one uniform number per image
     network dropout   one key per microbatch
 
-Levels and noise, and therefore the loss curve, depend neither on the number of devices nor on the number of microbatches.
-Network dropout is the exception: it depends on the number of microbatches.
+Levels and noise, and therefore the loss curve, do not depend on the number of devices or microbatches. Network dropout is
+the exception: it depends on the number of microbatches.
 """
 
 from collections.abc import Callable
@@ -73,8 +73,8 @@ def make_train_step(
   optimizer = guarded(optimizer)
   images = layout.over_batch(mesh)
   microbatches = NamedSharding(mesh, PartitionSpec(None, *images.spec))
-  # XLA's CPU backend runs gradients of lax's convolutions 20 times slower inside a loop, so there the loop is unrolled.
-  # Gradients of our own convolution are fast in loops too, but a whole step in a loop has not been measured since.
+  # XLA's CPU backend runs gradients of lax's convolutions 20 times slower inside a loop, so the loop is unrolled there.
+  # Gradients of our own convolution are fast in loops too, but a whole step in a loop has not been measured.
   loop = _unrolled if accumulate == 1 or mesh.devices.flat[0].platform == "cpu" else jax.lax.scan
 
   def weighted_loss(learning, frozen, dropout_key, micro):

@@ -1,4 +1,4 @@
-"""Selects the parameters that train. The others take no part in differentiation, clipping or the optimizer."""
+"""Selects the parameters that train. The others are excluded from differentiation, clipping and the optimizer."""
 
 from collections.abc import Callable
 from typing import Any

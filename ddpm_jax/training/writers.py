@@ -1,7 +1,7 @@
-"""Where metrics go: TensorBoard events, JSON lines, the console. The interface is that of CLU's MetricWriter.
+"""Writers of metrics: TensorBoard events, JSON lines and the console. The interface is that of CLU's MetricWriter.
 
-A run that resumes at step s opens its writers with `after=s`: what an earlier life wrote after s is forgotten, since the
-run will write it again.
+A run that resumes at step s opens its writers with `after=s`. Rows that the interrupted run wrote after s are dropped, since
+the resumed run writes them again.
 """
 
 import contextlib
@@ -58,18 +58,18 @@ class Many:
 
   def close(self):
     for writer in self.writers:
-      with contextlib.suppress(OSError):  # nothing is left to write, but what could not be written, which was said
+      with contextlib.suppress(OSError):  # data that could not be written, which has been reported
         writer.close()
 
 
 @contextlib.contextmanager
 def _writing(path: str) -> Iterator[None]:
-  """Turns whatever the disk refuses into a sentence."""
+  """Turns errors of the disk into a UserError."""
   try:
     yield
   except OSError as error:
     raise UserError(
-      f"{path} cannot be written ({error.strerror or error}): make room or mend the disk; the same command continues."
+      f"{path} cannot be written ({error.strerror or error}): free space or repair the disk; the same command continues."
     ) from error
 
 
@@ -83,7 +83,7 @@ class JsonLines:
     kept = [line for step, line in rows_of(path) if step <= after]
     with writing(path) as temporary:
       temporary.write_text("".join(f"{line}\n" for line in kept))
-    self.file = path.open("a", buffering=1)  # by line, so that one can watch it and a kill loses none
+    self.file = path.open("a", buffering=1)  # line by line, so that a killed run loses none
 
   def write_scalars(self, step, scalars):
     finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no NaN
@@ -103,7 +103,7 @@ class JsonLines:
 
 
 def rows_of(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """(step, line) of the lines that are whole rows. A killed run may leave half of one, and a crashed machine anything."""
+  """(step, line) of the complete rows. A killed run may leave half a row, and a crashed machine arbitrary bytes."""
   text = limits.read_bytes(path).decode(errors="replace") if os.path.lexists(path) else ""
   for line in text.splitlines():
     with contextlib.suppress(ValueError, RecursionError):
@@ -118,7 +118,7 @@ def _is_number(value: object) -> bool:
 
 @contextlib.contextmanager
 def _absent(module: str) -> Iterator[None]:
-  """Imports inside do not find `module`, unless it is imported already."""
+  """Inside this block `module` cannot be imported, unless it is imported already."""
   if module in sys.modules:
     yield
     return
@@ -130,13 +130,13 @@ def _absent(module: str) -> Iterator[None]:
 
 
 class TensorBoard:
-  """Events in DIR; written by tensorboardX, without TensorFlow.
+  """Events in DIR, written by tensorboardX without TensorFlow.
 
-  Not by its SummaryWriter: that writes in a thread, and waits for it for ever once a full disk has ended it.
+  Its SummaryWriter is not used: it writes in a thread, and hangs once a full disk has ended that thread.
   """
 
   def __init__(self, directory: pathlib.Path, after: int = 0):
-    with _absent("torch"):  # tensorboardX imports it where it is installed, in 2 s and for nothing
+    with _absent("torch"):  # tensorboardX would import it, which takes 2 s
       from tensorboardX import summary
       from tensorboardX.event_file_writer import EventsWriter
       from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -144,7 +144,7 @@ class TensorBoard:
     self.event = Event
     directory.mkdir(parents=True, exist_ok=True)
     self.events = EventsWriter(str(directory / "events"))
-    self.events.write_event(Event(step=after + 1, session_log=SessionLog(status=SessionLog.START)))  # forget from there on
+    self.events.write_event(Event(step=after + 1, session_log=SessionLog(status=SessionLog.START)))  # drops later rows
 
   def write_scalars(self, step, scalars):
     self._write(step, [self.summary.scalar(name, value) for name, value in scalars.items()])
@@ -153,7 +153,7 @@ class TensorBoard:
     self._write(step, [self.summary.image(name, image, dataformats="HWC") for name, image in images.items()])
 
   def has_images(self, step):
-    return True  # the PNGs tell
+    return True  # JsonLines knows, by its PNGs
 
   def close(self):
     self.events.close()
@@ -166,7 +166,7 @@ class TensorBoard:
 
 
 class Console:
-  """One line per row: where the run is, how it does, how fast, how long still."""
+  """One line per row: step, metrics, speed and time left."""
 
   def __init__(self, total_steps: int):
     self.total_steps = total_steps
@@ -185,7 +185,7 @@ class Console:
 
 
 def line(step: int, total_steps: int, scalars: Scalars) -> str:
-  """The console's line.
+  """One line for the console.
 
   Examples:
     >>> line(400, 20000, {"loss": 0.03125, "images_per_second": 8124.3, "data_wait": 0.012, "seconds_left": 3731.0})
@@ -203,7 +203,7 @@ def line(step: int, total_steps: int, scalars: Scalars) -> str:
 
 
 def open_all(directory: str, total_steps: int, after: int = 0) -> MetricWriter:
-  """The three of them in `directory`; nothing on processes other than the first."""
+  """All three writers in `directory`; processes other than the first write nothing."""
   if jax.process_index():
     return Many([])
   path = pathlib.Path(directory)
@@ -211,24 +211,26 @@ def open_all(directory: str, total_steps: int, after: int = 0) -> MetricWriter:
 
 
 class Meter:
-  """Averages metrics between rows, and watches the clock."""
+  """Averages metrics between rows and measures time."""
 
   def __init__(self, total_steps: int):
     self.total_steps = total_steps
-    self._ended: float | None = None  # when the last step did ...
-    self._waited = 0.0  # ... and seconds of waiting for data since
+    self._ended: float | None = None  # when the last step ended
+    self._waited = 0.0  # seconds of waiting for data since then
     self._forget()
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """A block that waits for data."""
+    """Measures the block as time spent waiting for data."""
     began = time.perf_counter()
     yield
     self._waited += time.perf_counter() - began
 
   def add(self, metrics: Mapping[str, np.ndarray], images: int) -> None:
-    """The metrics of a step of so many images that has just ended. It took the time since the one before, with whatever
-    else was done, and the first one none: it compiles."""
+    """Adds the metrics of a step of `images` images that has just ended.
+
+    Its duration is the time since the previous step. The first step, which compiles, does not count.
+    """
     ended = time.perf_counter()
     if self._ended is not None:
       self.times.append((images, self._waited, ended - self._ended))
@@ -238,7 +240,7 @@ class Meter:
       self.values.setdefault(name, []).append(np.asarray(value))
 
   def row(self, step: int) -> dict[str, float]:
-    """The means since the last row, over the steps where they are finite; counters (integers) as they stand."""
+    """The means since the last row, over the steps where they are finite; counters (integers) at their last value."""
     scalars = {}
     for name, values in self.values.items():
       finite = [value for value in values if np.isfinite(value)] or [np.array(np.nan)]

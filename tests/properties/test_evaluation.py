@@ -150,7 +150,7 @@ def test_bad_input_to_feature_networks_is_one_sentence(held_out, net, tmp_path):
   with pytest.raises(UserError, match="uint8 .* not on float32"):
     train_classifier(*[a.astype(np.float32) for a in (held_out.images, held_out.labels)] * 2)
   storage.write(tmp_path / "other.npz", {"a": np.zeros(3)}, {})
-  with pytest.raises(UserError, match="does not hold a feature network"):
+  with pytest.raises(UserError, match="does not contain a feature network"):
     classifier.restore(tmp_path / "other.npz")
   with pytest.raises(UserError, match="no file"):
     classifier.restore(tmp_path / "absent.npz")
@@ -308,18 +308,18 @@ def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_p
     return str(tmp_path / name)
 
   bad = images[:5].astype(np.float32)
-  refuses("float32 from 0 to 255; they have to be uint8", image_sets.open_set, npz(bad))
+  refuses("float32 from 0 to 255; they must be uint8", image_sets.open_set, npz(bad))
   bad[3, 0, 0] = np.nan
   refuses("Image 3 of .*bad.npz has pixels that are not finite", image_sets.open_set, npz(bad))
-  refuses("are int64; they have to be uint8", image_sets.open_set, npz(images.astype(np.int64)))
+  refuses("are int64; they must be uint8", image_sets.open_set, npz(images.astype(np.int64)))
   refuses(r"shape \(5, 8, 8\); \[N, height, width, channels", image_sets.open_set, npz(images[:5, ..., 0]))
   path = npz(images)
   content = open(path, "rb").read()
   open(path, "wb").write(content[:5000])
   refuses("is not a readable zip file", image_sets.open_set, path)
   np.savez(tmp_path / "stats.npz", mu=np.zeros(20), sigma=np.eye(20))
-  refuses("holds mu, sigma, but no arr_0", image_sets.open_set, str(tmp_path / "stats.npz"))
-  refuses("but no mu and sigma: it is no reference", references.read, npz(images))
+  refuses("holds mu, sigma, but images must be in arr_0", image_sets.open_set, str(tmp_path / "stats.npz"))
+  refuses("but no mu and sigma: it is not a reference", references.read, npz(images))
 
   refuses("There are 700 samples, but published FIDs use 50,000", evaluate, *halves, projection)
   refuses("There are 700 samples, but 800 were requested", evaluate, *halves, projection, count=800)

@@ -102,7 +102,7 @@ def ctrl_c():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_saves_the_step_it_comes_in_and_loses_none(mesh, made, whole, tmp_path, ctrl_c, number):
   before = signal.getsignal(number)
-  with pytest.raises(loop.Preempted, match="at step 23; it is saved") as stopped:
+  with pytest.raises(loop.Preempted, match="at step 23; the checkpoint is saved") as stopped:
     tiny_run.run(tmp_path, mesh, made=made, feed=before_batch(23, lambda: os.kill(os.getpid(), number)))
   assert stopped.value.step == 23 and stopped.value.exit_code == 42
   assert checkpoints.steps_in(tmp_path)[-1] == 23 and signal.getsignal(number) is before
@@ -225,7 +225,7 @@ def test_a_step_is_compiled_once(mesh, tmp_path):
 
 
 def test_a_run_needs_its_number_of_steps(mesh, made):
-  with pytest.raises(UserError, match="total_steps = 0: a run needs its number of steps"):
+  with pytest.raises(UserError, match="total_steps = 0 must be at least 1"):
     loop.fit(*made, tiny_run.batches, loop.Intervals(0), mesh=mesh)
 
 

@@ -134,10 +134,10 @@ def files(tmp_path_factory):
 TRAIN = ["--reference", "digits@train"]
 OF_40 = ["--num_samples", "40"]
 REFUSED = [  # "./" stands for the folder of files
-  (["./floats.npz", *TRAIN], "are float64 from 0 to 1; they have to be uint8"),
+  (["./floats.npz", *TRAIN], "are float64 from 0 to 1; they must be uint8"),
   (["./nan.npz", *TRAIN], "Image 3 of .*nan.npz has pixels that are not finite"),
   (["./none.npz", *TRAIN, *OF_40], r"none.npz holds no images: its array of them has shape \(0, 8, 8, 1\)"),
-  (["./unnamed.npz", *TRAIN, *OF_40], "unnamed.npz holds images, but no arr_0"),
+  (["./unnamed.npz", *TRAIN, *OF_40], "unnamed.npz holds images, but images must be in arr_0"),
   (["./few.npz", *TRAIN, "--num_samples", "10"], "10 samples are too few for fid: the covariance of 16 features"),
   (["./few.npz", *TRAIN, *OF_40], "There are 10 samples, but 40 were requested"),
   (["./good.npz", *TRAIN], "40 samples, but published FIDs use 50,000"),
@@ -153,7 +153,7 @@ REFUSED = [  # "./" stands for the folder of files
   (["./good.npz", "--reference", "./flipped.npz", *OF_40], "arr_0.npy in .*flipped.npz is not a readable array"),
   (["./good.npz", "--reference", "./absent.npz", *OF_40], "no file .*absent.npz"),
   (["./good.npz", "--reference", "./other_features.npz", *OF_40], "has 20 features, but .* gives 16"),
-  (["./good.npz", "--reference", "./nan_moments.npz", *OF_40], "moments that are not finite numbers"),
+  (["./good.npz", "--reference", "./nan_moments.npz", *OF_40], "moments that are not finite"),
   (["./good.npz", *TRAIN, *OF_40, "--out", "/proc/none/metrics.json"], "/proc/none/metrics.json cannot be written"),
   (["./good.npz", *TRAIN, "--num_samples", "0"], "--num_samples 0 is too few"),
   (["./good.npz", *TRAIN, *OF_40, "--features", "inception_tg"], "did you mean 'inception_tf'"),
@@ -178,14 +178,17 @@ def test_bad_input_is_one_sentence_and_exit_code_2(workdir, files, capsys, argum
 @pytest.mark.parametrize(
   "arguments, match",
   [
-    (["--distance", "64"], "64 images cannot give the covariance of 64 features"),
-    (["--distance", "64", "--likelihood", "4"], "64 images cannot give the covariance"),
+    (["--distance", "64"], "64 images are too few for the covariance of 64 features"),
+    (["--distance", "64", "--likelihood", "4"], "64 images are too few for the covariance"),
     (["--distance", "719"], "719 samples are compared with half of the 1437 training images"),
     (["--distance", "99", "--config.data.num_classes=None"], "digits has no labels"),
     (["--ode", "4", "--likelihood", "4"], "needs the schedule vp_sde"),
     (["--likelihood", "4", "--features", "mnist"], "--features is about a comparison"),
     (["--likelihood", "4", "--batch_size", "5"], "--batch_size is about a comparison"),
-    (["--reference", "digits@train", "--features", "digits", "--num_samples", "9"], "9 images cannot give the covariance"),
+    (
+      ["--reference", "digits@train", "--features", "digits", "--num_samples", "9"],
+      "9 images are too few for the covariance",
+    ),
     (
       ["--reference", "digits@train", "--features", "digits", "--num_samples", "99", "--out", "/proc/none/x.json"],
       "/proc/none/x.json cannot be written",

@@ -81,7 +81,7 @@ def test_sigterm_to_all_or_one_saves_the_same_step_and_loses_none(alone, tmp_pat
   rows = len(tiny_run.losses_of(tmp_path))
   saved = checkpoints.steps_in(tmp_path)[-1]
   # The signal comes with batch 12, the thirteenth, which is sent two batches ahead (loop._on_device): before step 11.
-  assert saved == rows >= 11 and f"at step {saved}; it is saved" in stopped.stdout
+  assert saved == rows >= 11 and f"at step {saved}; the checkpoint is saved" in stopped.stdout
   if not who:
     return  # the same for both from here on
   report(train(2, 1, tmp_path, "--steps", str(saved + 2)))
