@@ -1,7 +1,7 @@
-"""The network that a set of tensors belongs to, from their names and shapes.
+"""Recognizes the network that a set of tensors belongs to, by their names and shapes.
 
-Names give the walk (levels, blocks, attention), shapes the widths. What neither tells (the size of the images, the
-number of heads, the diffusion process) is for the caller to answer; `Architecture.unknown` says what.
+Names determine the walk (levels, blocks, attention), shapes the widths. The caller must supply the rest, which
+`Architecture.unknown` lists: the size of the images, the number of heads, the diffusion process.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ _NETWORKS |= dict.fromkeys(("openai", "consistency"), "unet_adm")
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """What tensors tell of a network.
+  """What is known of a network from its tensors.
 
   Attributes:
-    dialect: of `ddpm_jax.convert.names`.
-    network: fields for `models.make`, without those of `unknown`; attention is in `attending`.
-    attending: levels with attention, 0 being the full resolution; None for a network that has no such choice.
-    image_channels: of the images.
-    num_classes: of the labels that the network takes, or None.
-    image_size: None where shapes do not depend on it; an attention pool's do.
-    unknown: fields of a config that tensors cannot tell.
+    dialect: a dialect of `ddpm_jax.convert.names`.
+    network: fields for `models.make`, without those in `unknown`; attention is in `attending`.
+    attending: levels with attention, where 0 is the full resolution; None for a network without this choice.
+    image_channels: channels of the images.
+    num_classes: number of classes, or None for an unconditional network.
+    image_size: None unless shapes depend on it, as those of an attention pool do.
+    unknown: fields of a config that tensors do not determine.
   """
 
   dialect: str
@@ -60,17 +60,17 @@ class Architecture:
 
 
 def dialect_of(tensors: Tensors) -> str:
-  """Which codebase wrote these tensors. Raises UserError if none that is known."""
+  """The codebase that wrote these tensors. Raises UserError if it is unknown."""
   for dialect, signature in SIGNATURES.items():
     if signature in tensors:
       return _VARIANTS[dialect](tensors) if dialect in _VARIANTS else dialect
   known = ", ".join(SIGNATURES.values())
   some = ", ".join(list(tensors)[:4])
-  raise UserError(f"These tensors are of no known codebase: they begin with {some}, and there is none of {known}.")
+  raise UserError(f"These tensors are not from a known codebase: they begin with {some}, and none of {known} is there.")
 
 
 def _of_openai(tensors: Tensors) -> str:
-  """consistency_models stores attention as convolutions of two dimensions; guided-diffusion of one."""
+  """Tells consistency_models, with 2D convolutions in attention, from guided-diffusion, with 1D ones."""
   qkv = next((tensor for key, tensor in tensors.items() if key.endswith(".qkv.weight")), None)
   return "consistency" if qkv is not None and qkv.ndim == 4 else "openai"
 
@@ -85,10 +85,10 @@ def infer(tensors: Tensors, num_res_blocks: int | None = None, levels: int | Non
   """The network of these tensors.
 
   Args:
-    num_res_blocks, levels: what is stated of the network, for names that leave open where its levels end.
+    num_res_blocks, levels: given by the user, for names from which the ends of levels cannot be seen.
 
   Raises:
-    UserError: if they are of no known codebase, incomplete beyond recognition, or leave something open that is not stated.
+    UserError: if the codebase is unknown, too many tensors are missing, or something is ambiguous and not given.
   """
   dialect = dialect_of(tensors)
   try:
@@ -104,7 +104,7 @@ _OWN_NAMES = {"lucidrains": lucidrains.infer, "edm_adm": edm.infer, "edm_song": 
 
 @dataclasses.dataclass(frozen=True)
 class _Stated:
-  """What a user or a config states of a network."""
+  """What a user or a config says about a network."""
 
   blocks: int | None
   levels: int | None
@@ -116,7 +116,7 @@ def _infer(tensors, dialect, stated):
   channels = look.shape("time_embed/dense_0")[0]
   widths = [look.shape(f"down_{level}_block_0/conv1")[1] for level in range(walk.levels)]
   stem = look.shape("conv_in")[0]
-  low_res = dialect == "openai" and stem % 2 == 0  # images have 1 or 3 channels, twice as many with a small one beside
+  low_res = dialect == "openai" and stem % 2 == 0  # images have 1 or 3 channels, twice as many with a small image
   image_channels = stem // 2 if low_res else stem
   classifier = dialect == "openai" and not any(key.startswith("output_blocks.") for key in tensors)
   num_classes = look.shape("label_embed")[0] if look.has("label_embed") else None
@@ -241,10 +241,10 @@ def _count(present: Callable[[int], bool]) -> int:
 
 
 def _openai_walk(tensors, dialect, stated):
-  """`input_blocks` counts blocks and downsamplers in one sequence; where levels end must be found out.
+  """`input_blocks` numbers blocks and downsamplers in one sequence, so the ends of levels must be inferred.
 
-  A downsampler is a convolution `op`, nothing at all (pooling), or, with resblock_updown, a residual block like any
-  other. Those show by what they do not do: they change no width and have no attention.
+  A downsampler is a convolution `op`, nothing (pooling), or, with resblock_updown, a residual block like any other. Such a
+  block does not change the width and has no attention.
   """
   entries = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("input_blocks."))
   steps = []  # (may be a block, may be a downsampler, width changes, attends) of every entry after the stem
@@ -253,7 +253,7 @@ def _openai_walk(tensors, dialect, stated):
     changes = conv is not None and conv.shape[0] != conv.shape[1]
     attends = f"input_blocks.{k}.1.qkv.weight" in tensors
     steps.append((conv is not None, not changes and not attends, changes, attends))
-  if any(not block for block, *_ in steps):  # some are no residual blocks, so these are the downsamplers
+  if any(not block for block, *_ in steps):  # some are not residual blocks, so these are the downsamplers
     steps = [(block, not block, changes, attends) for block, _, changes, attends in steps]
 
   def fits(per_level):
@@ -281,8 +281,8 @@ def _openai_walk(tensors, dialect, stated):
       raise UserError(f"The {entries} input_blocks do not divide into levels of equally many residual blocks.")
     ways = " or ".join(str(per_level - 1) for per_level in found)
     raise UserError(
-      f"The {entries} input_blocks divide into levels in {len(found)} ways, with {ways} residual blocks each: answer with "
-      "--config.network.num_res_blocks, or say which model it is like (--like)."
+      f"The {entries} input_blocks divide into levels in {len(found)} ways, with {ways} residual blocks each: set "
+      "--config.network.num_res_blocks, or name a similar model with --like."
     )
   (per_level,) = found
   attending = tuple(start // per_level for start in range(0, entries, per_level) if steps[start][3])

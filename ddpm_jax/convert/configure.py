@@ -1,6 +1,6 @@
-"""The config of a converted network: what its tensors tell, filled up by metadata, a model that it is like, and answers.
+"""The config of a converted network, from its tensors, metadata, a similar model and the user's answers.
 
-Nothing that decides what the network computes is assumed. What is neither found nor answered is asked for.
+Nothing that affects the network's output is assumed. Whatever is neither found nor given by the user is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ddpm_jax.errors import UserError
 
 
 def structure(like: ConfigDict | None, overrides: Sequence[str]) -> dict[str, Any]:
-  """What is stated of the network's levels, for tensors that leave them open: num_res_blocks, and the number of levels."""
+  """num_res_blocks and the number of levels as given by the user, for tensors that do not determine them."""
   stated = configs.default() if like is None else like.copy_and_resolve_references()
   configs.override(
     stated, [each for each in overrides if each.startswith(("network.num_res_blocks=", "network.channel_mult="))]
@@ -32,7 +32,7 @@ def structure(like: ConfigDict | None, overrides: Sequence[str]) -> dict[str, An
 def configure(
   contents: Contents, found: Architecture, published: Published | None, like: str | None, overrides: Sequence[str]
 ) -> tuple[ConfigDict, list[str]]:
-  """(config, notes): what is known of the network, and what was assumed, in sentences.
+  """(config, notes): the config of the network, and what was assumed, in sentences.
 
   Raises:
     UserError: if something is unknown, with the answers that are needed, or if the tensors contradict the config.
@@ -61,16 +61,16 @@ def _check_scheduler(scheduler: Mapping[str, Any] | None, overrides: Sequence[st
     return diffusers_scheduler.notes(scheduler)
   if not any(each.startswith("schedule.") for each in overrides):
     raise UserError(
-      "There is no scheduler_config.json, so the noise levels are unknown. Convert the whole pipeline, or state them: "
+      "There is no scheduler_config.json, so the noise levels are unknown. Convert the whole pipeline, or set them: "
       "--config.schedule.name=linear --config.schedule.T=1000 --config.prediction.mean=eps."
     )
   if any(each.startswith("prediction.mean=") for each in overrides):
     return []
-  return ["The network is assumed to predict eps: answer with --config.prediction.mean=v or x0 if it does not."]
+  return ["The network is assumed to predict eps: set --config.prediction.mean=v or x0 if it does not."]
 
 
 def _answered(found: Architecture, overrides: list[str], beside: Mapping[str, Any]) -> ConfigDict:
-  """The default config with what was found and answered; refused while something is unknown."""
+  """The default config with what was found and given. Raises UserError if something is still unknown."""
   answered = [assignment.partition("=")[0] for assignment in overrides]
   told = lucidrains.process(beside) if found.dialect == "lucidrains" and "schedule.name" not in answered else None
   answered += list(told or ())
@@ -81,8 +81,8 @@ def _answered(found: Architecture, overrides: list[str], beside: Mapping[str, An
   unknown = [field for field in asked if not any(f"{a}.".startswith(f"{f}.") for a in answered for f in either(field))]
   if unknown:
     raise UserError(
-      f"The tensors are a {found.network['name']} in the words of {found.dialect}, but do not tell {', '.join(unknown)}. "
-      f"Say which published model it is like (--like, see --list), or answer: "
+      f"The tensors are a {found.network['name']} as stored by {found.dialect}, but do not determine {', '.join(unknown)}. "
+      f"Name a similar published model (--like, see --list), or set: "
       + " ".join(f"--config.{_EXAMPLES[field]}" for field in unknown)
     )
   config = configs.default()
@@ -103,7 +103,7 @@ def _answered(found: Architecture, overrides: list[str], beside: Mapping[str, An
   config.network = found.at(config.data.image_size)
   configs.override(config, [assignment for assignment in overrides if assignment not in data + schedule])
   if found.network.get("low_res") and config.data.low_res_size is None:
-    raise UserError("The network enlarges small images of a size that tensors do not tell: set --config.data.low_res_size.")
+    raise UserError("The size of the small images that the network enlarges is unknown: set --config.data.low_res_size.")
   _fill_in(config, found)
   return config
 
@@ -121,7 +121,7 @@ _EXAMPLES = {
 
 
 def _fill_in(config: ConfigDict, found: Architecture) -> None:
-  """What a training run would have written down about its data."""
+  """Sets the fields about data that a training run would have stored."""
   with config.unlocked(), config.ignore_type():
     config.data.channels = found.image_channels
     if found.num_classes is not None:
@@ -137,11 +137,11 @@ def _fill_in(config: ConfigDict, found: Architecture) -> None:
   if config.data.image_size is None:
     raise UserError("The size of the images is unknown: set --config.data.image_size.")
   if config.train.class_conditional and config.data.num_classes is None:
-    raise UserError("The network takes labels, but nothing tells how many classes there are: set --config.data.num_classes.")
+    raise UserError("The network takes labels, but the number of classes is unknown: set --config.data.num_classes.")
 
 
 def _check(found: Architecture, config: ConfigDict) -> None:
-  """Refuses a config that the tensors contradict, naming the first field."""
+  """Raises UserError if the tensors contradict the config, naming the first field."""
   stated = config.network.to_dict()
   here = [(found.network, stated)]
   if "backbone" in found.network and "backbone" in stated:
@@ -150,10 +150,12 @@ def _check(found: Architecture, config: ConfigDict) -> None:
     for field, value in told.items():
       known = field != "backbone" and field in said and (field != "name" or found.dialect != "diffusers")
       if known and _plain(said[field]) != _plain(value):
-        raise UserError(f"The tensors have {field}={value}, the config has {field}={said[field]}: this is another model.")
+        raise UserError(
+          f"The tensors have {field}={value}, but the config has {field}={said[field]}: this is another model."
+        )
   takes_labels = found.num_classes is not None or stated.get("label_sinusoids")
   if config.train.class_conditional and not takes_labels:
-    raise UserError("The config is of a class-conditional network, the tensors have no labels: this is another model.")
+    raise UserError("The config is class-conditional, but the tensors have no labels: this is another model.")
 
 
 def _plain(value: Any) -> Any:

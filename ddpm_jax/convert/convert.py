@@ -1,8 +1,8 @@
-"""From a published file to a self-describing checkpoint, and back.
+"""Converts a published file to a self-describing checkpoint.
 
-What the tensors tell (architecture.py) is taken from them; the rest (size of images, heads, noise levels) comes from
-the config of a published model, from diffusers' own config files, or from the user, and is refused while it is unknown.
-Nothing is written before everything fits.
+The network is recognized by its tensors (architecture.py). What they do not determine (size of images, heads, noise levels)
+comes from the config of a published model, from diffusers' config files, or from the user. Anything still unknown is an
+error. Nothing is written before everything fits.
 """
 
 import dataclasses
@@ -32,16 +32,16 @@ _BUFFERS = re.compile(r"(^|\.)(sigmas|logvar|u|resample_filter)$")  # constants 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-  """What became of a file."""
+  """A converted file."""
 
   config: ConfigDict
   params: Mapping[str, Any]
-  which: str  # "ema", "models_states/eps_model": what was taken out of the file
+  which: str  # the set of weights that was taken, such as "ema" or "models_states/eps_model"
   rate: str | None  # of the averaged weights; None for raw ones
   step: int
   dialect: str
   attention_order: str
-  buffers: tuple[str, ...]  # tensors of the file that are no parameters
+  buffers: tuple[str, ...]  # tensors of the file that are not parameters
   notes: tuple[str, ...]  # what was assumed, in sentences
 
 
@@ -57,15 +57,15 @@ def convert(
   """Parameters and config of the model in `source`.
 
   Args:
-    like: a published model (`registry.PUBLISHED`) or a config ("cifar10_iddpm", "my.py") that it is like. None: what
-      its file name says, if that is a published one.
-    overrides: "schedule.T=4000": changes to the config, and answers to what the file does not say.
-    weights: which set, if the file has several.
-    family: the dialect that it should be of; only checked.
+    like: a similar published model (`registry.PUBLISHED`) or config ("cifar10_iddpm", "my.py"). None: the model that
+      the file name says, if it is a published one.
+    overrides: changes to the config, such as "schedule.T=4000", and what the file does not say.
+    weights: which set of weights, if the file has several.
+    family: the expected dialect, which is only checked.
     attention_order: "legacy" or "new" (OpenAI's UNets); None: as published, else "legacy".
 
   Raises:
-    UserError: if the file cannot be read, is not what it should be, or does not say enough.
+    UserError: if the file cannot be read, is not as expected, or does not say enough.
   """
   contents = weight_files.read(source, weights)
   published = registry.find(like) if like else registry.of_file(source)
@@ -109,7 +109,7 @@ def convert(
 
 
 def save(conversion: Conversion, out: str | pathlib.Path, source: str | pathlib.Path):
-  """Writes a checkpoint that sampling reads like any other, with a record of where it came from.
+  """Writes a checkpoint that sampling reads like any other, with a record of its source.
 
   Raises:
     UserError: if `out` already holds checkpoints, or a weight is not finite.
@@ -117,7 +117,7 @@ def save(conversion: Conversion, out: str | pathlib.Path, source: str | pathlib.
   out = pathlib.Path(out)
   for name, leaf in zip(names_of(conversion.params), jax.tree.leaves(conversion.params), strict=True):
     if not np.isfinite(leaf).all():
-      raise UserError(f"The weights {name} have values that are not finite: {source} is damaged or of a run that diverged.")
+      raise UserError(f"The weights {name} have values that are not finite: {source} is damaged, or its run diverged.")
   if checkpoints.steps_in(out / "checkpoints"):
     raise UserError(f"{out} already holds checkpoints; choose another --out, or remove it.")
   state = {"ema": {conversion.rate: conversion.params}} if conversion.rate else {"params": conversion.params}
@@ -144,7 +144,7 @@ def parameter_shapes(module: Any, config: ConfigDict) -> Mapping[str, Any]:
 
 
 def _step(source):
-  """The last long number in the file's name, which is the step in every codebase."""
+  """The last long number in the file's name, which every codebase uses for the step."""
   numbers = re.findall(r"(?<![.\d])\d{4,}", weight_files.prefix(source).name)
   return int(numbers[-1]) if numbers else 0
 

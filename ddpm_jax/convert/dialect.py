@@ -1,4 +1,4 @@
-"""What a dialect is: how one codebase names and stores the layers of a network."""
+"""A dialect: how one codebase names and stores the layers of a network."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from ddpm_jax.errors import UserError
 
 
 class Layer:
-  """The name of a layer elsewhere, or the three of a split q, k, v; and how a matrix is stored there.
+  """The name of a layer in another codebase, or three names for split q, k, v, and how its matrix is stored.
 
   rank: of the tensor of a matrix: 2 for Linear, 3 for a 1x1 Conv1d, 4 for a 1x1 Conv2d, 0 for [in, out].
   """
@@ -21,13 +21,13 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-  """How one codebase names and stores what we have.
+  """How one codebase names and stores our layers.
 
   Attributes:
     around: plan -> the layers outside the walk, by our "module/layer".
     layers: the layers of residual blocks, attentions and resamplers, by our name.
-    place: (plan, module) -> where a module of the walk is.
-    spell: turns the dotted name of a layer into the dialect's.
+    place: (plan, module) -> the name of a module of the walk.
+    spell: turns the dotted name of a layer into the dialect's name.
     tensorflow: convolutions are HWIO, matrices [in, out], and norms have gamma and beta.
     qkv: the order of a joint tensor's columns: "q k v", with all heads of each one after the other as here; "legacy", q k v
       of head 0, q k v of head 1, …; or "channels", where the three of a channel stand side by side.
@@ -41,7 +41,7 @@ class Dialect:
   qkv: str = "q k v"
 
   def plan(self, flat: Iterable[str], image_size: int) -> Any:
-    """What the names of our parameters say about the network."""
+    """The plan of the network, from the names of our parameters."""
     return Plan.of(flat, image_size)
 
   def find(self, plan: Plan, path: str) -> Layer:

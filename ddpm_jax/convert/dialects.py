@@ -1,6 +1,6 @@
 """How each codebase names the layers of the walk, and how it stores them.
 
-A dialect is a short rule from the place of a layer in the walk (walk.py) to the name that it has elsewhere.
+A dialect is a short rule from the position of a layer in the walk (walk.py) to its name in another codebase.
 """
 
 import dataclasses
@@ -183,7 +183,7 @@ _DIFFUSERS = Dialect(
 
 
 def _edm_place(plan, module):
-  """Names hold the resolution; an attention is part of its block."""
+  """Names contain the resolution, and attention is part of its block."""
   side, level, what, i = place_of(module)
   size = lambda level: f"{plan.image_size >> level}x{plan.image_size >> level}"
   if side == "mid":

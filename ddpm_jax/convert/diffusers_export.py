@@ -1,4 +1,4 @@
-"""A folder that diffusers loads: the JSON files of a pipeline around the weights of a UNet."""
+"""Writes the JSON files of a diffusers pipeline around the weights of a UNet."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -186,5 +186,5 @@ def _conventions(module: Any, name: str) -> Mapping[str, Any]:
 
 def _refuse(field: str, value: Any, only: str) -> None:
   raise UserError(
-    f"diffusers' UNet2DModel and schedulers have no {field} = {value!r}, only {only}. Export it to a file instead."
+    f"diffusers does not support {field} = {value!r}, only {only}: export to a file instead, such as model.safetensors."
   )

@@ -1,4 +1,4 @@
-"""Which files of a diffusers folder hold the model: component, average, variant, shards, and the scheduler beside them.
+"""Finds the files of a model in a diffusers folder: component, average, variant, shards and scheduler.
 
 PIPELINE/unet, PIPELINE/scheduler          a pipeline
 checkpoint-N/unet, checkpoint-N/unet_ema   what diffusers' training scripts save; the average is taken
@@ -48,7 +48,7 @@ def locate(folder: pathlib.Path, weights: str | None = None) -> Located:
       if there is one, and the file without a variant.
 
   Raises:
-    UserError: if there is no UNet2DModel, or none that is called so.
+    UserError: if there is no UNet2DModel, or none of that name.
   """
   components = [name for name in ("unet_ema", "unet") if (folder / name).is_dir()] or [""]
   wanted, _, variant = (weights or "").partition("/")

@@ -1,4 +1,4 @@
-"""A few numbers by which a network with its weights can be recognised, whatever the machine."""
+"""A few numbers that identify a network and its weights on any machine."""
 
 import functools
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from ddpm_jax.sizes import pair
 def fingerprint(module: nn.Module, params: Mapping[str, Any], config: ConfigDict) -> np.ndarray:
   """Mean, deviation and six samples of one output, float64 [8]; equal to about 1e-5 between machines.
 
-  The input is a fixed wave at time 500. UNets are asked at the smallest size that they can halve, so that the largest
-  take seconds.
+  The input is a fixed wave at time 500. UNets are evaluated at the smallest size that they can halve, so that even the
+  largest take seconds.
   """
   height, width = pair(config.data.image_size)
   module = module.clone(**_in_float32(module))

@@ -1,7 +1,7 @@
 """Translation between our parameters and other codebases' tensors, by structure.
 
 Every network of the family is the same walk over blocks (`ddpm_jax.models.unet`), so a dialect (dialects.py) is a short rule
-from the place of a layer in that walk to the name that it has elsewhere.
+from the position of a layer in this walk to its name in another codebase.
 
     table = names.entries(network, shapes, "openai")       # shapes: jax.eval_shape of network.init
     params, report = names.load(table, state_dict)         # their tensors -> our nested dict, and what did not fit
@@ -36,7 +36,7 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One of our parameters and the tensor (or the tensors, for a joint q, k, v) that it is elsewhere."""
+  """One of our parameters, and the tensor (or tensors, for a joint q, k, v) that stores it in another codebase."""
 
   ours: str  # "down_0_block_0/conv1/kernel"
   shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What did not fit, by name: parameters of ours without a tensor, tensors without a use, tensors of a wrong shape."""
+  """What does not match, by name: our parameters without a tensor, unused tensors, and tensors of the wrong shape."""
 
   missing: tuple[str, ...]
   unused: tuple[str, ...]
@@ -90,7 +90,7 @@ def entries(
 
 
 def load(table: Iterable[Entry], tensors: MutableMapping[str, Array], *, consume: bool = False) -> tuple[dict, Report]:
-  """Their tensors as our nested dict of float32 parameters, and a report; what is missing or misshapen is left out.
+  """Their tensors as our nested dict of float32 parameters, and a report. Missing or misshapen tensors are omitted.
 
   consume: remove each tensor from `tensors` once it is used, so that a large model is held only once.
   """

@@ -1,6 +1,6 @@
-"""The published checkpoints of the six codebases: which file, what it is, where it comes from, what it should give.
+"""The published checkpoints of the six codebases: files, contents, sources and expected results.
 
-Everything that a model needs to be sampled stands in its config (configs/); here is the file.
+A model's config is in configs/; this module describes its file.
 """
 
 import dataclasses
@@ -27,18 +27,18 @@ class Published:
   """One published file.
 
   Attributes:
-    name: ours, for --like and --weights.
+    name: our name, for --like and --weights.
     file: as published, with the folder where the file's own name is not unique; None where no name is published.
     data: what it was trained on.
     config_name: in configs/, "name:variant".
     expected: published results, FID unless said otherwise.
-    url: of the file, or of the page that gives it to a person.
-    md5: of the file, where published.
+    url: URL of the file, or of a page where it can be downloaded by hand.
+    md5: MD5 of the file, where published.
     step: training steps.
     averaged: whether the weights are averages (of rate 0.9999 unless the config says otherwise).
     attention_order: of its qkv tensors.
-    backbone: for a second head (config npr or sn): the config of the network that it stands on.
-    fingerprint: of a forward pass (fingerprint.py), where somebody has measured it.
+    backbone: for a second head (config npr or sn), the config of its backbone.
+    fingerprint: fingerprint of a forward pass (fingerprint.py), where measured.
   """
 
   name: str
@@ -64,7 +64,7 @@ class Published:
     return fetch.File(name, self.url, self.md5 and f"md5:{self.md5}", by_hand=page)
 
   def config(self) -> ConfigDict:
-    """Its config, wholly filled in."""
+    """Its complete config."""
     config = configs.load(self.config_name)
     if self.backbone is None:
       return config
@@ -292,7 +292,7 @@ def find(name: str) -> Published | None:
     configs.load(name)
   except UserError:
     near = ", ".join(difflib.get_close_matches(name, PUBLISHED, n=3)) or "see ddpm-jax convert --list"
-    raise UserError(f"{name!r} is no published model and no config; nearest: {near}.") from None
+    raise UserError(f"{name!r} is not a published model or a config; nearest: {near}.") from None
   return None
 
 

@@ -1,4 +1,4 @@
-"""Tensors out of the files that other codebases write, and back into them.
+"""Reads tensors from the files that other codebases write, and writes such files.
 
 | file                         | written by                                                                  |
 |------------------------------|-----------------------------------------------------------------------------|
@@ -8,8 +8,8 @@
 | a folder                     | diffusers (diffusers_folder.py)                                             |
 | PREFIX.index, PREFIX.data-…  | TensorFlow (files/tf_bundle.py)                                             |
 
-None of them needs the library that wrote it. Tensors stay mapped from disk as far as the format allows, so that a
-large model is in memory only once: converted.
+No format needs the library that wrote it. Tensors are mapped from disk where the format allows it, so that a large model is
+in memory only once, converted.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ PathLike = str | pathlib.Path
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """One set of weights out of a file, and what the file says about it.
+  """One set of weights from a file, and what the file says about it.
 
   Attributes:
     tensors: by their names there, without the prefixes of wrappers such as "module.".
@@ -59,16 +59,16 @@ class Contents:
 
 
 def write(path: PathLike, tensors: Mapping[str, np.ndarray]):
-  """Writes .safetensors or, for .pt, .pth and .ckpt, a PyTorch state dict; float32, whole or not at all.
+  """Writes .safetensors or, for .pt, .pth and .ckpt, a PyTorch state dict, in float32 and atomically.
 
   Raises:
-    UserError: for another ending, or where nothing can be written.
+    UserError: for another ending, or if the file cannot be written.
   """
   writers = {".safetensors": write_safetensors, **dict.fromkeys((".pt", ".pth", ".ckpt"), torch_files.save)}
   if writer := writers.get(pathlib.Path(path).suffix):
     with writing(path) as temporary:
       return writer(temporary, tensors)
-  raise UserError(f"{path} should end in .safetensors, .pt, .pth or .ckpt, which say how it is written.")
+  raise UserError(f"{path} must end in .safetensors, .pt, .pth or .ckpt, which selects the format.")
 
 
 def read(path: PathLike, weights: str | None = None) -> Contents:
@@ -94,7 +94,7 @@ def read(path: PathLike, weights: str | None = None) -> Contents:
 
 
 def _load(path: pathlib.Path) -> Any:
-  """What a file holds, by its kind."""
+  """The contents of a file, read by its kind."""
   if path.name.endswith(".json"):
     return read_shards(path)
   _check_container(path)
@@ -104,7 +104,7 @@ def _load(path: pathlib.Path) -> Any:
 
 
 def _of_folder(folder: pathlib.Path, weights: str | None) -> Contents:
-  """The model in a folder of diffusers, under the names that its layers have today."""
+  """The model in a diffusers folder, with today's names of its layers."""
   located = diffusers_folder.locate(folder, weights)
   (model,) = weight_sets.of_object(_load(located.file), located.file)
   return Contents(
@@ -119,7 +119,7 @@ def _of_folder(folder: pathlib.Path, weights: str | None) -> Contents:
 
 
 def _renamed(key: str) -> str:
-  """The name of a layer that was called "attentions.0.query" in 2022."""
+  """Today's name of a layer, such as one called "attentions.0.query" in 2022."""
   for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
     key = key.replace(f".{old}.", f".{new}.")
   return key
@@ -163,12 +163,12 @@ def read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
   for name in dict.fromkeys(listed.values()):
     shard = index.parent / name
     if shard.parent != index.parent or not shard.is_file():
-      raise UserError(f"{index.name} names the file {name}, which is not beside it: fetch all the shards of this model.")
+      raise UserError(f"{index.name} names the file {name}, which is missing: download all shards of this model.")
     shards[name] = read_safetensors(shard) if shard.suffix == ".safetensors" else torch_files.load(shard)
   try:
     return {key: shards[name][key] for key, name in listed.items()}
   except (KeyError, TypeError) as error:
-    raise UserError(f"{index.name} promises the tensor {error.args[0]}, which its file does not have.") from None
+    raise UserError(f"{index.name} lists the tensor {error.args[0]}, but its file does not have it.") from None
 
 
 _COMPRESSED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz")}

@@ -1,8 +1,8 @@
 """The sets of weights inside one file, and which of them to take.
 
-Training programs store a model under many names: behind the prefixes of wrappers (`module.`, `_orig_mod.`, `unet.`), beside
-optimizers and settings, and beside one or more averages of it. A set is found by the tensors that every network of a known
-codebase has (`signatures.py`), so the names of wrappers do not matter. What lies beside it is left out.
+Training programs store a model in many ways: behind the prefixes of wrappers (`module.`, `_orig_mod.`, `unet.`), together
+with optimizers and settings, and with one or more averages. A set is found by the tensors that every network of a known
+codebase has (`signatures.py`), whatever the names of wrappers. Everything else is ignored.
 """
 
 import dataclasses
@@ -43,25 +43,25 @@ class WeightSet:
 
 
 def of_object(obj: Any, path: Any) -> list[WeightSet]:
-  """Every model inside what a file holds, with averages that are stored as lists.
+  """Every model in the contents of a file, including averages that are stored as lists.
 
   Raises:
     UserError: if there is none.
   """
   if is_optimizer(obj):
-    raise UserError(f"{path} is the state of an optimizer, not a model; give the model's file (ema_….pt, model….pt).")
+    raise UserError(f"{path} is the state of an optimizer, not a model: use the model's file (ema_….pt, model….pt).")
   found = [item for where, tensors in _mappings(obj) for item in _of_mapping("/".join(where), tensors)]
   found = [item for item in found if any(key in item.tensors for key in SIGNATURES.values())] or found
   if isinstance(obj, list | tuple) and [item.name for item in found] == ["0", "4"]:
     # the DDIM code's [model, optimizer, epoch, step, EMA]
     found = [dataclasses.replace(item, name=name) for item, name in zip(found, ("model", "ema"), strict=True)]
   if not found:
-    raise UserError(f"{path} holds no tensors by name; it is not a model.")
+    raise UserError(f"{path} does not contain named tensors: it is not a model.")
   return [*found, *_shadows(obj, found)]
 
 
 def choose(sets: Sequence[WeightSet], weights: str | None, path: Any) -> WeightSet:
-  """The set called `weights`; without a name the only average, or the only set.
+  """The set called `weights`; without a name, the only average or the only set.
 
   Raises:
     UserError: if there is no such set, or several to choose from.

@@ -1,8 +1,8 @@
 """Features of a small classifier that is trained on the data set itself.
 
 Inception was trained on photographs and is not informative about 8x8 or 28x28 digits. A classifier of the data set's
-labels, trained in seconds to minutes, has features in which a Fréchet distance is meaningful and cheap. Such distances are comparable
-only for the same classifier, so its recipe, test accuracy and hash are part of every result.
+labels, trained in seconds to minutes, has features in which a Fréchet distance is meaningful and cheap. Such distances are
+comparable only for the same classifier, so its recipe, test accuracy and hash are part of every result.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """CLIP's tokenizer: byte-pair encoding (Sennrich 2016) of text as 77 tokens, with OpenAI's published vocabulary.
 
 A word's bytes are written as printable letters, and its last one is marked "</w>". Then the adjacent pair that comes first
-in the list of merges is joined, repeatedly. Text is lower-cased and its HTML entities are resolved. OpenAI also repairs wrongly
-decoded text with ftfy, which leaves correct text unchanged; this is not done here.
+in the list of merges is joined, repeatedly. Text is lower-cased and its HTML entities are resolved. OpenAI also repairs
+wrongly decoded text with ftfy, which leaves correct text unchanged; this is not done here.
 """
 
 import functools

@@ -344,10 +344,10 @@ def test_a_snapshot_of_edm_is_its_average(stored, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "group, answers, message",
   [
-    ("ddpmpp", [], "do not tell prediction.mean"),
+    ("ddpmpp", [], "do not determine prediction.mean"),
     ("ddpmpp", ["prediction.mean=x0"], "prediction.mean='x0' is not what such a network predicts"),
-    ("unet_classcond", [], "do not tell network.num_heads, data.image_size, prediction.mean"),
-    ("unet_m12", [], "do not tell data.image_size"),
+    ("unet_classcond", [], "do not determine network.num_heads, data.image_size, prediction.mean"),
+    ("unet_m12", [], "do not determine data.image_size"),
   ],
 )
 def test_what_files_do_not_say_is_asked(stored, tmp_path, group, answers, message):

@@ -439,9 +439,13 @@ DAMAGE = {
   ),
   "absent": (lambda path: path.unlink(), [], "does not exist"),
   "another family": (lambda path: None, ["--family", "openai"], "is not of the family openai: .* named as in pesser"),
-  "unanswered": (lambda path: None, [], "do not tell data.image_size, schedule"),
+  "unanswered": (lambda path: None, [], "do not determine data.image_size, schedule"),
   "another model": (lambda path: None, ["--like", "cifar10-ddpm"], "tensors have channels=32, the config has channels=128"),
-  "unknown model": (lambda path: None, ["--like", "cifar10-dpm"], "no published model and no config; nearest: cifar10-ddpm"),
+  "unknown model": (
+    lambda path: None,
+    ["--like", "cifar10-dpm"],
+    "is not a published model or a config; nearest: cifar10-ddpm",
+  ),
   "wrong weights": (lambda path: None, ["--weights", "ema"], "has no weights 'ema'"),
   "of another job": (lambda path: None, ["--ema", "raw"], "--ema means nothing to a conversion"),
   "to export too": (lambda path: None, ["--export", "x.pt"], "--out means nothing to --export"),
@@ -473,7 +477,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, tensors, cap
     (lambda t: t.update({"another.weight": np.zeros(3, np.float32)}), "1 unused: another.weight"),
     (lambda t: [t.pop(key) for key in list(t) if key.startswith("mid")], "30 missing: mid.*and 22 more"),
     (lambda t: [t.pop(key) for key in list(t) if key != "temb.dense.0.weight"], "tensors are incomplete"),
-    (lambda t: t.pop("temb.dense.0.weight"), "of no known codebase"),
+    (lambda t: t.pop("temb.dense.0.weight"), "not from a known codebase"),
   ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, tensors, change, message):
@@ -499,7 +503,7 @@ def test_a_checkpoint_is_not_written_over(tmp_path, tensors):
 def test_time_scale_is_asked_where_codebases_differ(golden, tmp_path):
   torch_files.save(tmp_path / "model.pt", golden("unet_improved").state_dict("unet_plain"))
   answers = ["data.image_size=16", "network.num_heads=1", "schedule.T=4000", "schedule.name=cosine"]
-  with pytest.raises(UserError, match="do not tell prediction.time_scale"):
+  with pytest.raises(UserError, match="do not determine prediction.time_scale"):
     convert.convert(tmp_path / "model.pt", overrides=answers)
   made = convert.convert(tmp_path / "model.pt", overrides=[*answers, "prediction.time_scale=0.25"])
   assert made.config.prediction.time_scale == 0.25
@@ -538,7 +542,7 @@ def test_weights_by_name_say_which_file_to_fetch_and_where_to_put_it(monkeypatch
     fetch.workdir("celeba64-ddim")
   with pytest.raises(UserError, match="by hand: download https://www.dropbox.com/.* put it at .*model.ckpt-790000.index"):
     fetch.workdir("cifar10-ddpm-tf")
-  with pytest.raises(UserError, match="no published model and no config; nearest: cifar10-ddpm"):
+  with pytest.raises(UserError, match="is not a published model or a config; nearest: cifar10-ddpm"):
     fetch.workdir("cifar10-dpm")
 
   # a small model in the place of a published one, "downloaded" from a file

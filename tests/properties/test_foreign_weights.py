@@ -222,7 +222,7 @@ def test_a_lone_network_needs_a_schedule(tmp_path, of_diffusers):
   made = convert.convert(tmp_path / "alone", overrides=["schedule.name=cosine", "schedule.T=100"])
   assert build.schedule(made.config).T == 100 and any("predict eps" in note for note in made.notes)
   shutil.copy(pipeline / "unet/diffusion_pytorch_model.safetensors", tmp_path / "file.safetensors")
-  with pytest.raises(UserError, match="do not tell data.image_size, schedule, network.name"):
+  with pytest.raises(UserError, match="do not determine data.image_size, schedule, network.name"):
     convert.convert(tmp_path / "file.safetensors")
 
 
@@ -257,8 +257,8 @@ def test_shards_are_those_of_the_index(tmp_path, of_diffusers):
   for key, tensor in of_diffusers.items():
     np.testing.assert_array_equal(found[key], tensor)
   for wrong, message in [
-    ({"weight_map": where | {keys[0]: "../outside.safetensors"}}, "which is not beside it"),
-    ({"weight_map": {"invented": where[keys[0]]}}, "promises the tensor invented"),
+    ({"weight_map": where | {keys[0]: "../outside.safetensors"}}, "which is missing"),
+    ({"weight_map": {"invented": where[keys[0]]}}, "lists the tensor invented"),
     ({}, "has no weight_map"),
   ]:
     index.write_text(json.dumps(wrong))
