@@ -1,15 +1,15 @@
-"""Published weights as checkpoints that sample, evaluate and train read, and back.
+"""Converts published weights to checkpoints that sample, evaluate and train read, and back.
 
   ddpm-jax convert --list                                                      the published models known here
   ddpm-jax convert cifar10_uncond_50M_500K.pt --out runs/cifar10               known by its file name
-  ddpm-jax convert my.pt --out runs/my --like imagenet64_iddpm                 as a config (or published model) says
+  ddpm-jax convert my.pt --out runs/my --like imagenet64_iddpm                 like a config (or published model)
   ddpm-jax convert my.pt --out runs/my --config.data.image_size=64 --config.network.num_heads=4 \\
-                   --config.schedule.name=cosine --config.schedule.T=4000      or answer what tensors cannot tell
+                   --config.schedule.name=cosine --config.schedule.T=4000      or with what tensors do not determine
   ddpm-jax convert ./ddpm-cifar10-32 --out runs/hf                             a folder of diffusers
   ddpm-jax convert --export my.safetensors --workdir runs/my                   back, bit by bit
 
 Reads PyTorch's .pt, .pth, .ckpt, .safetensors, diffusers' folders and TensorFlow's checkpoints, without those libraries.
-Averaged weights are taken where there are some. Nothing is written before everything fits.
+Averaged weights are preferred. Nothing is written before everything fits.
 """
 
 import argparse
@@ -26,16 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("source", nargs="?", help="the file, folder or TensorFlow prefix to convert")
   parser.add_argument("--out", help="directory of the new checkpoint")
   parser.add_argument("--list", action="store_true", help="the published models: name, file, config, results")
-  parser.add_argument("--like", help="a published model or a config that the file is like")
+  parser.add_argument("--like", help="a published model or a config similar to the file")
   parser.add_argument("--weights", help="which set of weights, if the file has several")
-  parser.add_argument("--family", choices=FAMILIES, help="whose names the tensors have; found out, or checked if given")
-  parser.add_argument("--attention_order", choices=("legacy", "new"), help="of OpenAI's q, k, v (default: as published)")
+  parser.add_argument(
+    "--family", choices=FAMILIES, help="the codebase of the tensors' names (default: detected; checked if given)"
+  )
+  parser.add_argument(
+    "--attention_order", choices=("legacy", "new"), help="order of OpenAI's q, k, v (default: as published)"
+  )
   parser.add_argument(
     "--export",
     metavar="FILE",
     help="write the checkpoint of --workdir as a .safetensors, .pt, .pth or .ckpt file, or a folder for diffusers",
   )
-  parser.add_argument("--workdir", help="what to export")
+  parser.add_argument("--workdir", help="the run to export")
   parser.add_argument("--ema", help="which average to export: a rate, or raw (default: the slowest)")
 
 
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
   for name in sorted(set().union(*USES.values()) - USES[job]):
     if getattr(args, name):
       flag = "config." + args.overrides[0] if name == "overrides" else name
-      raise UserError(f"{'source' if name == 'source' else '--' + flag} means nothing to {job}: leave it out.")
+      raise UserError(f"{'source' if name == 'source' else '--' + flag} has no effect on {job}: leave it out.")
   if args.list:
     print(listing(registry.PUBLISHED.values()))
     return 0
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     convert.save(made, args.out, args.source)
   averaged = f"averages of rate {made.rate}" if made.rate else "raw weights"
   print(f"{made.which}: {averaged}, {parameter_count(made.params):,} parameters, step {made.step}, names of {made.dialect}")
-  for note in (*made.notes, *(f"Left out {name}, which is no parameter." for name in made.buffers)):
+  for note in (*made.notes, *(f"Left out {name}, which is not a parameter." for name in made.buffers)):
     print(note)
   print(f"Wrote {args.out}; try: ddpm-jax sample --workdir {args.out} --seeds 0-15")
   return 0

@@ -35,10 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   how.add_argument("--background", default="white", help="color behind transparent pixels (default %(default)s)")
   how.add_argument("--value_range", type=_range, metavar="LOW,HIGH", help="black and white of .npy arrays and 16-bit images")
-  how.add_argument("--threads", type=int, metavar="N", help="for decoding (default: by the size of images and the cores)")
+  how.add_argument(
+    "--threads", type=int, metavar="N", help="decoding threads (default: by the image size and the number of cores)"
+  )
   actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
   actions.add_parser("list", parents=[where], help="data sets in --data_dir", allow_abbrev=False)
-  show = actions.add_parser("show", parents=[how], help="what it holds, and a picture", allow_abbrev=False)
+  show = actions.add_parser("show", parents=[how], help="describe a data set and draw a picture", allow_abbrev=False)
   show.add_argument("name", help="name of a data set, or path to a folder or .zip (./photos)")
   show.add_argument("--split", default="train", help="train, test, train[:10%%], ... (default %(default)s)")
   show.add_argument("--out", help="write 64 images to this .png: the first, or random ones of a folder")
@@ -73,7 +75,7 @@ def _show(args: argparse.Namespace) -> None:
   from ddpm_jax.sizes import text
 
   if args.out and not args.out.endswith(".png"):
-    raise UserError(f"--out {args.out} should end in .png, which is what is written.")
+    raise UserError(f"--out {args.out} must end in .png.")
   source = data.load(args.name, args.split, **_load_options(args))
   info = source.info
   print(f"{info.name} {info.split}: {len(source):,} images of {text(info.image_size)}x{info.channels}")

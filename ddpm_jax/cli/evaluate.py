@@ -1,7 +1,7 @@
-"""Measures a network (--workdir), or any images (--samples).
+"""Evaluates a network (--workdir) or any images (--samples).
 
   ddpm-jax evaluate --workdir runs/digits                           bits/dim of 128 test images; figure 5 of DDPM
-  ddpm-jax evaluate --workdir runs/mnist --covariance all           with every covariance that the network can tell
+  ddpm-jax evaluate --workdir runs/mnist --covariance all           with every covariance that the network provides
   ddpm-jax evaluate --workdir runs/mnist --figures                  samples, figures 6 and 8 of DDPM, nearest neighbours
   ddpm-jax evaluate --workdir runs/mnist --distance 1000            of samples, in features of the data's own classifier
 
@@ -11,9 +11,9 @@
   ddpm-jax evaluate --samples cifar10@train --make_reference cifar10_train.npz          moments, in OpenAI's layout
   ddpm-jax evaluate --samples samples.npz --captions captions.txt                       CLIP score, a line per image
 
-A SET is an .npz file (arr_0, uint8 NHWC), a folder, a zip, or a data set as NAME@SPLIT. Samples of a network are drawn on
-the way, by seeds 0, 1, ..., its classes in turn. Features are kept: an interrupted command goes on where it stopped when it
-is given again. What is measured of a network is kept in WORKDIR/evaluation; ddpm-jax report makes a page of it.
+A SET is an .npz file (arr_0, uint8 NHWC), a folder, a zip, or a data set as NAME@SPLIT. A network's samples are drawn as
+needed, with seeds 0, 1, ... and its classes in turn. Features are stored, so the same command continues an interrupted one.
+Results for a network are written to WORKDIR/evaluation; ddpm-jax report makes a page of them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ LEAST = {"likelihood": 0, "ode": 0, "distance": 0, "num_samples": 1, "batch_size
 OWN = "own"  # features of a classifier of the run's own data set
 AGAINST = ("reference", "make_reference", "captions")
 OF_SAMPLES = ("distance", "figures", *AGAINST)
-IDLE = {  # what changes nothing of a comparison
+IDLE = {  # flags without effect on a comparison
   "reference": ("clip",),
   "make_reference": ("clip", "metrics", "out"),
   "captions": ("features", "inception", "metrics"),
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   source = parser.add_mutually_exclusive_group(required=True)
   where = "a training run, a converted checkpoint, or the name of published weights (ddpm-jax convert --list)"
   source.add_argument("--workdir", "--weights", help=where)
-  source.add_argument("--samples", metavar="SET", help="the images to measure, if no network draws them")
+  source.add_argument("--samples", metavar="SET", help="the images to evaluate, instead of samples of a network")
 
   network = parser.add_argument_group("of a network")
   network.add_argument(
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   network.add_argument(
     "--covariance",
     metavar="NAMES",
-    help="whose bits/dim: such as posterior,optimal, or all (default: config.evaluation.covariance)",
+    help="covariances for bits/dim, such as posterior,optimal, or all (default: config.evaluation.covariance)",
   )
   network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim of N such images by the ODE (vp_sde)")
   network.add_argument(
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=0,
     metavar="N",
-    help="Fréchet distance of N samples to half of the training images, in features of a small classifier of theirs",
+    help="Fréchet distance of N samples to half of the training images, in features of a small classifier of the data",
   )
   network.add_argument(
     "--figures",
@@ -99,9 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="resize and crop the images of --samples and --reference to N or HEIGHT,WIDTH (default: as the run does)",
   )
-  group.add_argument("--crop", help="how they are fitted: adm, lsun, ddim, celeba (default: as the run does, or adm)")
+  group.add_argument("--crop", help="how to crop: adm, lsun, ddim, celeba (default: as the run does, or adm)")
   group.add_argument(
-    "--num_samples", type=int, metavar="N", help="how many samples there are, or are drawn (default: 50,000, as published)"
+    "--num_samples", type=int, metavar="N", help="number of samples given or to draw (default: 50,000, as published)"
   )
   kinds = "; ".join(f"{name}: {meaning}" for name, meaning in INCEPTIONS.items())
   group.add_argument(
@@ -111,13 +111,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   group.add_argument("--inception", metavar="FILE", help="Inception's weights (default: from the cache, fetched once)")
   group.add_argument("--clip", metavar="FILE", help="CLIP's weights, a ViT of OpenAI's (default: ViT-B/32, fetched once)")
-  group.add_argument("--metrics", help="of fid,sfid,inception_score,precision_recall,kid (default: all possible)")
+  group.add_argument("--metrics", help="some of fid,sfid,inception_score,precision_recall,kid (default: all possible)")
   group.add_argument("--batch_size", type=int, metavar="N", help="images per device (default: 64)")
-  group.add_argument("--keep", metavar="DIR", help="where features are kept (default: features/ in the cache)")
+  group.add_argument("--keep", metavar="DIR", help="where to store features (default: features/ in the cache)")
   group.add_argument(
     "--out",
     metavar="FILE",
-    help="the figures as JSON (default: ./metrics.json, or WORKDIR/evaluation/metrics.json; results of other settings are "
+    help="the results as JSON (default: ./metrics.json, or WORKDIR/evaluation/metrics.json; results of other settings are "
     "kept beside it as metrics_2.json, ...)",
   )
   short.add_arguments(parser)
@@ -137,16 +137,16 @@ def run(args: argparse.Namespace) -> int:
 
   for name, least in LEAST.items():
     if (value := getattr(args, name)) is not None and value < least:
-      raise UserError(f"--{name} {value} is too few: give at least {least}.")
+      raise UserError(f"--{name} {value} is too few: use at least {least}.")
   compared = next((name for name in AGAINST if getattr(args, name)), None)
   if compared and (odd := next((name for name in IDLE[compared] if getattr(args, name) is not None), None)):
-    raise UserError(f"--{odd} changes nothing of --{compared}: leave it out.")
+    raise UserError(f"--{odd} has no effect on --{compared}: leave it out.")
   if args.samples is not None:
     if odd := next((name for name in OF_NETWORKS if getattr(args, name) not in (None, 0, False, [])), None):
       flag = f"config.{args.overrides[0]}" if odd == "overrides" else odd
-      raise UserError(f"--{flag} is about a network and means nothing for --samples: leave it out, or give a --workdir.")
+      raise UserError(f"--{flag} is about a network and has no effect on --samples: leave it out, or give a --workdir.")
     if not compared:
-      raise UserError("--samples have to be compared with something: give --reference, --make_reference or --captions.")
+      raise UserError("--samples needs something to compare with: give --reference, --make_reference or --captions.")
     fit = _fit(args)
     against(args, image_sets.open_set(*_set(args.samples), **fit), args.out or "metrics.json", fit)
     return 0
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
   out = pathlib.Path(args.workdir) / "evaluation"
   if build.is_classifier(trained.config):
     if odd := next((name for name in (*OF_DRAWING, *AGAINST) if getattr(args, name)), None):
-      raise UserError(f"--{odd} is about a network that draws images, and this is a noisy classifier: leave it out.")
+      raise UserError(f"--{odd} needs a network that draws images, but this is a noisy classifier: leave it out.")
     accuracy(trained, out)
     return 0
   trained = trained.with_moments()
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
   if count is None and (args.covariance or not (compared or args.ode or args.distance or args.figures)):
     count = 128
   if trained.config.data.low_res_size and (odd := next((name for name in OF_SAMPLES if getattr(args, name)), None)):
-    raise UserError(f"--{odd} is about samples, and this network only enlarges those of another: leave it out.")
+    raise UserError(f"--{odd} needs samples, but this network only enlarges those of another: leave it out.")
   if args.ode:
     build.sde(trained.config)
   if args.distance:
@@ -243,11 +243,11 @@ def figures(trained, out) -> None:
 
 
 def against(args: argparse.Namespace, samples, out, fit: dict, trained=None, folder=None, how=None) -> None:
-  """Prints and writes what --reference, --make_reference or --captions ask for.
+  """Runs --reference, --make_reference or --captions.
 
   Args:
     out: the file of the result; None: one in `folder` that holds no result of other settings.
-    fit: how references are fitted.
+    fit: how to resize and crop reference images.
     trained: the network that draws the samples, whose data "@test" and features "own" refer to.
     how: how the samples were drawn, for the result.
   """
@@ -257,7 +257,7 @@ def against(args: argparse.Namespace, samples, out, fit: dict, trained=None, fol
   from ddpm_jax.jobs import measure
 
   if not args.reference and args.num_samples not in (None, len(samples)):
-    raise UserError(f"There are {len(samples):,} samples, not {args.num_samples:,}: say the right number, or leave it out.")
+    raise UserError(f"There are {len(samples):,} samples, not {args.num_samples:,}: correct --num_samples, or leave it out.")
   print(f"samples: {samples.name}\n  {len(samples):,} images, {samples.preprocessing}, {samples.sha256[:16]}…")
   options = dict(batch_size=args.batch_size or 64, folder=args.keep or download.cache_folder() / "features", progress=True)
   atomic.check(args.make_reference or out or folder / "metrics.json")
@@ -316,20 +316,20 @@ def _clip_score(samples, captions: str, weights: str | None, options: dict) -> d
 
 
 def _count(args: argparse.Namespace) -> int:
-  """How many samples are meant."""
+  """The intended number of samples."""
   from ddpm_jax.evaluation.evaluate import PUBLISHED
 
   return PUBLISHED if args.num_samples is None else args.num_samples
 
 
 def _set(text: str) -> tuple[str, str]:
-  """("cifar10", "test") of "cifar10@test"; without @, or where that is a file's or folder's own, the split is train."""
+  """("cifar10", "test") of "cifar10@test". The split is train without @, or where @ is part of a file's name."""
   name, at, split = text.rpartition("@")
   return (name, split) if at and not os.path.exists(text) else (text, "train")
 
 
 def _fit(args: argparse.Namespace, data=None) -> dict:
-  """How images of other sizes are fitted: as the flags say, else as the run with the section `data` does."""
+  """How to resize and crop images: as the flags say, else as the run with the section `data` does."""
   from ddpm_jax import sizes
   from ddpm_jax.cli.numbers import integers
 
@@ -344,7 +344,7 @@ def _fit(args: argparse.Namespace, data=None) -> dict:
 
 
 def _reference(text: str, fit: dict, trained=None):
-  """Moments if the file holds some, else images; "@test" is a split of the data that `trained` was trained on."""
+  """The moments in the file if there are any, else its images. "@test" is a split of the data that `trained` was trained on."""
   from ddpm_jax.evaluation import image_sets, references
   from ddpm_jax.files import npz
 

@@ -1,4 +1,4 @@
-"""Writes a sampler as one program, weights inside, that JAX runs without this package on CPUs, GPUs and TPUs.
+"""Writes a sampler as one program with its weights, which JAX runs without this package on CPUs, GPUs and TPUs.
 
   ddpm-jax export --workdir runs/digits --program sampler.stablehlo
   ddpm-jax export --workdir runs/digits --program sampler.stablehlo --sampler ddim --steps 20

@@ -1,4 +1,4 @@
-"""Figures of the papers that need no network.
+"""Draws the figures of the papers that do not need a network.
 
   ddpm-jax figures schedule                                  Improved DDPM's figures 1, 3, and 5
   ddpm-jax figures schedule --schedules linear,cosine,sigmoid --data mnist --out figures
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
   if min(lengths) < 2:
     raise UserError(f"--T {min(lengths)} is too short: a chain needs at least two levels.")
   if args.images < 1:
-    raise UserError(f"--images {args.images} is too few: give at least 1.")
+    raise UserError(f"--images {args.images} is too few: use at least 1.")
   out = pathlib.Path(args.out)
   atomic.check(out / "variances.png")
   source = data.load(args.data, "train")

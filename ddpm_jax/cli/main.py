@@ -1,6 +1,6 @@
-"""ddpm-jax: the command line. Flags and calls, nothing else.
+"""The command line, ddpm-jax.
 
-Commands import JAX only when they run, so that --help answers at once.
+Commands import JAX only when they run, so that --help is fast.
 """
 
 import argparse
@@ -20,12 +20,12 @@ COMMANDS = {
   "edit": "reconstruct, vary, inpaint or interpolate images with a trained network",
   "evaluate": "bits/dim, FID, precision and recall ... of a network, or of any images against any reference",
   "report": "one self-contained HTML page about a run",
-  "moments": "measure what Analytic-DPM needs to know of a network, and the costs of its steps",
+  "moments": "measure the moments that Analytic-DPM needs, and the costs of its steps",
   "study": "the tables of Analytic-DPM and its extension: methods by numbers of steps",
-  "figures": "figures of the papers that need no network: noise schedules",
+  "figures": "figures of the papers that do not need a network: noise schedules",
   "convert": "published weights of the six codebases and of diffusers to checkpoints, and back",
   "export": "a sampler as one program that runs with JAX alone",
-  "plan": "memory, time and cost of a run on devices that one need not have",
+  "plan": "memory, time and cost of a run on devices that you need not have",
   "data": "list, show and prepare data sets",
   "samplers": "list the samplers, with one line each",
   "configs": "list the configs, with one line each",
@@ -46,10 +46,10 @@ ddpm-jax samplers and ddpm-jax configs list what there is to choose from. Any fi
 def main(argv: list[str] | None = None) -> None:
   """Runs `argv`.
 
-  Exit codes: 0 done, 2 the user can mend it (one sentence on stderr), 3 another process was lost, 42 stopped by SIGTERM
-  or Ctrl-C with everything saved.
+  Exit codes: 0 success, 2 an error of the user (one sentence on stderr), 3 another process was lost, 42 stopped by
+  SIGTERM or Ctrl-C with everything saved.
   """
-  gc.set_threshold(100_000, 50, 100)  # imports and traces make millions of objects, nearly all to stay: a tenth of a start
+  gc.set_threshold(100_000, 50, 100)  # imports and traces make millions of lasting objects; this saves a tenth of the start
   sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -79,7 +79,7 @@ def run(argv: list[str]) -> int:
     parser.error(f"unknown argument {unknown[0]}; see ddpm-jax {args.command} --help")
   args.overrides = [arg.removeprefix("--config.") for arg in rest]
   if args.overrides and args.command in WITHOUT_CONFIG:
-    parser.error(f"{rest[0]} means nothing to {args.command}, which reads no config: leave it out")
+    parser.error(f"{rest[0]} has no effect on {args.command}, which does not read a config: leave it out")
   if getattr(args, "trust", False):
     importable.trust_everything()
   logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

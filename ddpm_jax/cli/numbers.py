@@ -22,7 +22,7 @@ def integers(text: str, flag: str) -> list[int]:
     except ValueError:
       raise UserError(f"{flag} {text!r} is not a list of numbers; write one like 0-63 or 3,5,8-10.") from None
     if len(numbers) > MOST:
-      raise UserError(f"{flag} {text!r} is more than {MOST:,} numbers: take a part at a time.")
+      raise UserError(f"{flag} {text!r} is more than {MOST:,} numbers: use a part at a time.")
   if not numbers:
     raise UserError(f"{flag} {text!r} is empty; write one like 0-63 or 3,5,8-10.")
   return numbers

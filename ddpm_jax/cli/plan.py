@@ -1,4 +1,4 @@
-"""Memory, time at best and the largest batch that fits, before a run is paid for.
+"""Plans a run: memory, shortest possible time, and the largest batch that fits.
 
 The real training step and the real sampler are compiled for TPUs or NVIDIA GPUs, which this machine need not have, or for
 its own devices. Nothing runs, and neither data nor weights are needed.

@@ -1,8 +1,8 @@
-"""One self-contained HTML page about a run: samples, curves, measurements, config, environment and commands.
+"""Writes a self-contained HTML page about a run: samples, curves, measurements, config, environment and commands.
 
   ddpm-jax report --workdir runs/digits
 
-The page holds what the directory holds: draw samples and evaluate first. It opens offline, on a phone too.
+The page shows what is in the directory, so draw samples and evaluate first. It works offline and on a phone.
 """
 
 import argparse

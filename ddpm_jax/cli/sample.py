@@ -1,6 +1,6 @@
-"""Draws images from what was trained in --workdir. Everything that the network needs comes from its checkpoint.
+"""Draws images from the network in --workdir. Everything that it needs comes from its checkpoint.
 
-Image i comes from seed i alone, whatever the batch size or the machine.
+Image i depends on seed i alone, not on the batch size or the machine.
 
   ddpm-jax sample --workdir runs/digits --seeds 0-63                              as its config says
   ddpm-jax sample --workdir runs/digits --sampler ddim --steps 50
@@ -23,12 +23,12 @@ FORMATS = {
   "grid": "grid.png, all images in one picture",
   "png": "png/000000.png ..., one file per image, named by its seed",
   "npz": "samples.npz in the layout of OpenAI's evaluator: arr_0 uint8 [N,H,W,C], arr_1 labels",
-  "gif": "denoising.gif, what is believed about x_0 on the way, for the first 16 images",
-  "strip": "denoising.png, the same as rows of a picture, for the first 8 images",
+  "gif": "denoising.gif, predictions of x_0 during sampling, for the first 16 images",
+  "strip": "denoising.png, the same as rows of one picture, for the first 8 images",
 }
 
 
-TEXTS = ("sampler", "classifier", "weaker")  # short flags that are no numbers
+TEXTS = ("sampler", "classifier", "weaker")  # short flags whose values are not numbers
 MOST_FRAMED = 16  # images of an animation
 
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
   how = describe(trained.config.sampling, len(steps.left))
   print(f"{len(seeds)} images from {args.workdir}, step {trained.step}, {trained.weights}: {how}")
   if args.dry_run:
-    build.guided(trained.config, trained.network, trained.guide)  # so that whatever cannot work is said
+    build.guided(trained.config, trained.network, trained.guide)  # raises UserError for settings that cannot work
     print(trained.config)
     print("levels:", ", ".join(str(n) for n in [*steps.t.n[:8], *(["..."] if len(steps.t.n) > 8 else [])]))
     return 0
@@ -164,12 +164,12 @@ def beside(trained, changes: list[str]):
     if not isinstance(value, (str,) if name in TEXTS else (int,) if name == "steps" else (int, float)):
       raise UserError(f"--beside {name}={value} should be a number.")
   other = trained.using(*fields, **numbers).with_moments()
-  build.sampling(other.config, other.network, other.guide)  # refuses now whatever cannot work
+  build.sampling(other.config, other.network, other.guide)  # raises UserError for settings that cannot work
   return other
 
 
 def believed(trained, seeds, labels):
-  """What was believed about x_0 on the way for the first seeds, uint8 [frames, n, H, W, C]."""
+  """Predictions of x_0 during sampling for the first seeds, uint8 [frames, n, H, W, C]."""
   from ddpm_jax import build
   from ddpm_jax.data import images as pixels
 
@@ -180,7 +180,7 @@ def believed(trained, seeds, labels):
 
 
 def describe(sampling, steps: int) -> str:
-  """How images were drawn, in words that differ where the settings do; they name the directory."""
+  """A name for the settings of sampling, which is different for different settings and names the directory."""
   solver = sampling.solver.rpartition(":")[2]
   words = [solver if solver != "gaussian" else f"eta{sampling.eta:g}", f"{steps}steps"]
   if sampling.grid not in ("full", "uniform"):

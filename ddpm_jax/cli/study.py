@@ -201,7 +201,7 @@ def _moments(args: argparse.Namespace, where: dict[str, str]) -> dict:
   """Files of moments by network, as far as they exist; the first network's may still have to be measured.
 
   Raises:
-    UserError: if the moments that were asked for do not exist.
+    UserError: if the requested moments do not exist.
   """
   import pathlib
 
@@ -229,7 +229,7 @@ def _measured(spec):
 
 
 def _x_axis(spec) -> str:
-  """What the figure has on its x axis: K, or with one K the first axis of numbers."""
+  """The x axis of the figure: K, or the first numeric axis if there is only one K."""
   if len(spec.Ks) > 1:
     return "K"
   numbers = [name for name, values in spec.axes.items() if len(values) > 1 and not isinstance(values[0], str)]

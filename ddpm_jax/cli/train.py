@@ -1,7 +1,7 @@
 """Trains a network, or continues where the last run in the same --workdir stopped.
 
 The directory then holds checkpoints/, metrics.jsonl, events/ for TensorBoard, and preview grids of samples by the raw
-and the averaged weights. SIGTERM or Ctrl-C saves and exits with code 42; the same command continues, bit for bit.
+and the averaged weights. SIGTERM or Ctrl-C saves and exits with code 42; the same command continues bitwise.
 
   ddpm-jax train --config digits --workdir runs/digits
   ddpm-jax train --init runs/converted --workdir runs/mine --config.data.name=./images --config.train.total_steps=20000
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--config", metavar="NAME[:VARIANT]", help="a config of configs/, or a .py file (default: that of --init)"
   )
   parser.add_argument("--init", metavar="WEIGHTS", help="start from this run or these published weights (fine-tuning)")
-  parser.add_argument("--workdir", help="where everything goes; needed unless --dry_run")
+  parser.add_argument("--workdir", help="the output directory; required unless --dry_run")
   parser.add_argument("--dry_run", action="store_true", help="check everything, print the config, train nothing")
   parser.add_argument("--wandb", action="store_true", help="also write metrics to Weights & Biases (pip install wandb)")
   parser.add_argument("--profile", action="store_true", help="also write a profile of a few steps to WORKDIR/profile")
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
   config = build.configure(config, args.overrides)
   if args.dry_run:
     run = train.prepare(config)
-    jax.eval_shape(run.step, *run.arguments())  # tracing finds what a network cannot do with these images
+    jax.eval_shape(run.step, *run.arguments())  # tracing finds networks that do not fit these images
     print(run.config)
     print(parameter_overview.get_parameter_overview(jax.eval_shape(run.init).params, include_stats=False))
     print(train.describe(run))

@@ -1,6 +1,6 @@
-"""Drawing into a folder: images are kept as they are drawn, and an interrupted command continues where it stopped.
+"""Draws images into a folder. Images are stored as they are drawn, so that an interrupted command can continue.
 
-Beside what the user asked for, the folder holds settings.json, so that samples of other settings do not overwrite these.
+The folder also contains settings.json, so that samples with other settings do not overwrite these.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from ddpm_jax.jobs.trained import Trained
 
 
 def settings(trained: Trained, upsampler: Trained | None = None) -> dict[str, Any]:
-  """Everything beside seeds and classes that decides what is drawn, as JSON. Batches do not."""
+  """Everything except seeds and classes that determines the images, as JSON. The batch size does not."""
 
   def of(one: Trained) -> dict[str, Any]:
     sampling = one.config.sampling.to_dict()
@@ -42,11 +42,11 @@ def check(folder: pathlib.Path, wanted: dict[str, Any]) -> None:
     there = None
   if there != wanted:
     what = _difference(there, wanted) if isinstance(there, dict) else "its settings.json cannot be read"
-    raise UserError(f"{folder} holds samples of other settings ({what}): choose another --out, or delete the folder.")
+    raise UserError(f"{folder} has samples of other settings ({what}): choose another --out, or delete the folder.")
 
 
 def record(folder: pathlib.Path, wanted: dict[str, Any]) -> None:
-  """Writes down what the samples of a folder are."""
+  """Writes the settings of a folder's samples."""
   with atomic.writing(folder / "settings.json") as temporary:
     temporary.write_text(json.dumps(wanted, indent=2))
 
@@ -60,14 +60,14 @@ def draw(
   upsampler: Trained | None = None,
   each: Callable[[Sequence[int], np.ndarray], None] = lambda seeds, images: None,
 ) -> np.ndarray:
-  """uint8 [N,H,W,C] of `seeds`. What is drawn is kept in `folder` until all of it is there.
+  """Images uint8 [N,H,W,C] of `seeds`. Batches are stored in `folder` until all images are complete.
 
   The images are those of `Trained.sample`, bit by bit, whether or not the command was interrupted.
 
   Args:
     labels: as for Trained.sample.
     upsampler: enlarges what is drawn.
-    each: called with every batch as it is there, in order.
+    each: called with every batch when it is complete, in order.
   """
   size = trained.config.sampling.batch_size
   labels = trained.labels(seeds, labels)
@@ -80,7 +80,9 @@ def draw(
   found = []
   with tqdm.tqdm(total=len(seeds), unit="image") as bar:
     for start in range(0, len(seeds), size):
-      chosen = np.minimum(np.arange(start, start + size), len(seeds) - 1)  # of one shape, so that one program draws all
+      chosen = np.minimum(
+        np.arange(start, start + size), len(seeds) - 1
+      )  # of one shape, so that one compiled program draws all
       path = parts / f"{start:08d}.npy"
       images = _kept(path, trained if upsampler is None else upsampler, size)
       if images is None:
@@ -112,7 +114,7 @@ def _drawn(
 
 
 def _kept(path: pathlib.Path, last: Trained, size: int) -> np.ndarray | None:
-  """What an interrupted command left, if it is whole."""
+  """A batch that an interrupted command stored, if it is intact."""
   try:
     images = np.load(path, allow_pickle=False)
   except (OSError, ValueError, EOFError):
@@ -122,7 +124,7 @@ def _kept(path: pathlib.Path, last: Trained, size: int) -> np.ndarray | None:
 
 
 def _digest(path: str) -> str:
-  """SHA-256 of a file of measurements; of its name, if it is not there."""
+  """SHA-256 of a file of measurements, or of its name if there is no such file."""
   file = pathlib.Path(path)
   return hashlib.sha256(file.read_bytes() if file.is_file() else path.encode()).hexdigest()[:16]
 

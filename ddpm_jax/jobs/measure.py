@@ -1,4 +1,4 @@
-"""The jobs of evaluation on what was trained: numbers as JSON, and the figures of the DDPM paper, kept in a folder.
+"""Evaluates trained networks: numbers as JSON, and the figures of the DDPM paper, written to a folder.
 
 run = ddpm_jax.load("runs/mnist")
 result = measure.bits_per_dim(run, "runs/mnist/evaluation", 128, covariance="optimal")
@@ -26,8 +26,8 @@ from ddpm_jax.files.tables import read_json
 from ddpm_jax.jobs import edit
 from ddpm_jax.jobs.trained import Trained
 
-CLASSIFIER = "classifier.npz"  # the one whose features measure distances
-NEAR = 50_000  # training images among which neighbours are looked for
+CLASSIFIER = "classifier.npz"  # the feature network of distances
+NEAR = 50_000  # training images to search for nearest neighbors
 
 
 def write_json(path: str | os.PathLike, result: dict) -> None:
@@ -71,7 +71,7 @@ def bits_per_dim(
       the one of config.evaluation. Moments that ddpm-jax moments left in the folder are used where they are needed.
 
   Raises:
-    UserError: for an unknown covariance, or one that the network cannot tell.
+    UserError: for an unknown covariance, or one that the network does not provide.
   """
   folder = pathlib.Path(folder)
   names = [None]
@@ -150,7 +150,7 @@ def _whose(trained: Trained) -> dict[str, Any]:
 
 
 def accuracy(trained: Trained, folder: str | os.PathLike) -> dict[str, Any]:
-  """Of a noisy classifier on all test images, in all and by quarters of the noise level: accuracy.json."""
+  """Accuracy of a noisy classifier on all test images, overall and by quarters of the noise level: accuracy.json."""
   source = held_out(trained)
   result = trained.accuracy(source) | {"images": len(source), "split": source.info.split, **_whose(trained)}
   write_json(pathlib.Path(folder) / f"accuracy{split_ending(trained)}.json", result)
@@ -158,13 +158,13 @@ def accuracy(trained: Trained, folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_distance(trained: Trained, folder: str | os.PathLike, count: int) -> None:
-  """Raises UserError for what can be known without reading data: before anything is drawn or measured."""
+  """Raises UserError for problems that can be found without reading data, before anything is drawn or measured."""
   about = trained.config.data
   quality.check(about.name, about.num_classes, about.channels, pathlib.Path(folder, CLASSIFIER), count)
 
 
 def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality.Distances:
-  """Of `count` samples to real images, in features of the data's own classifier: distance.json, nearest_neighbours.png.
+  """Distance of `count` samples to real images, in features of the data's classifier: distance.json, nearest_neighbours.png.
 
   Raises:
     UserError: for data without labels, fewer samples than features, or more than half of the training images.
@@ -179,7 +179,7 @@ def distance(trained: Trained, folder: str | os.PathLike, count: int) -> quality
 
 
 def yardstick(trained: Trained, folder: str | os.PathLike, count: int) -> quality.Yardstick:
-  """What measures `count` samples of this network; its classifier is kept in the folder. Raises UserError as `distance`."""
+  """The Yardstick for `count` samples of this network, with its classifier in `folder`. Raises UserError as `distance`."""
   train = trained.dataset(trained.config.data.train_split)
   return quality.Yardstick(train, held_out(trained), pathlib.Path(folder, CLASSIFIER), count)
 
@@ -203,7 +203,7 @@ def figures(trained: Trained, folder: str | os.PathLike) -> list[str]:
   """Pictures of DDPM's figures for this network, written to the folder; returns their names.
 
   samples.png             64 images (figure 1)
-  progressive.png         what was believed about eight of them on the way (figure 6)
+  progressive.png         predictions of x_0 for eight of them during sampling (figure 6)
   interpolation.png       between test images, mixed half of the way up to noise (figure 8)
   nearest_neighbours.png  the training images most like eight samples (figure 13)
   """
@@ -214,10 +214,10 @@ def figures(trained: Trained, folder: str | os.PathLike) -> list[str]:
   pixels.save_png(folder / "samples.png", pixels.grid(samples, scale=max(1, 64 // samples.shape[1])))
   frames = pixels.to_uint8(beliefs[:, :8], trained.config.sampling.rounding).swapaxes(0, 1)
   left = [f"{every * k}" for k in reversed(range(len(beliefs)))]
-  plots.image_table(frames, left, folder / "progressive.png", "What is believed about x_0, by the steps that are left")
+  plots.image_table(frames, left, folder / "progressive.png", "Predictions of x_0, by remaining steps")
 
   source = held_out(trained)
-  pairs = np.resize(source.some(8), (4, 2))  # of fewer images some are taken again
+  pairs = np.resize(source.some(8), (4, 2))  # repeats images if there are fewer
   between = edit.between(trained, source, pairs, frames=11)
   ends = source.gather(pairs.ravel())[0].reshape(4, 2, 1, *trained.image_shape)
   weights = ["rec.", *(f"{weight:.1f}" for weight in np.linspace(0, 1, 11)[1:-1]), "rec."]

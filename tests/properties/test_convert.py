@@ -447,9 +447,9 @@ DAMAGE = {
     "is not a published model or a config; nearest: cifar10-ddpm",
   ),
   "wrong weights": (lambda path: None, ["--weights", "ema"], "has no weights 'ema'"),
-  "of another job": (lambda path: None, ["--ema", "raw"], "--ema means nothing to a conversion"),
-  "to export too": (lambda path: None, ["--export", "x.pt"], "--out means nothing to --export"),
-  "to list too": (lambda path: None, ["--list"], "--out means nothing to --list"),
+  "of another job": (lambda path: None, ["--ema", "raw"], "--ema has no effect on a conversion"),
+  "to export too": (lambda path: None, ["--export", "x.pt"], "--out has no effect on --export"),
+  "to list too": (lambda path: None, ["--list"], "--out has no effect on --list"),
 }
 
 

@@ -71,7 +71,7 @@ def test_samples_of_other_settings_are_not_overwritten(tmp_path, change):
   first = drawing.settings(fake())
   drawing.record(tmp_path, first)
   drawing.check(tmp_path, drawing.settings(fake(1, "sampling.batch_size=9")))  # which changes no image
-  with pytest.raises(UserError, match="holds samples of other settings") as refusal:
+  with pytest.raises(UserError, match="has samples of other settings") as refusal:
     drawing.check(tmp_path, drawing.settings(fake(1000, f"sampling.{change}")))
   assert change.partition("=")[0] in str(refusal.value)
   if change != "moments=x.npz":

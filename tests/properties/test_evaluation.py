@@ -312,7 +312,7 @@ def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_p
   bad[3, 0, 0] = np.nan
   refuses("Image 3 of .*bad.npz has pixels that are not finite", image_sets.open_set, npz(bad))
   refuses("are int64; they must be uint8", image_sets.open_set, npz(images.astype(np.int64)))
-  refuses(r"shape \(5, 8, 8\); \[N, height, width, channels", image_sets.open_set, npz(images[:5, ..., 0]))
+  refuses(r"shape \(5, 8, 8\); they must be \[N, height, width, channels", image_sets.open_set, npz(images[:5, ..., 0]))
   path = npz(images)
   content = open(path, "rb").read()
   open(path, "wb").write(content[:5000])

@@ -431,9 +431,9 @@ def test_what_diffusers_does_not_have_is_refused():
   config = diffusers.config(UNET, DDPM)
   config.data.channels = 3
   for section, field, value, message in [
-    ("prediction", "time_scale", 0.25, "no prediction.time_scale = 0.25, only 1.0"),
-    ("prediction", "mean", "edm", "no prediction.mean = 'edm', only eps or x0 or v"),
-    ("network", "channel_mult", (2, 2), "no network.channel_mult"),
+    ("prediction", "time_scale", 0.25, "not support prediction.time_scale = 0.25, only 1.0"),
+    ("prediction", "mean", "edm", "not support prediction.mean = 'edm', only eps or x0 or v"),
+    ("network", "channel_mult", (2, 2), "not support network.channel_mult"),
   ]:
     changed = config.copy_and_resolve_references()
     changed[section][field] = value

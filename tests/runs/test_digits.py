@@ -152,7 +152,7 @@ def test_bad_sampling_requests_get_one_sentence(run, change, says, capsys):
 def test_commands_that_read_no_config_refuse_changes_of_one(argv, capsys):
   with pytest.raises(SystemExit, match="2"):
     main.run([*argv, "--config.sampling.eta=0"])
-  assert "--config.sampling.eta=0 means nothing to" in capsys.readouterr().err
+  assert "--config.sampling.eta=0 has no effect on" in capsys.readouterr().err
 
 
 def test_a_run_is_not_continued_with_another_network(run, capsys):

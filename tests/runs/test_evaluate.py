@@ -157,9 +157,9 @@ REFUSED = [  # "./" stands for the folder of files
   (["./good.npz", *TRAIN, *OF_40, "--out", "/proc/none/metrics.json"], "/proc/none/metrics.json cannot be written"),
   (["./good.npz", *TRAIN, "--num_samples", "0"], "--num_samples 0 is too few"),
   (["./good.npz", *TRAIN, *OF_40, "--features", "inception_tg"], "did you mean 'inception_tf'"),
-  (["./good.npz"], "have to be compared with something"),
-  (["./good.npz", *TRAIN, *OF_40, "--clip", "ViT-B-32.pt"], "--clip changes nothing of --reference: leave it out"),
-  (["./good.npz", "--make_reference", "./new.npz"], "--metrics changes nothing of --make_reference: leave"),
+  (["./good.npz"], "needs something to compare with"),
+  (["./good.npz", *TRAIN, *OF_40, "--clip", "ViT-B-32.pt"], "--clip has no effect on --reference: leave it out"),
+  (["./good.npz", "--make_reference", "./new.npz"], "--metrics has no effect on --make_reference: leave"),
   (["./good.npz", *TRAIN, "--likelihood", "8"], "--likelihood is about a network"),
   (["./good.npz", *TRAIN, "--config.sampling.eta=0"], "--config.sampling.eta=0 is about a network"),
 ]

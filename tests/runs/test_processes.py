@@ -188,7 +188,9 @@ def test_a_command_for_one_process_says_so(tmp_path):
     timeout=300,
   )
   assert done.returncode == 2
-  assert done.stderr.startswith("ddpm-jax: ddpm-jax edit is for one process, and the environment says that this is one of 2")
+  assert done.stderr.startswith(
+    "ddpm-jax: ddpm-jax edit runs in one process, but the environment says that this is one of 2"
+  )
 
 
 def test_who_waits_in_vain_says_for_whom(tmp_path):
