@@ -1,8 +1,8 @@
-"""What the configs of published models share: a run of seconds in the same manner."""
+"""A small variant of the configs of published models, which runs in seconds."""
 
 
 def shrink(config):
-  """The config on the embedded digits, with a network and a schedule of seconds."""
+  """Changes the config to the embedded digits, with a small network and a short schedule."""
   config.data.update(name="digits", crop="adm", image_size=None)
   if config.data.low_res_size is not None:
     config.data.low_res_size = 4

@@ -1,10 +1,10 @@
-"""What stands behind the colon: `--config name:variant`."""
+"""Variants of a config, selected by `--config name:variant`."""
 
 from ddpm_jax.errors import UserError
 
 
 def variants(variant: str, known: tuple[str, ...] = ("",)) -> tuple[str, bool]:
-  """("uncond-smoke", ("cond", "uncond")) -> ("uncond", True); the first one known is meant by "".
+  """("uncond-smoke", ("cond", "uncond")) -> ("uncond", True); "" selects the first known variant.
 
   Raises:
     UserError: for a variant that is not known.

@@ -12,7 +12,7 @@ from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):
-  """The run; "smoke" is the same in seconds, for tests."""
+  """The config; "smoke" is a variant that runs in seconds, for tests."""
   _, smoke = variants(variant)
   config = lsun_ddpm.get_config()
   config.data.update(name="celeba_hq256", flip=True)

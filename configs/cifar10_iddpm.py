@@ -14,7 +14,7 @@ from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):
-  """L_hybrid, or "vlb"; "smoke" and "vlb-smoke" are the same in seconds, for tests."""
+  """L_hybrid, or "vlb"; "smoke" and "vlb-smoke" run in seconds, for tests."""
   which, smoke = variants(variant, ("hybrid", "vlb"))
   config = default()
   config.data.update(name="cifar10", image_size=32)

@@ -16,7 +16,7 @@ from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):
-  """The run; "smoke" is the same in seconds, for tests."""
+  """The config; "smoke" is a variant that runs in seconds, for tests."""
   _, smoke = variants(variant)
   config = default()
   config.data.update(name="cifar10", flip=True, image_size=32)

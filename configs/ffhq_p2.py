@@ -12,7 +12,7 @@ from ddpm_jax.configs.imagenet64_adm import adm
 
 
 def get_config(variant: str = ""):
-  """The run; "smoke" is the same in seconds, for tests."""
+  """The config; "smoke" is a variant that runs in seconds, for tests."""
   _, smoke = variants(variant)
   config = adm(256, channel_mult=(1, 1, 2, 2, 4, 4))
   config.data.name = "./ffhq256"

@@ -14,7 +14,7 @@ from ddpm_jax.configs.imagenet64_adm import adm
 
 
 def get_config(variant: str = ""):
-  """The run; "smoke" is the same in seconds, for tests."""
+  """The config; "smoke" is a variant that runs in seconds, for tests."""
   _, smoke = variants(variant)
   config = adm(128, channel_mult=(1, 1, 2, 3, 4))
   del config.network.head_channels

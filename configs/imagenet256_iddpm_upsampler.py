@@ -11,7 +11,7 @@ from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):
-  """The run; "smoke" is the same in seconds, for tests."""
+  """The config; "smoke" is a variant that runs in seconds, for tests."""
   _, smoke = variants(variant)
   config = imagenet64_iddpm.get_config("cond")
   config.data.update(name="imagenet256_adm", image_size=256, low_res_size=64)

@@ -13,7 +13,7 @@ from ddpm_jax.configs._variants import variants
 
 
 def get_config(variant: str = ""):
-  """The run; "smoke" is the same in seconds, for tests."""
+  """The config; "smoke" is a variant that runs in seconds, for tests."""
   _, smoke = variants(variant)
   config = adm(64, channel_mult=(1, 2, 3, 4))
   config.schedule.name = "cosine"

@@ -35,7 +35,7 @@ def kid(features_a: np.ndarray, features_b: np.ndarray, *, subsets: int = 100, s
 
   pairs = [[rng.choice(len(side), size, replace=False) for side in (features_a, features_b)] for _ in range(subsets)]
 
-  def value(pair):
+  def value(pair: list[np.ndarray]) -> float:
     return squared_mmd(features_a[pair[0]].astype(np.float64), features_b[pair[1]].astype(np.float64))
 
   values = list(parallel.each(value, pairs))
@@ -45,11 +45,11 @@ def kid(features_a: np.ndarray, features_b: np.ndarray, *, subsets: int = 100, s
 def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
   """Unbiased E k(x, x') + E k(y, y') - 2 E k(x, y), k(x, y) = (x.y / d + 1)^3; x [n, d], y [m, d]."""
 
-  def kernel(u, v):
+  def kernel(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     base = u @ v.T / u.shape[1] + 1
     return base * base * base  # ** 3 takes 30 times as long
 
-  def mean_of_pairs(u):
+  def mean_of_pairs(u: np.ndarray) -> float:
     gram = kernel(u, u)
     return (gram.sum() - np.trace(gram)) / (len(u) * (len(u) - 1))
 

@@ -9,7 +9,7 @@ def nearest(queries: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
   """Indices [Q, k] of the `keys` [N, d] nearest to each of `queries` [Q, d], nearest first; all if N < k."""
   k = min(k, len(keys))
 
-  def first(_, distances):
+  def first(_: slice, distances: np.ndarray) -> np.ndarray:
     some = np.argpartition(distances, k - 1, axis=1)[:, :k]
     order = np.take_along_axis(distances, some, axis=1).argsort(axis=1, kind="stable")
     return np.take_along_axis(some, order, axis=1)

@@ -23,7 +23,7 @@ def ssim(images: np.ndarray, others: np.ndarray) -> np.ndarray:
   window = np.exp(-0.5 * (offsets / 1.5) ** 2)
   window /= window.sum()
 
-  def mean(x):
+  def mean(x: np.ndarray) -> np.ndarray:
     """Weighted means over the windows."""
     for axis in (1, 2):
       x = np.lib.stride_tricks.sliding_window_view(x, len(window), axis) @ window
