@@ -353,7 +353,7 @@ def test_a_checkpoint_of_the_future_asks_for_an_update_and_is_left_alone(harmed,
   run.close()
   monkeypatch.undo()
   for read in (checkpoints.load_weights, restore):
-    with pytest.raises(CheckpointError, match="step 30 has schema 7, this version of ddpm_jax reads up to 1: update it"):
+    with pytest.raises(CheckpointError, match="step 30 has schema 7, but this version of ddpm_jax reads up to 1: update it"):
       read(harmed)
   assert checkpoints.steps_in(harmed) == [10, 20, 30]
 

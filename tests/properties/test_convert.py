@@ -440,7 +440,11 @@ DAMAGE = {
   "absent": (lambda path: path.unlink(), [], "does not exist"),
   "another family": (lambda path: None, ["--family", "openai"], "is not of the family openai: .* named as in pesser"),
   "unanswered": (lambda path: None, [], "do not determine data.image_size, schedule"),
-  "another model": (lambda path: None, ["--like", "cifar10-ddpm"], "tensors have channels=32, the config has channels=128"),
+  "another model": (
+    lambda path: None,
+    ["--like", "cifar10-ddpm"],
+    "tensors have channels=32, but the config has channels=128",
+  ),
   "unknown model": (
     lambda path: None,
     ["--like", "cifar10-dpm"],
