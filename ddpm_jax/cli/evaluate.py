@@ -344,7 +344,7 @@ def _fit(args: argparse.Namespace, data=None) -> dict:
 
 
 def _reference(text: str, fit: dict, trained=None):
-  """The moments in the file if there are any, else its images. "@test" is a split of the data that `trained` was trained on."""
+  """The moments in the file if there are any, else its images. "@test" is a split of the data of `trained`."""
   from ddpm_jax.evaluation import image_sets, references
   from ddpm_jax.files import npz
 
