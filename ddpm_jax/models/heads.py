@@ -39,8 +39,8 @@ class TwoHeaded(nn.Module):
     channels = x.shape[-1]
     if "features" not in inspect.signature(type(self.backbone).__call__).parameters:
       out = self.backbone(x, time, cond, train=train and self.backbone_dropout)
-      head = OwnHead(layers.Style(self.initialization, groups=8), channels, name="head")
-      return jnp.concatenate([out[..., :channels], head(x, out[..., :channels], time, train)], axis=-1)
+      own = OwnHead(layers.Style(self.initialization, groups=8), channels, name="head")
+      return jnp.concatenate([out[..., :channels], own(x, out[..., :channels], time, train)], axis=-1)
     out, (h, emb) = self.backbone(x, time, cond, train=train and self.backbone_dropout, features=True)
     style = self.backbone.style.replace(initialization=self.initialization)
     head = layers.Readout(style, channels, self.complex, self.backbone.dropout, name="head")
