@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   if not args.dry_run and not args.workdir:
     raise UserError("train needs --workdir, the directory in which to keep checkpoints and metrics.")
-  print(f"Checking {args.config}" if args.dry_run else f"Training {args.config} in {args.workdir}", flush=True)
+  print(f"Checking {args.config}" if args.dry_run else f"Training {args.config or args.init} in {args.workdir}", flush=True)
   environment.prepare(args, saves=True)
   import jax
   from clu import parameter_overview

@@ -76,7 +76,7 @@ def small(spec: str):
   found.network.update({name: value for name, value in tiny.items() if name in found.network})
   if found.schedule.name != "vp_sde" and "backbone" not in path:
     found.schedule = dict(name=found.schedule.name, T=50)
-  if path == "own_images":  # whose folder holds images of several sizes
+  if found.data.image_size is None and real_load(spec).data.image_size is not None:
     with found.ignore_type():
       found.data.image_size = 8
   found.train.update(total_steps=1, batch_size=8, checkpoint_every=1, preview_images=1)
@@ -223,8 +223,11 @@ def capped(command: list[str]) -> list[str]:
   words = [re.sub(r"(--config.mesh.fsdp)=\d+", r"\1=1", word) for word in words]
   if words[1] == "evaluate" and "--num_samples" not in words and {"--reference", "--make_reference"} & set(words):
     words += ["--num_samples", "24"] if "--make_reference" not in words else []
-  if words[1] == "study" and "--samples" not in words:
-    words += ["--samples", "24"]
+  if words[1] == "study":  # hundreds of cells otherwise
+    words = [word.split(",")[0] if before == "--steps" else word for before, word in zip(["", *words], words, strict=False)]
+    words += ["--samples", "24"] if "--samples" not in words else []
+    words += ["--likelihood", "2"] if "--likelihood" not in words else []
+    words += ["--steps", "5"] if "--steps" not in words else []
   if words[1] == "train" and PUBLISHED.search(shlex.join(words)):
     words += ["--dry_run"]
   if words[1] == "sample" and "--seeds" not in words:
@@ -282,7 +285,7 @@ def guarded(run, command: str, here: pathlib.Path) -> str | None:
 
 
 DOCUMENTS = documented.documents()
-QUICK = ("CONTRIBUTING.md",)
+QUICK = ("CONTRIBUTING.md", "README.md")
 RUN = DOCUMENTS if os.environ.get("DDPM_JAX_DOCS") == "all" else QUICK
 DONE: set[str] = set()  # by this process, in whatever document
 
