@@ -285,7 +285,7 @@ def guarded(run, command: str, here: pathlib.Path) -> str | None:
 
 
 DOCUMENTS = documented.documents()
-QUICK = ("CONTRIBUTING.md", "README.md")
+QUICK = ("CONTRIBUTING.md",)
 RUN = DOCUMENTS if os.environ.get("DDPM_JAX_DOCS") == "all" else QUICK
 DONE: set[str] = set()  # by this process, in whatever document
 
