@@ -24,14 +24,22 @@ def loss(config: ConfigDict) -> Callable:
     if config.prediction.second is None:
       raise UserError('loss.name = "hybrid" trains a variance: set prediction.second = "range", or use "simple".')
     fields.setdefault("weight", config.schedule.get("T", 1000) / 1000)  # IDDPM's
+    if fields.get("mse_weight") is not None:
+      fields["mse_weight"] = _weights(config, fields["mse_weight"], "loss.mse_weight")
   if fields["name"] in loss_weights.WEIGHTS:
-    made = named.make(loss_weights.WEIGHTS, fields, "loss", schedule=schedule(config), mean=config.prediction.mean)
-    return _noisy_low_res(config, losses.Simple(chain(config), weight=made.astype(np.float32)))
+    return _noisy_low_res(config, losses.Simple(chain(config), weight=_weights(config, fields, "loss")))
   given: dict[str, Any] = {"steps": chain(config)}
   if fields["name"] == "simple":
     given["weight"] = None  # which the names of WEIGHTS choose
   made = named.make(LOSSES | loss_weights.WEIGHTS, fields, "loss", **given)
   return _noisy_low_res(config, made)
+
+
+def _weights(config: ConfigDict, section: Any, what: str) -> np.ndarray:
+  """Factors of the squared error by level, float32 [T+1]. `section` is a name or has one, such as name="p2", gamma=0.5."""
+  fields = {"name": section} if isinstance(section, str) else dict(section)
+  made = named.make(loss_weights.WEIGHTS, fields, what, schedule=schedule(config), mean=config.prediction.mean)
+  return made.astype(np.float32)
 
 
 def _noisy_low_res(config: ConfigDict, made: Callable) -> Callable:

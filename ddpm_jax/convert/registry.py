@@ -272,8 +272,8 @@ def _consistency_and_p2() -> list[Published]:
       file = f"{file.format(name)}.pt"
       config = f"consistency:{variant}{'_edm' if kind == 'edm' else ''}"
       entries.append(Published(f"{name}-{kind}", file, data, config, expected, f"{_CONSISTENCY}{file}"))
-  page = "https://github.com/jychoi118/P2-weighting"
-  return [*entries, Published("ffhq-p2", None, "FFHQ 256", "ffhq_p2", "6.92 (1000 steps)", page)]
+  page = f"{_DRIVE}1nlCPBqOqSeqAQ8F4noThbnmr4okriwTc/view"
+  return [*entries, Published("ffhq-p2", "ffhq_p2.pt", "FFHQ 256", "ffhq_p2", "6.92 (1000 steps)", page)]
 
 
 _ENTRIES = (*_ho(), *_ddim_and_analytic(), *_openai(), *_consistency_and_p2())

@@ -84,11 +84,13 @@ class Hybrid(_Loss):
   Attributes:
     weight: T / 1000 in IDDPM, 1 in ADM. The two agree at T = 1000. In IDDPM, T turns one term into an estimate of the
       sum, and 0.001 keeps L_vlb smaller than L_simple. The bound is in bits/dim, the square is not.
+    mse_weight: [T+1] factors of the square by level (loss_weights.py). None: 1. P2's code leaves the bound as it is.
   """
 
   steps: GaussianSteps
   weight: float = struct.field(pytree_node=False)
   kernel: Any = ReverseKernel(learned_range)
+  mse_weight: jax.Array | None = None
 
   def given(self, eps, network, x_0, n, cond=None):
     row = self.steps.leaving(n)
@@ -98,7 +100,8 @@ class Hybrid(_Loss):
     mse = _reduce("mean", (heads.target(x_0, eps, row.t) - mean) ** 2)
     frozen = heads.decode(jnp.concatenate([jax.lax.stop_gradient(mean), second], -1), x_t, row.t)
     vlb = self.weight * vlb_term(self.kernel, x_0, x_t, row, frozen, cond)
-    return mse + vlb, {"mse": mse, "vlb": vlb}
+    weighted = mse if self.mse_weight is None else jnp.asarray(self.mse_weight)[n] * mse
+    return weighted + vlb, {"mse": mse, "vlb": vlb}
 
 
 @struct.dataclass
