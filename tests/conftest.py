@@ -28,6 +28,13 @@ def golden():
   return lambda name: opened.setdefault(name, Golden(name))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+  """A worker of the whole suite would otherwise hold every program and every trace of it: 5 GB."""
+  yield
+  jax.clear_caches()
+
+
 def pytest_runtest_setup(item):
   """A test marked `torch` needs PyTorch. CI runs these alone in a second environment: `-m torch`."""
   if item.get_closest_marker("torch"):
