@@ -4,7 +4,9 @@ A directory of a run is made when a command first names it, with untrained weigh
 name. Data sets are the embedded digits, folders hold drawn images, published files are exported stand-ins. Numbers of images
 are capped. Programs that are not ours (pip, kubectl, gcloud ...) are replaced by scripts that note their arguments.
 
-All documents take many minutes. The suite runs those in QUICK; DDPM_JAX_DOCS=all runs every one.
+Networks have no blocks, except for commands about the network itself, and the published configs are trained with --dry_run.
+
+The suite runs the documents in QUICK; DDPM_JAX_DOCS=all runs every one, which takes minutes.
 """
 
 import contextlib
@@ -122,6 +124,7 @@ def place(tmp_path_factory):
     (here / name).symlink_to(ROOT / name)
   for i in range(24):
     picture(here / "photos" / ("cat", "dog")[i % 2] / f"{i}.png", i)
+  (here / "pets").symlink_to(here / "photos")
   images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1)).astype(np.uint8)
   np.savez(here / "samples.npz", arr_0=images)
   np.savez(here / "VIRTUAL_imagenet256_labeled.npz", arr_0=images)
@@ -288,6 +291,13 @@ DOCUMENTS = documented.documents()
 QUICK = ("CONTRIBUTING.md",)
 RUN = DOCUMENTS if os.environ.get("DDPM_JAX_DOCS") == "all" else QUICK
 DONE: set[str] = set()  # by this process, in whatever document
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_commands_of_readme_are_short(page):
+  found = [command for command in documented.commands(ROOT / page) if command.startswith("ddpm-jax")]
+  assert len(found) >= 30
+  assert not [command for command in found if len(command) > 80]
 
 
 def test_nearly_every_command_is_run():
