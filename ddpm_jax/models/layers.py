@@ -29,7 +29,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.kernels.attention import attention
-from ddpm_jax.models.kernels.convolution import convolve
+from ddpm_jax.models.kernels.convolution import convolve, product
 from ddpm_jax.models.kernels.norm import Form, group_norm, statistics, wide
 from ddpm_jax.models.recompute import costly
 
@@ -140,7 +140,7 @@ class Style:
     return y, bias
 
   def qkv(self, x, name):
-    """[B, N, C] -> queries, keys, values, each [B, N, C]."""
+    """[..., C] -> queries, keys, values, each [..., C]."""
     channels = x.shape[-1]
     inits = self._inits(channels, last=False)
     inits["kernel_init"] = _thirds(inits["kernel_init"], self.qkv_scale)
@@ -252,7 +252,7 @@ class Dense(nn.Module):
     bias = self.param("bias", self.bias_init, (sum(self.widths),), jnp.float32)
     rows = jnp.split(kernel.astype(self.dtype), _borders(part.shape[-1] for part in parts))
     blocks = [jnp.split(some, _borders(self.widths), axis=1) for some in rows]
-    products = [sum(part @ block[i] for part, block in zip(parts, blocks, strict=True)) for i in range(len(self.widths))]
+    products = [sum(map(product, parts, column)) for column in zip(*blocks, strict=True)]
     return [costly(y) for y in products], bias
 
 
@@ -347,7 +347,7 @@ class Attention(nn.Module):
     h = x
     if self.normalize:
       h, x = self.style.norm(x, "norm")
-    qkv = self.style.qkv(h.reshape(b, height * width, channels), "qkv")
+    qkv = self.style.qkv(h, "qkv")
     q, k, v = (y.reshape(b, height * width, self.heads, channels // self.heads) for y in qkv)
     h = costly(self.mix(q, k, v))
     h = self.style.dense(h.reshape(b, height, width, channels), channels, "out", last=True)

@@ -19,7 +19,11 @@ from flax import struct
 
 @struct.dataclass
 class Flat:
-  """`vector` [N] holds the arrays of a tree, raveled, in the order of its leaves; `form` holds structure and shapes."""
+  """`vector` [N] holds the arrays of a tree, raveled, in the order of its leaves; `form` holds structure and shapes.
+
+  An array of two or more axes is raveled with its last axis first. cuDNN wants kernels with their outputs first, so neither
+  they nor their gradients are transposed.
+  """
 
   vector: jax.Array
   form: Any = struct.field(pytree_node=False)
@@ -28,7 +32,8 @@ class Flat:
 def flatten(tree: Any) -> Flat:
   """The arrays of `tree`, which must have one dtype, as one vector."""
   leaves, structure = jax.tree.flatten(tree)
-  return Flat(jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]), (structure, tuple(jnp.shape(leaf) for leaf in leaves)))
+  rows = [jnp.ravel(jnp.moveaxis(leaf, -1, 0)) if jnp.ndim(leaf) > 1 else jnp.ravel(leaf) for leaf in leaves]
+  return Flat(jnp.concatenate(rows), (structure, tuple(jnp.shape(leaf) for leaf in leaves)))
 
 
 def unflatten(tree: Any) -> Any:
@@ -43,7 +48,8 @@ def _unflatten(form, vector):
   begin = 0
   for shape in shapes:
     size = math.prod(shape)
-    leaves.append(jax.lax.slice(vector, (begin,), (begin + size,)).reshape(shape))
+    row = jax.lax.slice(vector, (begin,), (begin + size,))
+    leaves.append(jnp.moveaxis(row.reshape(shape[-1], *shape[:-1]), 0, -1) if len(shape) > 1 else row.reshape(shape))
     begin += size
   return jax.tree.unflatten(structure, leaves)
 

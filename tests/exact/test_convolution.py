@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ddpm_jax.models.kernels import winograd
-from ddpm_jax.models.kernels.convolution import convolve
+from ddpm_jax.models.kernels import target, winograd
+from ddpm_jax.models.kernels.convolution import convolve, product
 
 AXES = ("NHWC", "HWIO", "NHWC")
 CASES = {  # image [B,H,W,C], D, stride, padding
@@ -120,3 +120,12 @@ def test_other_platforms_get_laxs_own():
   gradient = jax.grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1))
   program = jax.jit(gradient).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
   assert program.count("stablehlo.convolution") == 3 and "dot_general" not in program
+
+
+def test_a_product_of_an_nvidia_gpu_is_the_same_matrix_at_every_position(monkeypatch):
+  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 8)).astype(jnp.bfloat16)
+  kernel = jax.random.normal(jax.random.key(1), (8, 5)).astype(jnp.bfloat16)
+  monkeypatch.setattr(target, "nvidia_generation", lambda: 9)
+  assert "conv_general_dilated" in str(jax.make_jaxpr(product)(x, kernel))
+  wanted = np.einsum("bhwc,cd->bhwd", np.float64(x), np.float64(kernel))
+  np.testing.assert_allclose(product(x, kernel).astype(float), wanted, rtol=2**-8, atol=2**-8)  # bfloat16's rounding

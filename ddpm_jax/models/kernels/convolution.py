@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from ddpm_jax.models.kernels import winograd
+from ddpm_jax.models.kernels import target, winograd
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: tuple[int, int] = (1, 1)) -> jax.Array:
@@ -26,6 +26,18 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: tuple[in
   if (strides, padding) == ((1, 1), ((1, 1), (1, 1))) and winograd.worthwhile(x, kernel):
     on_cpu = winograd.convolve
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)  # chosen when a program is lowered
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[B, ..., C] [C, D] -> [B, ..., D], the same matrix at every position.
+
+  In half precision on NVIDIA GPUs this is a 1x1 convolution, because cuDNN's kernel also adds the bias and a residual sum.
+  Those of a matrix product are kernels of their own. It is chosen when a program is traced: both forms run everywhere.
+  """
+  half = jnp.dtype(x.dtype).itemsize == 2
+  if not half or x.ndim != 4 or not target.nvidia_generation():
+    return x @ kernel
+  return lax.conv_general_dilated(x, kernel[None, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

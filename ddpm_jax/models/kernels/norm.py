@@ -270,13 +270,13 @@ def _transpose_of_forward(gradients, *args, form):
   form = dataclasses.replace(form, residual=not all(isinstance(g, ad.Zero) for g in dxs))
   dxs = [ad.instantiate_zeros(g) for g in dxs] if form.residual else []
   outs = _backward.bind(ad.instantiate_zeros(dy), *dxs, *args, form=form)
-
-  def gradient(x, out):
-    if not ad.is_undefined_primal(x):
-      return None
-    return out if x.aval.shape == out.shape else out.sum(0, keepdims=True)  # one vector for all images
-
-  return [*map(gradient, linear, outs), *[None] * len(args)]
+  wanted = [ad.is_undefined_primal(x) for x in linear]
+  shared = [i for i, x in enumerate(linear) if wanted[i] and x.aval.shape != outs[i].shape]  # one vector for all images
+  if shared:
+    sums = jnp.stack([outs[i] for i in shared]).sum(1, keepdims=True)  # one kernel on a GPU
+    for i, total in zip(shared, sums, strict=True):
+      outs[i] = total
+  return [*(out if want else None for out, want in zip(outs, wanted, strict=True)), *[None] * len(args)]
 
 
 def _transpose_of_backward(gradients, *args, form):

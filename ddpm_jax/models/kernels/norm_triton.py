@@ -26,7 +26,7 @@ def value(*args, form, interpret=False):
   call = functools.partial(_value, form=form, interpret=interpret)
   if not interpret:
     call = _over_images(call)
-  return call(*_without_statistics(args, form, 0)), *args[: form.parts]
+  return call(*_packed(args, form, 0)), *args[: form.parts]
 
 
 def backward(*args, form, interpret=False):
@@ -34,13 +34,20 @@ def backward(*args, form, interpret=False):
   call = functools.partial(_backward, form=form, interpret=interpret)
   if not interpret:
     call = _over_images(call)
-  return call(*_without_statistics(args, form, 1 + form.parts * form.residual))
+  return call(*_packed(args, form, 1 + form.parts * form.residual))
 
 
-def _without_statistics(args, form, before):
-  """The arguments without mean and 1 / std."""
-  place = before + form.parts + 3
-  return *args[:place], *args[place + 2 :]
+def _packed(args, form, before):
+  """The arguments without mean and 1 / std. Of offset, scale and bias, those that differ by image are one array [B, 3, C].
+
+  One kernel writes them next to each other, not one for each. Vectors that are the same for all images are parameters, of
+  which a sampler's loop needs no copy: three arrays [1, 1, C].
+  """
+  place = before + form.parts
+  vectors = args[place : place + 3]
+  rows = max(len(v) for v in vectors)
+  stacked = jnp.stack([jnp.broadcast_to(v, (rows, v.shape[1])) for v in vectors], 1)
+  return *args[:place], *([stacked] if rows > 1 else [v[:, None] for v in vectors]), *args[place + 5 :]
 
 
 # ---------------------------------------------------------------- the kernels
@@ -53,9 +60,9 @@ def _value(*args, form, interpret):
   def kernel(*refs):
     tile.locate()
     x_refs = refs[: form.parts]
-    keep = refs[form.parts + 3 : -1]
+    vectors, keep = _split(refs[form.parts : -1], form)
     y_ref = refs[-1]
-    offset, scale, bias = map(tile.vector, refs[form.parts : form.parts + 3])
+    offset, scale, bias = tile.vectors(vectors)
     u = tile.remembered(lambda chunk: tile.load(x_refs, chunk) + offset)
     mean, rstd = tile.statistics(u, form.eps)
 
@@ -82,8 +89,8 @@ def _backward(*args, form, interpret):
     dy_ref = refs[0]
     dx_refs = refs[1:before]
     x_refs = refs[before : before + form.parts]
-    offset, scale, bias = map(tile.vector, refs[before + form.parts : before + form.parts + 3])
-    keep = refs[before + form.parts + 3 :]
+    vectors, keep = _split(refs[before + form.parts :], form)
+    offset, scale, bias = tile.vectors(vectors)
     u = tile.remembered(lambda chunk: tile.load(x_refs, chunk) + offset)
     mean, rstd = tile.statistics(u, form.eps)
 
@@ -119,6 +126,12 @@ def _backward(*args, form, interpret):
 
   gradients = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in xs]
   return tile.run(kernel, [*gradients, vector, vector, vector], args, interpret)
+
+
+def _split(refs, form):
+  """(the vectors, the mask if there is one)"""
+  count = len(refs) - bool(form.rate)
+  return refs[:count], refs[count:]
 
 
 def _dropped(tile, y, keep, chunk, form):
@@ -202,10 +215,10 @@ class Tile:
     for ref, (place, mine) in zip(refs, self.places(refs, chunk), strict=True):
       triton.store(place, x.astype(ref.dtype), mask=mine)
 
-  def vector(self, ref):
-    """The tile's part of a vector. A vector with one row is the same for all images."""
-    image = self.image if ref.shape[0] == self.images else 0
-    return triton.load(ref.at[image, self.channel()], mask=self.lane() < self.width, other=0)
+  def vectors(self, refs):
+    """The tile's part of offset, scale and bias, from one array or three; see `_packed`."""
+    places = [ref.at[self.image if ref.shape[0] > 1 else 0, i, self.channel()] for ref in refs for i in range(ref.shape[1])]
+    return [triton.load(place, mask=self.lane() < self.width, other=0) for place in places]
 
   def store_vector(self, ref, v):
     triton.store(ref.at[self.image, self.channel()], v, mask=self.lane() < self.width)
