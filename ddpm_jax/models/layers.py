@@ -397,5 +397,5 @@ class Readout(nn.Module):
 
 
 def _residual(style, x, h):
-  h = x + h
+  h = h + x  # in this order cuDNN adds x to the convolution that made h
   return h if style.residual_scale == 1.0 else h * style.residual_scale
