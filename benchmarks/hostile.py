@@ -16,12 +16,15 @@ command in a child process with a time limit. The outcomes are:
 """
 
 import argparse
+import atexit
 import collections
+import functools
 import importlib
 import io
 import json
 import os
 import pathlib
+import pickle
 import pkgutil
 import random
 import resource
@@ -40,9 +43,12 @@ import numpy as np
 import test_readers as readers
 
 import ddpm_jax
+from ddpm_jax import fields
 from ddpm_jax.cli import main
 from ddpm_jax.errors import LONGEST, UserError
 
+CACHE = tempfile.mkdtemp(prefix="hostile_compiled_")  # of compiled programs, for all children
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 LIMIT = 60.0  # seconds
 MEMORY = 2**30  # bytes
 RESULTS = ("value", "refused", "traceback", "execution", "memory", "hang", "leftover", "message")
@@ -119,6 +125,24 @@ def command(*argv: object):
   return run
 
 
+@functools.cache
+def sound_run() -> pathlib.Path:
+  """A small trained run with measurements, made by a child."""
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="hostile_run_"))
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  small = ["channels=8", "channel_mult=(1,)", "groups=4", "attention_resolutions=()"]
+  run = folder / "run"
+  for argv in (
+    ["train", "--config", "digits:smoke", "--workdir", run, *(f"--config.network.{field}" for field in small)],
+    ["evaluate", "--workdir", run, "--likelihood", "8"],
+    ["moments", "--workdir", run, "--images", "16"],
+    ["study", "--workdir", run, "--steps", "3", "--samples", "0", "--likelihood", "4"],
+  ):
+    found = outcome(command(*argv), folder, 10 * LIMIT)
+    assert found[0] == "value", found
+  return run
+
+
 def images_in(folder: pathlib.Path, rng: random.Random) -> None:
   """A folder of images of which some are damaged, with hostile names and labels."""
   for number in range(4):
@@ -188,7 +212,7 @@ def of_evaluate(rng, folder):
   weights.write_bytes(damaged(readers.READERS["graph"][1][0], rng))
   return "evaluate", command(
     "evaluate", "--samples", folder / "samples.npz", "--reference", folder / "reference.npz", "--inception", weights,
-    "--samples_count" if False else "--metrics", "fid",
+    "--metrics", "fid",
   )  # fmt: skip
 
 
@@ -230,15 +254,116 @@ def of_checkpoint(rng, folder):
   return f"{verb[0]} of a checkpoint", command(verb[0], "--workdir", folder, *verb[1:])
 
 
+VALUES = (
+  "-1", "0", "1e999", "nan", "None", "True", "x", "''", "()", "(1,)", "(0,-1)", "[1,2]", "1000000000000", "0.5", "1e-300",
+  "__import__('os').system('true')", "/dev/zero", "../../etc/passwd", "{}", "\x1b[31m", "9" * 400,
+)  # fmt: skip
+
+
+def of_fields(rng, folder):
+  """Values that make no sense in one or two fields of a config, for commands that only check and print."""
+  names = rng.sample(sorted(fields.FIELDS), rng.choice([1, 1, 2]))
+  flags = [f"--config.{name}={rng.choice(VALUES)}" for name in names]
+  verb = rng.choice([["train", "--config", "digits:smoke"], ["sample", "--workdir", sound_run()]])
+  return f"{verb[0]} --dry_run", command(*verb, "--dry_run", *flags)
+
+
+def of_flags(rng, folder):
+  """Values that make no sense for the flags of each command."""
+  value = lambda: rng.choice(VALUES)
+  run = sound_run()
+  line = rng.choice(
+    [
+      ["sample", "--workdir", run, "--seeds", value(), "--steps", value(), "--dry_run"],
+      ["edit", "inpaint", "--workdir", run, "--images", value(), "--hide", value(), "--out", folder / "out"],
+      ["edit", "interpolate", "--workdir", run, "--steps", value(), "--out", folder / "out"],
+      ["evaluate", "--workdir", run, "--likelihood", value(), "--covariance", value()],
+      ["study", "--workdir", run, "--steps", value(), "--samples", value()],
+      ["moments", "--workdir", run, "--images", value(), "--levels", value()],
+      ["plan", "--config", "digits", "--topology", value(), "--price_per_chip_hour", value()],
+      ["export", "--workdir", run, "--program", value(), "--steps", value()],
+      ["figures", "schedule", "--out", rng.choice([folder, folder / "pipe", "/dev/full", "/proc/x"])],
+      ["convert", "--workdir", run, "--export", folder / rng.choice(["a.pt", "a.txt", "x/y.pt", "a.safetensors"])],
+      ["data", "prepare", value(), folder, "--data_dir", folder / "out"],
+      ["data", "show", value(), "--image_size", value()],
+    ]
+  )
+  return f"flags of {line[0]}", command(*line)
+
+
+_CIFAR = pickle.dumps({b"data": np.zeros((3, 3072), np.uint8), b"labels": [0, 1, -2]}, 2)
+_PIXELS = struct.pack(">HBBIII", 0, 8, 3, 2, 4, 4) + bytes(32)
+_LABELS = struct.pack(">HBBI", 0, 8, 1, 2) + bytes([1, 200])
+FILES_OF = {
+  "cifar10": {"data_batch_1": _CIFAR, "test_batch": _CIFAR, "batches.meta": pickle.dumps({b"label_names": [b"a"]}, 2)},
+  "mnist": {
+    "train-images-idx3-ubyte": _PIXELS,
+    "train-labels-idx1-ubyte": _LABELS,
+    "t10k-images-idx3-ubyte": _PIXELS,
+    "t10k-labels-idx1-ubyte": _LABELS,
+  },
+}
+
+
+def of_prepare(rng, folder):
+  """Images, CIFAR's pickles or IDX files, damaged."""
+  kind = rng.choice(["images", "cifar10", "mnist"])
+  (folder / "set").mkdir()
+  if kind == "images":
+    images_in(folder / "set", rng)
+  for name, data in FILES_OF.get(kind, {}).items():
+    (folder / "set" / name).write_bytes(damaged(data, rng) if rng.random() < 0.7 else data)
+  name = "mine" if kind == "images" else kind
+  return "data prepare", command("data", "prepare", name, folder / "set", "--data_dir", folder / "out", "--image_size", "8")
+
+
+def of_run(rng, folder):
+  """A sound run of which one file is damaged, or is not what it should be; for every command that opens runs."""
+  run = pathlib.Path(shutil.copytree(sound_run(), folder / "run"))
+  path = rng.choice(sorted(path for path in run.rglob("*") if path.is_file()))
+  kind = rng.randrange(5)
+  if kind == 0 and path.suffix == ".json":
+    path.write_text(json.dumps(changed(json.loads(path.read_text()), rng)))
+  elif kind == 1:
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size + 1)])
+  elif kind == 2:
+    path.unlink()
+    path.mkdir()
+  elif kind == 3:
+    path.write_text(json.dumps(nonsense(rng)))
+  else:
+    path.write_bytes(damaged(path.read_bytes(), rng))
+  if rng.random() < 0.2:
+    bad = {"count.npy": readers.npy(np.array(-4)), "mean.npy": readers.npy(np.full(20, rng.choice([np.nan, np.inf, -1.0])))}
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation/moments.npz").write_bytes(readers.packed(**bad))
+  line = rng.choice(
+    [
+      ["sample", "--workdir", run, "--seeds", "0-3"],
+      ["sample", "--workdir", run, "--seeds", "0-3", "--sampler", "analytic", "--steps", "5"],
+      ["edit", "reconstruct", "--workdir", run, "--steps", "5"],
+      ["evaluate", "--workdir", run, "--likelihood", "8"],
+      ["moments", "--workdir", run, "--images", "16"],
+      ["study", "--workdir", run, "--steps", "3", "--samples", "0", "--likelihood", "4"],
+      ["report", "--workdir", run],
+      ["export", "--workdir", run, "--program", folder / "program"],
+      ["convert", "--workdir", run, "--export", folder / "out.safetensors"],
+      ["train", "--config", "digits:smoke", "--workdir", run],
+    ]
+  )
+  return f"{line[0]} of a damaged run", command(*line)
+
+
 COMMANDS = (
-  of_data_show, of_data_zip, of_convert, of_diffusers, of_evaluate, of_report, of_out, of_checkpoint,
+  of_data_show, of_data_zip, of_convert, of_diffusers, of_evaluate, of_report, of_out, of_checkpoint, of_fields, of_flags,
+  of_prepare, of_run, of_run,
 )  # fmt: skip
 
 
 # ---------------------------------------------------------------- running
 
 
-def outcome(run, folder: pathlib.Path) -> tuple[str, str]:
+def outcome(run, folder: pathlib.Path, limit: float = LIMIT) -> tuple[str, str]:
   """(a word of RESULTS, what was said) of run() in a child process."""
   before = {path for path in folder.rglob("*")}
   read, write = os.pipe()
@@ -247,7 +372,7 @@ def outcome(run, folder: pathlib.Path) -> tuple[str, str]:
     os.close(read)
     _child(run, write)
   os.close(write)
-  deadline = time.monotonic() + LIMIT
+  deadline = time.monotonic() + limit
   said = b""
   while time.monotonic() < deadline:
     ready, _, _ = select.select([read], [], [], 1.0)
@@ -278,8 +403,16 @@ def _is_leftover(path: pathlib.Path) -> bool:
 
 def _child(run, write: int) -> None:
   """Runs in a child, tells the result through `write`, and ends."""
+  import jax
+
+  jax.config.update("jax_compilation_cache_dir", str(CACHE))
   executed = []
-  sys.addaudithook(lambda event, args: executed.append(f"{event} {args[:2]}") if event in STARTS else None)
+
+  def watch(event, args):
+    if event in STARTS and "uname" not in args[:1]:  # which Python's `platform` asks for the processor
+      executed.append(f"{event} {args[:2]}")
+
+  sys.addaudithook(watch)
   stderr = io.StringIO()
   silent = os.open(os.devnull, os.O_RDWR)
   for number in (1, 2):
@@ -352,6 +485,7 @@ if __name__ == "__main__":
   parser.add_argument("--out", help="write the counts to this JSON file")
   args = parser.parse_args()
   preload()
+  sound_run()
   found = run_all(args.count, args.seed, args.readers)
   print(show(found))
   if args.out:
