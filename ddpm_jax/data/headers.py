@@ -14,12 +14,14 @@ from ddpm_jax.data.viewing import Header
 from ddpm_jax.errors import UserError
 from ddpm_jax.files.atomic import writing
 from ddpm_jax.files.download import cache_folder
+from ddpm_jax.files.tables import read_json
 from ddpm_jax.sizes import ImageSize, pair, simplest, text
 
 log = logging.getLogger(__name__)
 
 CACHED_FROM = 2_000  # files; fewer are looked at in less than a second
 BLOCK = 1_000
+REMEMBERED = 2**30  # bytes that a stored table of headers may take
 
 
 class Files(Protocol):
@@ -56,11 +58,10 @@ def inspect(files: Files) -> list[Header | None]:
 
 def _remembered(file: os.PathLike, count: int) -> list[Header | None] | None:
   try:
-    with open(file) as opened:
-      content = json.load(opened)
+    content = read_json(file, most=REMEMBERED)
     different = [None if values is None else Header(*values) for values in content["headers"]]
     found = [different[number] for number in content["files"]]
-  except (OSError, ValueError, TypeError, LookupError, RecursionError):
+  except (UserError, TypeError, LookupError):
     return None
   return found if len(found) == count else None
 

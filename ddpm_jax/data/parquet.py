@@ -3,7 +3,6 @@
 import collections
 import functools
 import io
-import json
 import pathlib
 import posixpath
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 from ddpm_jax.data import splits, tables, viewing
 from ddpm_jax.data.sources import NO_LABEL, CorruptImage
 from ddpm_jax.errors import UserError
+from ddpm_jax.files.tables import parse_json
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "jpg", "png")
 LABEL_COLUMNS = (*tables.LABEL_COLUMNS, "fine_label", "cls")
@@ -186,7 +186,7 @@ def _label_column(path: pathlib.Path, schema: Any, labels: str, image: str) -> s
 def _names(schema: Any, label: str | None) -> tuple[str, ...] | None:
   """The names of classes in the description that Hugging Face's datasets write."""
   try:
-    about = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-  except (LookupError, TypeError, ValueError, RecursionError):
+    about = parse_json((schema.metadata or {})[b"huggingface"], "Parquet metadata")["info"]["features"][label]["names"]
+  except (UserError, LookupError, TypeError):
     return None
   return tuple(map(str, about)) if isinstance(about, list) else None

@@ -266,7 +266,8 @@ def _npy_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (*shape, 1)
   if len(shape) != 3 or 0 in shape:
     raise ValueError(f"an array of shape {shape} is no image: [height, width] or [height, width, channels] is")
-  if shape[0] <= 16 < shape[2]:
+  small = shape[0] <= 4 < shape[1] == shape[2]  # such as [1, 8, 8] or [3, 16, 16]
+  if small or shape[0] <= 16 < shape[2]:
     raise ValueError(f"an array of shape {shape} has its channels first: store it as [height, width, channels]")
   return shape
 

@@ -208,6 +208,8 @@ def test_arrays_have_any_number_of_channels(order):
     (np.zeros((4, 4, 2), np.int16), 2, "int16 values are black and white"),
     (np.zeros((4, 4, 2), np.uint8), 3, "has 2 channels where 3"),
     (np.zeros((3, 40, 40), np.uint8), 3, "channels first"),
+    (np.zeros((1, 8, 8), np.uint8), 8, "channels first"),
+    (np.zeros((3, 8, 8), np.uint8), 8, "channels first"),
     (np.zeros((4, 4, 4, 4), np.uint8), 4, "is no image"),
     (np.zeros(4, np.uint8), 1, "is no image"),
     (np.array([[object()]]), 1, "is no image"),

@@ -404,6 +404,9 @@ def test_headers_of_large_sets_are_remembered_until_a_file_changes(tmp_path, mon
   FileDataset(root).split("train").headers  # noqa: B018
   assert len(seen) == 2
   for file in (tmp_path / "cache/headers").iterdir():
+    file.write_text("[" * 1000)
+  assert FileDataset(root).split("train").headers == [first[0]] * 2  # a damaged file is not believed
+  for file in (tmp_path / "cache/headers").iterdir():
     file.write_text('{"headers": [[1]], "files": [0, 0]}')
   assert FileDataset(root).split("train").headers == [first[0]] * 2
 
