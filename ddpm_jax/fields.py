@@ -226,10 +226,15 @@ FIELDS: dict[str, Field] = {
     None, "the same in sigma / alpha, as papers quote it: (0.28, 5.42)", tuple, least=0
   ),
   "sampling.guidance.rule": Field(
-    "linear", "how strong and weak predictions combine: linear, apg (projected), cfg++", choices=("linear", "apg", "cfg++")
+    "linear",
+    "how strong and weak predictions combine: linear, apg (projected), cfg++, rescaled (in standard deviation)",
+    choices=("linear", "apg", "cfg++", "rescaled"),
   ),
   "sampling.guidance.parallel": Field(0.0, "of apg: factor of the part of the difference that is parallel to x0", least=0),
   "sampling.guidance.norm": Field(None, "of apg: largest norm of the difference of an image", float, above=0),
+  "sampling.guidance.rescale": Field(0.7, "of rescaled: share of the way to the strong prediction's", least=0, most=1),
+  "sampling.guidance.perturbed": Field(0.0, "of classifier_free: scale of perturbed attention beside it", least=0),
+  "sampling.guidance.fade": Field(0.0, "of perturbed: its scale falls by this per thousandth of the chain", least=0),
   "sampling.guidance.blocks": Field(("mid",), "of perturbed_attention: parts of the names of the attention layers"),
   "sampling.guidance.form": Field(
     None, 'of a classifier: ADM\'s algorithm 1 or 2; None: "mean" where eta = 1', str, choices=("mean", "score")

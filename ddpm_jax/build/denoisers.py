@@ -9,7 +9,7 @@ from ddpm_jax.build.networks import check_draws, is_classifier
 from ddpm_jax.build.process import schedule
 from ddpm_jax.build.uncertainty import uncertain
 from ddpm_jax.diffusion import guidance, transforms
-from ddpm_jax.diffusion.guidance_rules import Projected, Renoised
+from ddpm_jax.diffusion.guidance_rules import Projected, Renoised, Rescaled
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.perturbed import IdentityAttention
 
@@ -49,6 +49,11 @@ def guided(config: ConfigDict, net: Any, guide: Any = None) -> Any:
     guide: the classifier, or the weaker network; one that passes `check_guide`.
   """
   section = config.sampling.guidance
+  if section.perturbed and section.kind != "classifier_free":
+    raise UserError(
+      f'sampling.guidance.perturbed = {section.perturbed:g} adds to kind = "classifier_free". Alone, perturbed attention is '
+      'kind = "perturbed_attention" with scale = 1 + the paper\'s scale.'
+    )
   match section.kind:
     case None:
       return denoiser(config, net)
@@ -59,11 +64,12 @@ def guided(config: ConfigDict, net: Any, guide: Any = None) -> Any:
           "train.class_conditional=True and train.label_dropout=0.1."
         )
       null = {"label": np.int32(config.data.num_classes)}
-      return denoiser(config, guidance.ClassifierFree(net, null=null, rule=_rule(config), **strength_of(config)))
+      free = guidance.ClassifierFree(net, null=null, rule=_rule(config), **strength_of(config))
+      return denoiser(config, _perturbed(config, net, free) if section.perturbed else free)
     case "autoguidance":
       return denoiser(config, guidance.Autoguidance(net, guide, rule=_rule(config), **strength_of(config)))
     case "perturbed_attention":
-      weak = net.replace(apply=IdentityAttention(net.apply, tuple(section.blocks)))
+      weak = _without_attention(config, net)
       return denoiser(config, guidance.Autoguidance(net, weak, rule=_rule(config), **strength_of(config)))
     case "classifier" if form_of(config.sampling) == "mean":
       return denoiser(config, net)
@@ -94,6 +100,18 @@ def check_guide(config: ConfigDict, guide: ConfigDict) -> None:
       )
 
 
+def _without_attention(config: ConfigDict, net: Any) -> Any:
+  return net.replace(apply=IdentityAttention(net.apply, tuple(config.sampling.guidance.blocks)))
+
+
+def _perturbed(config: ConfigDict, net: Any, inner: Any) -> guidance.Perturbed:
+  """Perturbed attention beside `inner`."""
+  section = config.sampling.guidance
+  weak = _without_attention(config, net)
+  T = schedule(config).T
+  return guidance.Perturbed(inner, net, weak, np.float32(section.perturbed), np.float32(section.fade), T)
+
+
 def _rule(config: ConfigDict) -> Any:
   """How a strong and a weak prediction are combined; None: linearly."""
   section = config.sampling.guidance
@@ -101,12 +119,15 @@ def _rule(config: ConfigDict) -> Any:
     return None
   if section.rule == "apg":
     return Projected(np.float32(section.parallel), np.float32(np.inf if section.norm is None else section.norm))
+  if section.rule == "rescaled":
+    return Rescaled(np.float32(section.rescale))
   sampling = config.sampling
   keeps = sampling.keep_eps or sampling.clip == "none"
-  if sampling.solver != "gaussian" or sampling.eta or not keeps:
+  ddim = sampling.solver == "gaussian" and not sampling.eta
+  if not (ddim or sampling.solver == "cfg++2m") or not keeps:
     raise UserError(
       'sampling.guidance.rule = "cfg++" continues with the weaker eps. It needs DDIM (sampling.solver = "gaussian", '
-      "sampling.eta = 0) and sampling.keep_eps = True."
+      'sampling.eta = 0) or sampling.solver = "cfg++2m", and sampling.keep_eps = True.'
     )
   return Renoised()
 

@@ -104,6 +104,7 @@ SOLVERS: dict[str, Callable | Entry] = {
   "dpm++3m": Entry(functools.partial(_multistep, order=3), "DPM-Solver++ of order 3, multistep (Lu et al. 2022)"),
   "dpm++2s": Entry(dpm_solver.singlestep, "DPM-Solver++ of order 2, single-step (Lu et al. 2022)"),
   "dpm++2m_sde": Entry(functools.partial(_multistep, order=2, sde=True), "SDE-DPM-Solver++ of order 2, with noise"),
+  "cfg++2m": Entry(dpm_solver.cfg_multistep, "DPM-Solver++ of order 2 for guidance.rule=cfg++ (Chung et al. 2024)"),
   "heun": Entry(heun, "Heun's method, two evaluations per step (Karras et al. 2022)"),
   "unipc2": Entry(functools.partial(unipc, order=2), "UniPC of order 2, variant bh2 (Zhao et al. 2023)"),
   "unipc3": Entry(functools.partial(unipc, order=3), "UniPC of order 3, variant bh2 (Zhao et al. 2023)"),

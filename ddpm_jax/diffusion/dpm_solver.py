@@ -79,6 +79,42 @@ def multistep(
   return steps.rounded(dtype)
 
 
+def cfg_multistep(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32) -> SolverSteps:
+  """DPM-Solver++ 2M for CFG++ (Chung et al. 2024, arXiv 2406.08070, in CFGpp-diffusion/CFGpp): the table for `Renoised`.
+
+  With g the guided prediction of x_0, and w_0, w_1 the weak ones at t and at the level before, in the notation of 2M,
+
+      x_s / alpha_s = g + e^-h (x_t / alpha_t - w_0) + (1 - e^-h) / 2 r (g - w_1)
+
+  The first step and the one into level 0 leave out the last term, and are CFG++'s DDIM.
+
+  Args:
+    schedule: the noise levels.
+    grid: [K+1] strictly decreasing levels.
+    dtype: of the weights.
+
+  Raises:
+    UserError: for a grid that starts at pure noise, where x / alpha is infinite.
+  """
+  grid = check(schedule, grid)
+  if schedule.alpha_bar[grid[0]] == 0:
+    raise UserError('CFG++ of order 2 cannot start at pure noise: use sampling.solver = "gaussian", which is its DDIM.')
+  t = grid[:-1]
+  s = grid[1:]
+  alpha = np.sqrt(schedule.alpha_bar)
+  sigma = np.sqrt(1 - schedule.alpha_bar)
+  h = np.diff(schedule.log_snr[grid])
+  fall = np.exp(-h)
+  bend = np.zeros(len(t))
+  inner = np.isfinite(h) & np.isfinite(np.append(np.inf, h[:-1]))
+  bend[inner] = (-np.expm1(-h) * h / np.append(np.inf, h[:-1]) / 2)[inner]
+  steps = first_order(schedule, t, s, beliefs=2)
+  steps.next_x0[:, 0] = -alpha[s] * fall
+  steps.next_x0[:, 1] = -alpha[s] * bend
+  weak = dict(kept_x=1 / alpha[t], kept_x0=np.zeros(len(t)), kept_eps=-sigma[t] / alpha[t])
+  return steps.replace(next_pred=alpha[s] * (1 + bend), **weak).rounded(dtype)
+
+
 def singlestep(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32) -> SolverSteps:
   """DPM-Solver++ 2S along `grid`. A step takes two evaluations and spans two levels of the grid.
 

@@ -99,6 +99,32 @@ class Autoguidance:
 
 
 @struct.dataclass
+class Perturbed:
+  """Perturbed-attention guidance beside another (Ahn et al. 2024, arXiv 2403.17377): inner + s_n (strong - weak).
+
+  weak: `strong` with identity attention in some blocks.
+  fade: s_n = max(0, scale - fade (1000 - 1000 (n - 1) / T)), as in diffusers, where fade is called the adaptive scale.
+  """
+
+  inner: Any  # such as ClassifierFree
+  strong: Any
+  weak: Any
+  scale: jax.Array  # [] or [B]
+  fade: jax.Array = 0.0
+  T: int = struct.field(pytree_node=False, default=1000)
+
+  def __call__(self, x_t, level, cond=None) -> Prediction:
+    scale = jnp.maximum(0, self.scale - self.fade * 1000 * (1 - (level.n - 1) / self.T))
+    scale = like(scale, x_t)
+    pred = self.inner(x_t, level, cond)
+    strong = self.strong(x_t, level, cond)
+    weak = self.weak(x_t, level, cond)
+    x0 = pred.x0 + scale * (strong.x0 - weak.x0)
+    x0 = jnp.where(jnp.isfinite(x0), x0, pred.x0)  # at pure noise, eps makes x0 infinite
+    return pred.replace(x0=x0, eps=pred.eps + scale * (strong.eps - weak.eps))
+
+
+@struct.dataclass
 class ClassifierScore:
   """(1), ADM's algorithm 2, for DDIM and every solver.
 

@@ -35,6 +35,7 @@ class SolverSteps:
       x <- next_a a + sum_j next_x0[j] x0_j + std z                      (3)     where it ends, at level s
 
   where x0_j is y_j if the table has `kept_x`. Weights may also be one per pixel, [K,H,W,C] and [K,M,H,W,C].
+  Where eps and x0 are those of two predictions (CFG++), y also has kept_eps times eps, and (3) next_pred times x0.
 
   A multistep solver starts at x. A single-step solver starts twice from the same anchor. A corrector first recomputes x_t
   from the last anchor, now that x0(x_t) is known.
@@ -51,6 +52,8 @@ class SolverSteps:
   std: np.ndarray | None = None  # None: no noise is drawn
   kept_x: np.ndarray | None = None  # None: rows keep x0
   kept_x0: np.ndarray | None = None
+  kept_eps: np.ndarray | None = None
+  next_pred: np.ndarray | None = None
   anchor_bias: np.ndarray | None = None  # added to (2) and (3)
   next_bias: np.ndarray | None = None
 
@@ -80,11 +83,15 @@ class Solver:
     x, anchor, older = state
     pred = denoise(x, row.t, cond)
     newest = pred.x0 if row.kept_x is None else row.kept_x * x + row.kept_x0 * pred.x0
+    if row.kept_eps is not None:
+      newest = newest + row.kept_eps * pred.eps
     beliefs = (newest, *older)
     anchor = row.anchor_x * x + row.anchor_a * anchor + _weighted(row.anchor_x0, beliefs)
     if row.anchor_bias is not None:
       anchor = anchor + row.anchor_bias
     x = row.next_a * anchor + _weighted(row.next_x0, beliefs)
+    if row.next_pred is not None:
+      x = x + row.next_pred * pred.x0
     if row.next_bias is not None:
       x = x + row.next_bias
     if row.std is not None:

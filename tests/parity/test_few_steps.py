@@ -1,5 +1,7 @@
 """iPNDM, DEIS and DPM-Solver-v3 against their authors' code, in float64: zju-pi/diff-sampler and thu-ml/DPM-Solver-v3."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,15 +29,43 @@ def last_state(table, x_T):
   return np.asarray(sample(noise.image_keys(np.arange(len(x_T))), denoiser, Solver(table), jnp.asarray(x_T))[0])
 
 
-SOLVERS = {"ipndm": adams.ipndm, "deis_rhoab": adams.rho_ab, "deis_tab/vp_linear": adams.t_ab}
+# The authors' variable-step iPNDM is rhoAB at order 2. At orders 3 and 4 a slip of operator precedence makes it another
+# method, without its order; there we have rhoAB only.
+EDM_BETA = (-0.004715818328307364, 17.533134832612316)  # of the time that they fit to EDM's levels
+SOLVERS = {
+  "ipndm": adams.ipndm,
+  "ipndm_v": adams.rho_ab,
+  "deis_rhoab": adams.rho_ab,
+  "deis_tab/vp_linear": adams.t_ab,
+  "deis_tab/edm_default": functools.partial(adams.t_ab, beta=EDM_BETA),
+}
 # The authors' float64 runs. For tAB they integrate by a sum over 400,000 points, hence 5e-5, as the index says. The ends of
 # their time in "vp_linear" differ from 0.1 and 20 by 5e-5.
-TOLERANCE = {"ipndm": 1e-9, "deis_rhoab": 1e-9, "deis_tab/vp_linear": 5e-5}
+TOLERANCE = {"ipndm": 1e-9, "ipndm_v": 1e-9, "deis_rhoab": 1e-9, "deis_tab/vp_linear": 5e-5, "deis_tab/edm_default": 5e-5}
+
+
+def sums_in_edm_time(nodes, rho, end, variable):
+  """The authors' integrals: means over 10,000 points of time with both ends, 1 / 10,000 away from ours.
+
+  Their runs in "vp_linear", which also exist with 400,000 points, show what this costs: up to 8e-4 in the images.
+  """
+  if len(nodes) == 1:
+    return np.array([end - rho[0]])  # their first step is Euler's
+  start = EDM_BETA[0]
+  rise = EDM_BETA[1] - start
+  time = np.linspace(variable(rho[0]), variable(end), 10_000)
+  growth = np.exp(rise * time**2 / 2 + start * time)  # 1 + rho^2
+  speed = growth * (rise * time + start) / 2 / np.sqrt(growth - 1)
+  others = [np.delete(nodes, j) for j in range(len(nodes))]
+  parts = [np.prod((time[:, None] - rest) / (node - rest), axis=1) for node, rest in zip(nodes, others, strict=True)]
+  return np.array([(speed * part).mean() * (time[-1] - time[0]) for part in parts])
 
 
 @pytest.mark.parametrize("K", ["K5", "K8", "K12", "K8_to0"])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_multistep_in_eps(golden, name, K):
+def test_multistep_in_eps(golden, monkeypatch, name, K):
+  if name == "deis_tab/edm_default":
+    monkeypatch.setattr(adams, "_integrals", sums_in_edm_time)
   numbers = golden("methods_solvers")
   grid = numbers[f"multistep/levels/{K.removesuffix('_to0')}/t"] + 1
   if K.endswith("_to0"):
@@ -46,7 +76,7 @@ def test_multistep_in_eps(golden, name, K):
       table = SOLVERS[name](S, grid, order, lower_order_final=False, dtype=np.float64)
       theirs = numbers[f"multistep/{name}/order{order}/{K}"]
       np.testing.assert_allclose(last_state(table, numbers["multistep/x_T"]), theirs, rtol=0, atol=TOLERANCE[name])
-  assert orders or (name, K) == ("deis_tab/vp_linear", "K8_to0")
+  assert orders or (name.startswith("deis_tab") and K == "K8_to0")
 
 
 # ---------------------------------------------------------------- DPM-Solver-v3

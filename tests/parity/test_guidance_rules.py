@@ -1,15 +1,18 @@
 """APG, perturbed attention and CFG++ against diffusers 0.42.1 and CFGpp-diffusion/CFGpp 8035352, in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import coupled
 
-from ddpm_jax.diffusion import guidance, noise, schedule, steps
-from ddpm_jax.diffusion.guidance_rules import Projected, Renoised, projected
+from ddpm_jax.diffusion import dpm_solver, guidance, noise, schedule, steps
+from ddpm_jax.diffusion.guidance_rules import Projected, Renoised, Rescaled, projected
 from ddpm_jax.diffusion.prediction import Prediction
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
+from ddpm_jax.diffusion.solvers import Solver
 
 LEVEL = schedule.linear(1000).level(np.int64(500))
 APG = {
@@ -33,6 +36,8 @@ def test_projected_guidance(golden, name):
       weak = numbers["inputs/pred_uncond"][k]
       running = strong - weak + (momentum or 0.0) * running
       update = projected(jnp.asarray(running), jnp.asarray(strong), parallel, norm)
+      default = numbers[f"apg/diffusers_default/{name}/pred"][k]  # starts from the weak prediction
+      np.testing.assert_allclose(weak + scale * update, default, rtol=0, atol=1e-9 * np.abs(default).max())
       np.testing.assert_allclose(strong + (scale - 1) * update, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max())
       if momentum is None:
         beliefs = [Prediction(jnp.asarray(x0), jnp.zeros_like(x0)) for x0 in (weak, strong)]
@@ -55,6 +60,44 @@ def test_perturbed_attention_is_autoguidance_at_one_more(golden):
   assert miss < 1e-9 * np.abs(theirs).max()
 
 
+def constant(x, level, cond=None, value=None):
+  return Prediction(value, value)
+
+
+@pytest.mark.parametrize("name", ["cfg5.0_pag3.0", "cfg1.0_pag2.0", "cfgNone_pag3.0"])
+@pytest.mark.parametrize("fade", [0.0, 0.002])
+def test_perturbed_attention(golden, name, fade):
+  """Beside classifier-free guidance or alone, at diffusers' time t = n - 1."""
+  numbers = golden("methods_guidance")
+  group = f"pag/{name}_adaptive{fade}"
+  cfg, pag = re.fullmatch(r"cfg(.*)_pag(.*)", name).groups()
+  for k, theirs in enumerate(numbers[f"{group}/pred"]):
+    level = schedule.linear(1000).level(np.int64(numbers[f"{group}/t"][k] + 1))
+    with jax.enable_x64(True):
+      strong, weak, perturbed = (
+        jax.tree_util.Partial(constant, value=jnp.asarray(numbers[f"inputs/pred_{which}"][k]))
+        for which in ("cond", "uncond", "perturbed")
+      )
+      inner = strong if cfg == "None" else guidance.Autoguidance(strong, weak, float(cfg))
+      ours = guidance.Perturbed(inner, strong, perturbed, float(pag), fade)(theirs, level)
+    for part in (ours.x0, ours.eps):
+      np.testing.assert_allclose(part, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("share", [0.7, 0.25])
+def test_rescaled_guidance(golden, share):
+  numbers = golden("methods_guidance")
+  strong = numbers["inputs/pred_cond"]
+  weak = numbers["inputs/pred_uncond"]
+  with jax.enable_x64(True):
+    for k, theirs in enumerate(numbers[f"cfg_rescale/w7.5_phi{share}/pred"]):
+      beliefs = [Prediction(jnp.zeros_like(eps), jnp.asarray(eps)) for eps in (weak[k], strong[k])]
+      ours = Rescaled(share)(*beliefs, jnp.asarray(7.5), jnp.asarray(strong[k]), LEVEL)
+      np.testing.assert_allclose(ours.eps, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max())
+      again = np.float64(LEVEL.alpha) * ours.x0 + np.float64(LEVEL.sigma) * ours.eps
+      np.testing.assert_allclose(again, strong[k], rtol=0, atol=1e-5)  # x_t; the level's numbers are float32
+
+
 def of_levels(x, level, cond, alpha_bar, time, extra):
   alpha_bar = alpha_bar[level.n]
   eps = coupled(x, time[level.n]) + extra(x, time[level.n])
@@ -70,23 +113,34 @@ def nothing(x, time):
   return 0.0 * x
 
 
+def renoised(levels, told, scale):
+  """The guided models of the authors' runs."""
+  extras = [jax.tree_util.Partial(extra) for extra in (conditional, nothing)]
+  networks = [jax.tree_util.Partial(of_levels, alpha_bar=levels.alpha_bar, time=told, extra=extra) for extra in extras]
+  return guidance.Autoguidance(*networks, scale, rule=Renoised())
+
+
 @pytest.mark.parametrize("name", ["K5_lambda0.6", "K10_lambda1.0", "K5_lambda0.2"])
-def test_cfg_plus_plus(golden, name):
-  """DDIM through the authors' levels; the last belief is the image."""
+@pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp_2m"])
+def test_cfg_plus_plus(golden, solver, name):
+  """Through the authors' levels; the last belief is the image. Their Euler method in sigma / alpha is DDIM."""
   numbers = golden("methods_guidance")
-  time = numbers[f"cfgpp_ddim/{name}/t_model"]
-  alpha_bar = numbers[f"cfgpp_ddim/{name}/abar"]
-  levels = schedule.Schedule(np.append(1.0, alpha_bar[::-1, 0]))
-  told = np.append(0, time[::-1])
-  scale = float(name.split("lambda")[1])
+  group = f"cfgpp_{solver}/{name}"
+  time = numbers[f"{group}/t_model"]
+  sigmas = None if solver == "ddim" else numbers[f"{group}/sigmas"][:-1]
+  alpha_bar = numbers[f"{group}/abar"][:, 0] if sigmas is None else 1 / (1 + sigmas**2)
+  levels = schedule.Schedule(np.append(1.0, alpha_bar[::-1]))
   K = len(time)
   with jax.enable_x64(True):
-    extras = [jax.tree_util.Partial(extra) for extra in (conditional, nothing)]
-    networks = [jax.tree_util.Partial(of_levels, alpha_bar=levels.alpha_bar, time=told, extra=extra) for extra in extras]
-    guided = guidance.Autoguidance(*networks, scale, rule=Renoised())
-    table = steps.gaussian(levels, np.arange(K, -1, -1), eta=0.0)
-    wide = np.sqrt(levels.alpha_bar[:-1])[::-1], np.sqrt(1 - levels.alpha_bar[:-1])[::-1]  # the table is float32
-    table = table.replace(c_x0=wide[0], c_eps=wide[1])
-    x = sample(noise.image_keys(np.arange(2)), guided, GaussianSampler(table), jnp.asarray(numbers["cfgpp_inputs/z"]))[0]
-  theirs = numbers[f"cfgpp_ddim/{name}/z0t"]
+    guided = renoised(levels, np.append(0, time[::-1]), float(name.split("lambda")[1]))
+    down = np.arange(K, -1, -1)
+    if solver == "dpmpp_2m":
+      sampler = Solver(dpm_solver.cfg_multistep(levels, down, dtype=np.float64))
+    else:
+      table = steps.gaussian(levels, down, eta=0.0)
+      wide = np.sqrt(levels.alpha_bar[:-1])[::-1], np.sqrt(1 - levels.alpha_bar[:-1])[::-1]  # the table is float32
+      sampler = GaussianSampler(table.replace(c_x0=wide[0], c_eps=wide[1]))
+    x_T = numbers["cfgpp_inputs/z"]  # times sqrt(1 + sigma^2) = 1 / alpha for Euler and 2M, which is 1 in our states
+    x = sample(noise.image_keys(np.arange(2)), guided, sampler, jnp.asarray(x_T))[0]
+  theirs = numbers[f"{group}/z0t"]
   np.testing.assert_allclose(np.asarray(x), theirs, rtol=0, atol=1e-9 * np.abs(theirs).max())

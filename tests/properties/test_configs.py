@@ -8,6 +8,7 @@ import pytest
 
 from ddpm_jax import build, configs
 from ddpm_jax import config as config_files
+from ddpm_jax.configs.digits import VARIANTS as VARIANTS_OF_DIGITS
 from ddpm_jax.convert import registry
 from ddpm_jax.errors import UserError
 from ddpm_jax.jobs import train
@@ -49,6 +50,15 @@ def test_small_variants_of_published_configs_make_a_step_and_a_sampler(spec):
   state = jax.eval_shape(run.init)
   after, _ = jax.eval_shape(run.step, state, batch)
   assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
+
+
+@pytest.mark.parametrize("variant", VARIANTS_OF_DIGITS)
+def test_variants_of_digits(variant):
+  config = config_files.load(f"digits:{variant}-smoke")
+  build.loss(config)
+  build.sampler(config)
+  build.bound_covariance(config)
+  assert config.schedule.name == ("cosine" if variant.startswith("cosine") else "linear")
 
 
 def test_consistency_models_are_sampled_and_not_trained():
