@@ -4,7 +4,8 @@
     python benchmarks/kills.py --jobs sample --kills 10
 
 Each job is a command on a tiny network of digits. It runs in a child process and is killed after a random share of the time
-of an unbroken run, then started again as it is, until it ends; then anew in a fresh directory, until the kills are spent.
+of an unbroken run and started again as it is, up to four times, then left alone until it ends. This is repeated in fresh
+directories until the kills are spent.
 Whenever it has ended, its files must hold what those of the unbroken run hold (times and dates aside), and nothing else.
 
 Pairs: the same command twice, the second 0, 1 and 3 seconds after the first. Each of the two ends well or refuses in one
@@ -39,6 +40,7 @@ JOBS = {  # the command, with {} for the directory
   "prepare": "data prepare small {}/photos --image_size 16 --data_dir {}/new".split(),
   "convert": [*"convert {}/run.safetensors --like digits:smoke --out {}/new --config.data.image_size=8".split(), *NETWORK],
 }
+KILLS_PER_RUN = 4  # after which it is left alone, so that results are compared often
 # Dates, durations and speeds, which no two runs share
 TIMES = re.compile("second|time|date|per_sec|created|elapsed|speed|duration|pid|host|argv", re.IGNORECASE)
 
@@ -201,9 +203,11 @@ def storm(world: World, job: str, kills: int) -> dict:
   while spent < kills:
     root = world.fresh()
     code = -signal.SIGKILL
+    left = min(KILLS_PER_RUN, kills - spent)
     while code == -signal.SIGKILL:
       child = world.start(job, root)
-      if spent < kills:
+      left -= 1
+      if left >= 0:
         time.sleep(rng.uniform(0, 1.2) * seconds)
         os.killpg(child[0], signal.SIGKILL)
       code, words = wait(child)
