@@ -320,7 +320,7 @@ def test_a_full_disk_ends_metrics_in_a_sentence(tmp_path, monkeypatch):
   jsonl.file = open("/dev/full", "a", buffering=1)  # its close fails too, with what is left in its buffer
   monkeypatch.setattr(board.events, "flush", full)
   for writer, name in ((jsonl, "/dev/full"), (board, "events")):
-    with pytest.raises(UserError, match=f"^{name} cannot be written .No space left on device.: make room"):
+    with pytest.raises(UserError, match=f"^{name} cannot be written .No space left on device.: free space"):
       for step in range(20):
         writer.write_scalars(step, {"loss": 1.0})
   log.close()
