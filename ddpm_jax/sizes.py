@@ -31,6 +31,17 @@ def simplest(height: int, width: int) -> ImageSize:
   return height if height == width else (height, width)
 
 
+def channels_first(shape: Sequence[int]) -> bool:
+  """Whether an image array of this shape must be [channels, height, width] instead of [height, width, channels].
+
+  Examples:
+    >>> channels_first((3, 32, 32)), channels_first((1, 8, 8)), channels_first((64, 48, 5))
+    (True, True, False)
+  """
+  few = shape[0] <= 4 < shape[1] == shape[2]
+  return few or shape[0] <= 16 < shape[2]
+
+
 def text(size: int | Sequence[int]) -> str:
   """Width and height as viewers give them.
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageColor
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import images
+from ddpm_jax.sizes import channels_first
 
 ENDINGS = {
   "PNG": (".png", ".apng"),
@@ -266,8 +267,7 @@ def _npy_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (*shape, 1)
   if len(shape) != 3 or 0 in shape:
     raise ValueError(f"an array of shape {shape} is no image: [height, width] or [height, width, channels] is")
-  small = shape[0] <= 4 < shape[1] == shape[2]  # such as [1, 8, 8] or [3, 16, 16]
-  if small or shape[0] <= 16 < shape[2]:
+  if channels_first(shape):
     raise ValueError(f"an array of shape {shape} has its channels first: store it as [height, width, channels]")
   return shape
 

@@ -12,7 +12,7 @@ from ddpm_jax.data.sources import NO_LABEL, Arrays, Encoded, Info, Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz
 from ddpm_jax.files.digest import digests
-from ddpm_jax.sizes import simplest, text
+from ddpm_jax.sizes import channels_first, simplest, text
 
 MOST_CLASSES = 1_000_000
 DRAWN = 1024  # samples drawn at a time
@@ -120,6 +120,8 @@ def check_pixels(name: str, images: np.ndarray) -> None:
     raise UserError(f"The images of {name} are {images.dtype}; they must be uint8 from 0 to 255.")
   if images.ndim != 4:
     raise UserError(f"The images of {name} have shape {images.shape}; they must be [N, height, width, channels].")
+  if channels_first(images.shape[1:]):
+    raise UserError(f"The images of {name} have their channels first: store them as [N, height, width, channels].")
 
 
 def pixel_digest(images: np.ndarray) -> str:

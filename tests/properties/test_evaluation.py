@@ -312,6 +312,8 @@ def test_bad_input_to_evaluations_is_one_sentence(halves, projection, net, tmp_p
   bad[3, 0, 0] = np.nan
   refuses("Image 3 of .*bad.npz has pixels that are not finite", image_sets.open_set, npz(bad))
   refuses("are int64; they must be uint8", image_sets.open_set, npz(images.astype(np.int64)))
+  refuses("have their channels first", image_sets.open_set, npz(np.zeros((4, 3, 32, 32), np.uint8)))
+  refuses("have their channels first", image_sets.open_set, npz(np.zeros((4, 1, 8, 8), np.uint8)))
   refuses(r"shape \(5, 8, 8\); they must be \[N, height, width, channels", image_sets.open_set, npz(images[:5, ..., 0]))
   path = npz(images)
   content = open(path, "rb").read()
