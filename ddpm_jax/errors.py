@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause and fix."""
+"""The exceptions for what a user can cause: errors that can be fixed, and a request to stop."""
 
 import re
 
@@ -15,6 +15,10 @@ class UserError(ValueError):
 
   def __init__(self, message: object = ""):
     super().__init__(shortened(printable(str(message))))
+
+
+class Terminated(BaseException):
+  """SIGTERM arrived. Like KeyboardInterrupt it unwinds the stack, so that locks and temporary files are removed."""
 
 
 def printable(text: str) -> str:

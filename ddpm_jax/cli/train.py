@@ -11,7 +11,7 @@ and the averaged weights. SIGTERM or Ctrl-C saves and exits with code 42; the sa
 import argparse
 
 from ddpm_jax.cli import environment
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import Terminated, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
   except Preempted as stopped:
     print(stopped)
     return stopped.exit_code
+  except Terminated:
+    print("Stopped by SIGTERM outside of the training steps; the same command continues.")
+    return Preempted.exit_code
   verb = "evaluate" if build.is_classifier(config) else "sample"
   print(f"Trained to step {config.train.total_steps} in {args.workdir}. Next: ddpm-jax {verb} --workdir {args.workdir}")
   return 0

@@ -19,6 +19,7 @@ import itertools
 import logging
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -27,7 +28,7 @@ import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import Terminated, UserError
 
 log = logging.getLogger(__name__)
 
@@ -372,6 +373,8 @@ class Lifeline:
 
   def fail(self, error: BaseException) -> None:
     """Ends all processes because of an exception in this one."""
+    if isinstance(error, Terminated):
+      self._end(f"process {self.group.process} was stopped by SIGTERM.", 128 + signal.SIGTERM)
     if not isinstance(error, UserError):
       time.sleep(3.0)  # when another process is lost, JAX fails here too; the listening thread has the better message
       traceback.print_exception(error, file=sys.__stderr__)

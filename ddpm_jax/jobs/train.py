@@ -183,9 +183,6 @@ def _train(config: ConfigDict, workdir: pathlib.Path, wandb: bool, profile: bool
       run = _with_least_remat(run)
   config = run.config
   log.info("%s", describe(run))
-  if jax.process_index() == 0:
-    with atomic.writing(workdir / "data.json") as temporary:
-      temporary.write_text(json.dumps(describe_data(run.source), indent=1))
   batches = data.train_batches(
     run.source,
     config.train.batch_size,
@@ -205,6 +202,8 @@ def _train(config: ConfigDict, workdir: pathlib.Path, wandb: bool, profile: bool
 
   def open_writer(after: int) -> writers.Many:
     compiling.end()
+    with atomic.writing(workdir / "data.json") as temporary:
+      temporary.write_text(json.dumps(describe_data(run.source), indent=1))
     every_writer = writers.open_all(str(workdir), config.train.total_steps, after)
     if wandb and jax.process_index() == 0:
       every_writer.writers.append(observers.WeightsAndBiases(workdir, config.to_dict()))
