@@ -314,5 +314,5 @@ def value_of(text: str) -> Any:
     return lowered[text.lower()]
   try:
     return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last two: nested deeply
     return text

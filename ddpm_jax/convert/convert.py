@@ -22,6 +22,7 @@ from ddpm_jax import config as configs
 from ddpm_jax.convert import architecture, configure, names, registry, weight_files
 from ddpm_jax.convert.fingerprint import fingerprint
 from ddpm_jax.errors import UserError
+from ddpm_jax.files.atomic import writing
 from ddpm_jax.sizes import image_shape, pair
 from ddpm_jax.training import checkpoints
 from ddpm_jax.training.manifest import names as names_of
@@ -65,7 +66,7 @@ def convert(
     attention_order: "legacy" or "new" (OpenAI's UNets); None: as published, else "legacy".
 
   Raises:
-    UserError: if the file cannot be read, is not as expected, or does not say enough.
+    UserError: if the file cannot be read, is not as expected, does not say enough, or has a weight that is not finite.
   """
   contents = weight_files.read(source, weights)
   published = registry.find(like) if like else registry.of_file(source)
@@ -87,6 +88,9 @@ def convert(
   params, report = names.load(table, contents.tensors, consume=True)
   if report:
     raise UserError(f"{source} does not fit the network {config.network.name}: {report}.")
+  for name, leaf in zip(names_of(params), jax.tree.leaves(params), strict=True):
+    if not np.isfinite(leaf).all():
+      raise UserError(f"The weights {name} have values that are not finite: {source} is damaged, or its run diverged.")
   if published and published.fingerprint:
     _verify(module, config, params, published)
 
@@ -112,12 +116,9 @@ def save(conversion: Conversion, out: str | pathlib.Path, source: str | pathlib.
   """Writes a checkpoint that sampling reads like any other, with a record of its source.
 
   Raises:
-    UserError: if `out` already holds checkpoints, or a weight is not finite.
+    UserError: if `out` already holds checkpoints.
   """
   out = pathlib.Path(out)
-  for name, leaf in zip(names_of(conversion.params), jax.tree.leaves(conversion.params), strict=True):
-    if not np.isfinite(leaf).all():
-      raise UserError(f"The weights {name} have values that are not finite: {source} is damaged, or its run diverged.")
   if checkpoints.steps_in(out / "checkpoints"):
     raise UserError(f"{out} already holds checkpoints; choose another --out, or remove it.")
   state = {"ema": {conversion.rate: conversion.params}} if conversion.rate else {"params": conversion.params}
@@ -132,7 +133,8 @@ def save(conversion: Conversion, out: str | pathlib.Path, source: str | pathlib.
     "buffers_left_out": conversion.buffers,
     "notes": conversion.notes,
   }
-  (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+  with writing(out / RECORD) as temporary:
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def parameter_shapes(module: Any, config: ConfigDict) -> Mapping[str, Any]:

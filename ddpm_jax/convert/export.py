@@ -12,6 +12,8 @@ from ddpm_jax import config as configs
 from ddpm_jax.convert import diffusers_export, edm, names, weight_files
 from ddpm_jax.convert.convert import RECORD
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import tables
+from ddpm_jax.files.atomic import writing
 from ddpm_jax.sizes import pair
 from ddpm_jax.training import checkpoints
 
@@ -36,7 +38,7 @@ def export(
     UserError: if there is no such checkpoint, or the codebase has no words for its network.
   """
   workdir = pathlib.Path(workdir)
-  record = json.loads((workdir / RECORD).read_text()) if (workdir / RECORD).is_file() else {}
+  record = _record(workdir)
   directory = workdir / "checkpoints" if (workdir / "checkpoints").is_dir() else workdir
   stored = checkpoints.load_weights(str(directory), ema=ema)
   config = configs.from_dict(stored.config)
@@ -61,6 +63,12 @@ def export(
   weight_files.write(target, tensors)
 
 
+def _record(workdir: pathlib.Path) -> dict[str, Any]:
+  """What the conversion wrote about its source, as far as it is text; empty for a run that was trained here."""
+  found = tables.read_json(workdir / RECORD) if (workdir / RECORD).is_file() else {}
+  return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
 def _folder(target: pathlib.Path, config: ConfigDict, module: Any, params: Mapping[str, Any]) -> None:
   """Writes a pipeline of diffusers into `target`, a new or empty folder."""
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -68,8 +76,8 @@ def _folder(target: pathlib.Path, config: ConfigDict, module: Any, params: Mappi
   described = diffusers_export.files(config)
   tensors = names.save(names.entries(module, params, "diffusers"), params)
   for name, content in described.items():
-    (target / name).parent.mkdir(parents=True, exist_ok=True)
-    (target / name).write_text(json.dumps(content, indent=2) + "\n")
+    with writing(target / name) as temporary:
+      temporary.write_text(json.dumps(content, indent=2) + "\n")
   weight_files.write(target / "unet/diffusion_pytorch_model.safetensors", tensors)
 
 

@@ -1,18 +1,18 @@
 """Tables of files and their classes: CSV in any usual encoding and separator, JSON lines, EDM's dataset.json."""
 
-import codecs
-import csv
-import io
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.files.tables import decode_any, parse_csv, parse_json
 
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "class_name", "class_id", "category", "target", "y")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
+DEEPEST = 64  # folders inside each other, by whose names an image is found
 LOOKED_AT = 500  # rows, to find out which column holds paths
+
+_REMEDY = "repair it, or set data.labels to another rule"
 
 Rows = list[tuple[str, Any]]  # (path as written, class)
 
@@ -62,21 +62,6 @@ class Paths:
     return None
 
 
-def text_of(title: str, data: bytes) -> tuple[str, str]:
-  """(the text, its encoding): UTF-8, UTF-16 and UTF-32 by their marks, else UTF-8, else Windows-1252."""
-  marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
-  marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-  encodings = [encoding for mark, encoding in marks.items() if data.startswith(mark)][:1]
-  if not encodings and b"\0" in data[:1000]:
-    encodings = ["utf-16-be" if data[:1] == b"\0" else "utf-16-le"]
-  for encoding in encodings or ["utf-8", "cp1252", "latin-1"]:
-    try:
-      return data.decode(encoding), encoding
-    except UnicodeDecodeError:
-      continue
-  raise UserError(f"{title} is not text in the encoding {encodings[0]} that it begins with: save it as UTF-8.")
-
-
 def csv_rows(title: str, data: bytes, paths: Paths, folder: str, named_only: bool = False) -> tuple[Rows | None, str]:
   """(rows, how the table was read) of a CSV; rows are None where there is no column of classes.
 
@@ -89,14 +74,11 @@ def csv_rows(title: str, data: bytes, paths: Paths, folder: str, named_only: boo
   Raises:
     UserError: if the table names none of the images.
   """
-  text, encoding = text_of(title, data)
+  text, encoding = decode_any(data, title)
   best: tuple[int, int, str, list[list[str]]] = (0, 0, ",", [])
   for separator in SEPARATORS:
-    try:
-      lines = csv.reader(io.StringIO(text, newline=None), delimiter=separator, skipinitialspace=True)
-      rows = [row for row in lines if len(row) > 1 and any(cell.strip() for cell in row)]
-    except csv.Error as error:
-      raise UserError(f"{title} is not a table of paths and classes ({error}): save it as CSV in UTF-8.") from None
+    lines = parse_csv(text, title, separator, skip_space=True)
+    rows = [row for row in lines if len(row) > 1 and any(cell.strip() for cell in row)]
     sample = rows[:: -(-len(rows) // LOOKED_AT) or 1]
     for column in range(min(8, max(map(len, sample), default=0))):
       matches = sum(paths.find(row[column], folder) is not None for row in sample if column < len(row))
@@ -125,10 +107,10 @@ def json_lines(title: str, data: bytes) -> tuple[Rows | None, str]:
   """The same for Hugging Face's metadata.jsonl: an object with "file_name" on each line."""
   rows: Rows = []
   keys: dict[str, None] = {}
-  for line in text_of(title, data)[0].splitlines():
+  for line in re.split(r"\r\n|\r|\n", decode_any(data, title)[0]):
     if not line.strip():
       continue
-    entry = _json(title, line)
+    entry = parse_json(line, title, object, _REMEDY)
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
       raise UserError(f'{title} should have an object with a text "file_name" on each line, not {line.strip()[:60]!r}.')
     keys |= dict.fromkeys(entry)
@@ -145,7 +127,7 @@ def edm_rows(title: str, data: bytes) -> Rows | None:
   Raises:
     UserError: if it is something else.
   """
-  content = _json(title, text_of(title, data)[0])
+  content = parse_json(decode_any(data, title)[0], title, object, _REMEDY)
   if not isinstance(content, dict) or "labels" not in content:
     raise UserError(f'{title} has no field "labels" as EDM\'s has: rename it, or set data.labels to another rule.')
   labels = content["labels"]
@@ -181,13 +163,6 @@ def as_numbers(title: str, classes: Iterable[Any]) -> dict[Any, int] | None:
 
 
 def _ends(path: str) -> list[str]:
-  """The path, and what is left of it without the first folder, the first two, ..."""
+  """The path, and what is left of it without the first folder, the first two, ...; of a deep one the last DEEPEST."""
   parts = path.split("/")
-  return ["/".join(parts[start:]) for start in range(len(parts))]
-
-
-def _json(title: str, text: str) -> Any:
-  try:
-    return json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{title} is not JSON ({str(error)[:80]}): repair it, or set data.labels to another rule.") from None
+  return ["/".join(parts[start:]) for start in range(max(0, len(parts) - DEEPEST), len(parts))]

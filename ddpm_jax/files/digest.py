@@ -8,6 +8,7 @@ devices, each on its shard, and is the same on every mesh. Small arrays are fetc
 compile and load a program for each would take longer than all the arithmetic.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,13 +28,24 @@ _SMALL = 2**17  # elements; a millisecond or two of the host
 
 def digests(tree: Any) -> Any:
   """The same tree with a string of 16 hexadecimal digits for each array; waits for the arrays."""
+  words = _reduced(tree, _digest, _digest_here)
+  return jax.tree.map(lambda pair: "".join(f"{word:08x}" for word in pair), words)
+
+
+def finite(tree: Any) -> Any:
+  """The same tree with, for each array, whether all its elements are finite; waits for the arrays."""
+  return jax.tree.map(bool, _reduced(tree, _finite, lambda x: np.isfinite(x).all()))
+
+
+def _reduced(tree: Any, on_device: Callable[[Any], Any], on_host: Callable[[np.ndarray], Any]) -> Any:
+  """The same tree with what one of the two functions makes of each array."""
   arrays, structure = jax.tree.flatten(tree)
-  words: list[np.ndarray] = []
+  found: list[np.ndarray] = []
   for first in range(0, len(arrays), _AT_ONCE):
     some = arrays[first : first + _AT_ONCE]
-    words += jax.device_get([x if _is_small(x) else _digest(x) for x in some])
-  words = [_digest_here(word) if _is_small(x) else word for x, word in zip(arrays, words, strict=True)]
-  return jax.tree.unflatten(structure, ["".join(f"{word:08x}" for word in pair) for pair in words])
+    found += jax.device_get([x if _is_small(x) else on_device(x) for x in some])
+  found = [on_host(each) if _is_small(x) else each for x, each in zip(arrays, found, strict=True)]
+  return jax.tree.unflatten(structure, found)
 
 
 def _is_small(x: jax.Array) -> bool:
@@ -49,6 +61,11 @@ def _digest(x: jax.Array) -> jax.Array:
   for axis, size in enumerate(bits.shape):
     index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
   return jnp.stack(_sums(bits, index))
+
+
+@jax.jit
+def _finite(x: jax.Array) -> jax.Array:
+  return jnp.isfinite(x).all()
 
 
 def _digest_here(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ The folder also contains settings.json, so that samples with other settings do n
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import atomic
+from ddpm_jax.files import arrays, atomic, tables
 from ddpm_jax.jobs.trained import Trained
 
 
@@ -29,19 +30,20 @@ def settings(trained: Trained, upsampler: Trained | None = None) -> dict[str, An
     return {"step": one.step, "weights": one.weights, "sampling": sampling, "files": files}
 
   found = of(trained) | ({} if upsampler is None else {"upsampler": {"run": str(upsampler.workdir), **of(upsampler)}})
-  return json.loads(json.dumps(found))
+  return tables.as_json(found)
 
 
 def check(folder: pathlib.Path, wanted: dict[str, Any]) -> None:
   """Raises UserError if the folder holds samples of other settings."""
-  try:
-    there = json.loads((folder / "settings.json").read_text())
-  except OSError:
+  if not os.path.lexists(folder / "settings.json"):
     return
-  except ValueError:
+  try:
+    there = tables.read_json(folder / "settings.json")
+    what = _difference(there, wanted)
+  except UserError:
     there = None
+    what = "its settings.json cannot be read"
   if there != wanted:
-    what = _difference(there, wanted) if isinstance(there, dict) else "its settings.json cannot be read"
     raise UserError(f"{folder} has samples of other settings ({what}): choose another --out, or delete the folder.")
 
 
@@ -116,8 +118,8 @@ def _drawn(
 def _kept(path: pathlib.Path, last: Trained, size: int) -> np.ndarray | None:
   """A batch that an interrupted command stored, if it is intact."""
   try:
-    images = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError):
+    images = arrays.read_npy(path)
+  except UserError:
     return None
   whole = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == (size, *last.image_shape)
   return images if whole else None

@@ -25,6 +25,7 @@ from ddpm_jax.diffusion.noise import PerImage, image_keys
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
 from ddpm_jax.files.atomic import writing
+from ddpm_jax.files.tables import as_json
 from ddpm_jax.jobs.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -76,7 +77,7 @@ def save(trained: Trained, path: str | os.PathLike, platforms: Sequence[str] = P
     "output": f"uint8 [batch, {', '.join(map(str, trained.image_shape))}]",
     "classes": trained.config.data.num_classes if len(exported.in_avals) > 1 else None,
     "platforms": list(platforms),
-    "sampling": json.loads(json.dumps(trained.config.sampling.to_dict())),
+    "sampling": as_json(trained.config.sampling.to_dict()),
     "step": trained.step,
     "weights": trained.weights,
     "calling_convention": exported.calling_convention_version,

@@ -5,7 +5,6 @@ commands.log, and the config in the checkpoint. Pictures are inside the page. It
 file, and it follows the width and the colors of the reader's screen.
 """
 
-import csv
 import datetime
 import importlib.metadata
 import json
@@ -83,7 +82,7 @@ def text_of(workdir: pathlib.Path) -> str:
     raise UserError(f"{workdir} holds no checkpoint: give the --workdir of a training run or of converted weights.")
   manifest = checkpoints.load_manifest(str(directory))
   config = manifest.config
-  rows = [json.loads(line) for _, line in writers.rows_of(workdir / "metrics.jsonl")]
+  rows = [row for row, _ in writers.rows_of(workdir / "metrics.jsonl")]
   evaluation = workdir / "evaluation"
   with limits.damaged(workdir, "training run", "repair or remove its damaged files"):
     sections = [
@@ -175,7 +174,7 @@ def _study(folder: pathlib.Path) -> str:
   if (folder / "study.png").exists():
     parts.append(page.picture(folder / "study.png", "Methods by number of steps", "plot"))
   if (folder / "study.csv").exists():
-    head, *rows = csv.reader((folder / "study.csv").read_text().splitlines())
+    head, *rows = tables.read_csv(folder / "study.csv")
     kept = [i for i, name in enumerate(head) if not name.endswith((".seconds", ".count"))]
     shown = [[_short(row[i]) for i in kept] for row in rows]
     parts.append(page.details("all numbers", page.columns([head[i] for i in kept], shown)))

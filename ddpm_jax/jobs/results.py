@@ -9,7 +9,7 @@ from typing import Any
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import study_tables as tables
 from ddpm_jax.files.atomic import writing
-from ddpm_jax.files.tables import read_json
+from ddpm_jax.files.tables import as_json, read_json
 from ddpm_jax.jobs.methods import Cell
 
 Measure = Callable[[Cell], Mapping[str, Any] | None]  # JSON-able results; None where the measure does not apply
@@ -38,7 +38,7 @@ def measure_all(
     UserError: if the folder holds results of something else.
   """
   folder = pathlib.Path(folder)
-  identity = json.loads(json.dumps(identity))
+  identity = as_json(identity)
   results = []
   for cell in cells:
     path = folder / cell.file

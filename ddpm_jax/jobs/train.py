@@ -23,7 +23,7 @@ from ddpm_jax.devices import mesh as layout
 from ddpm_jax.devices.chips import memory_of
 from ddpm_jax.devices.memory import compile_lowered, least_remat
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import atomic, lock
+from ddpm_jax.files import atomic, lock, tables
 from ddpm_jax.jobs import shapes
 from ddpm_jax.jobs.phases import Phase
 from ddpm_jax.jobs.trained import NotFinite, Trained, dataset, load
@@ -321,7 +321,7 @@ def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
   if not checkpoints.steps_in(directory):
     return
   stored = configs.from_dict(checkpoints.load_config(str(directory))).to_dict()
-  before, now = (json.loads(json.dumps(each)) for each in (stored, config.to_dict()))
+  before, now = (tables.as_json(each) for each in (stored, config.to_dict()))
   for field in ("data_dir", "test_split", "corrupt"):
     before["data"][field] = now["data"][field] = None
   if None in (before["data"]["class_names"], now["data"]["class_names"]):  # runs of before had none

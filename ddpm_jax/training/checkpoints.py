@@ -27,7 +27,7 @@ from orbax.checkpoint import multihost
 
 from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError, shortened
-from ddpm_jax.files.digest import digests
+from ddpm_jax.files.digest import digests, finite
 from ddpm_jax.training import manifest as manifests
 from ddpm_jax.training import power_ema
 from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest, Mismatch
@@ -334,6 +334,10 @@ def _read(
   for name, stamp in digests(arrays).items():
     if stamp != leaves[name].digest:
       raise CheckpointError(f"{name} differs from what was written (its digest is {stamp}, not {leaves[name].digest})")
+  weights = {name: x for name, x in arrays.items() if name.startswith(("params/", "ema/"))}
+  for name, sound in finite(weights).items():  # a digest proves integrity, not sense; training never saves such weights
+    if not sound:
+      raise CheckpointError(f"{name} has values that are not finite")
   return arrays
 
 

@@ -13,14 +13,14 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from ddpm_jax.data.images import save_png
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import limits
+from ddpm_jax.files import limits, tables
 from ddpm_jax.files.atomic import writing
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class JsonLines:
     directory.mkdir(parents=True, exist_ok=True)
     self.previews = directory / "previews"
     path = directory / "metrics.jsonl"
-    kept = [line for step, line in rows_of(path) if step <= after]
+    kept = [line for row, line in rows_of(path) if row["step"] <= after]
     with writing(path) as temporary:
       temporary.write_text("".join(f"{line}\n" for line in kept))
     self.file = path.open("a", buffering=1)  # line by line, so that a killed run loses none
@@ -102,14 +102,17 @@ class JsonLines:
     self.file.close()
 
 
-def rows_of(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """(step, line) of the complete rows. A killed run may leave half a row, and a crashed machine arbitrary bytes."""
+def rows_of(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], str]]:
+  """(row, line) of the complete rows, each with its step.
+
+  A killed run may leave half a row, and a crashed machine arbitrary bytes.
+  """
   text = limits.read_bytes(path).decode(errors="replace") if os.path.lexists(path) else ""
   for line in text.splitlines():
-    with contextlib.suppress(ValueError, RecursionError):
-      row = json.loads(line)
-      if isinstance(row, dict) and type(row.get("step")) is int and all(map(_is_number, row.values())):
-        yield row["step"], line
+    with contextlib.suppress(UserError):
+      row = tables.parse_json(line, path)
+      if type(row.get("step")) is int and all(map(_is_number, row.values())):
+        yield row, line
 
 
 def _is_number(value: object) -> bool:

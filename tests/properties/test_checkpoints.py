@@ -408,6 +408,18 @@ def test_a_manifest_that_makes_no_sense_is_refused_though_its_checksum_is_right(
       manifest.load(document)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("large", [False, True])  # small arrays are looked at on the host
+def test_weights_that_are_not_finite_are_refused_though_their_digest_is_right(tmp_path, value, large, caplog):
+  params = {"a": jnp.ones(2**18 if large else 4), "count": jnp.arange(3)}
+  save_weights(tmp_path, params, {}, rate="0.9", step=1)
+  assert checkpoints.load_weights(tmp_path).step == 1
+  save_weights(tmp_path, params | {"a": params["a"].at[1].set(value)}, {}, rate="0.9", step=2)
+  assert checkpoints.load_weights(tmp_path).step == 1 and "ema/0.9/a has values that are not finite" in caplog.text
+  with pytest.raises(CheckpointError, match="ema/0.9/a has values that are not finite"):
+    checkpoints.load_weights(tmp_path, step=2)
+
+
 def test_groups_and_arrays_of_one_name_are_refused():
   with pytest.raises(UserError, match="an array and a group"):
     manifest.nest({"a": 1, "a/b": 2})

@@ -491,6 +491,16 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tensors, change, message):
     convert.convert(tmp_path / "model.pt", overrides=ANSWERS)
 
 
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, tensors, ending, value):
+  tensors["mid.attn_1.k.bias"] = np.full_like(tensors["mid.attn_1.k.bias"], value)
+  path = tmp_path / f"model.{ending}"
+  weight_files.write(path, tensors)
+  with pytest.raises(UserError, match="have values that are not finite"):
+    convert.convert(path, overrides=ANSWERS)
+
+
 def test_known_buffers_are_left_out_and_said_so(tmp_path, tensors):
   torch_files.save(tmp_path / "model.pt", tensors | {"logvar": np.zeros(1000, np.float32)})
   assert convert.convert(tmp_path / "model.pt", overrides=ANSWERS).buffers == ("logvar",)

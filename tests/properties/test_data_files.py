@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -15,6 +16,7 @@ from ddpm_jax.data import headers, tables, viewing
 from ddpm_jax.data.image_files import FileDataset
 from ddpm_jax.data.prepare import prepare
 from ddpm_jax.errors import UserError
+from ddpm_jax.files.tables import decode_any
 
 
 def picture(path, color=(10, 20, 30), size=(4, 4), mode="RGB", **options):
@@ -250,8 +252,8 @@ def test_edm_labels_are_read_wherever_the_zip_has_them(tmp_path):
     assert labels(zipped(root)) == [1, 0]
   for text, message in (
     ("[]", 'no field "labels"'),
-    ("{", "is not JSON"),
-    ("[" * 100_000, "is not JSON"),
+    ("{", "is not a readable JSON file"),
+    ("[" * 100_000, "is not a readable JSON file"),
     ('{"labels": [["00000/img00000000.png", [0.1, 0.2]]]}', "not the number of a class"),
     ('{"labels": [1, 2]}', "should list"),
   ):
@@ -288,10 +290,19 @@ def test_two_kinds_of_tables_are_a_contradiction(tmp_path):
 
 
 def test_text_is_read_in_its_encoding():
-  assert tables.text_of("t", "ä".encode("utf-16"))[0] == "ä"
-  assert tables.text_of("t", b"\xe4\x80") == ("ä€", "cp1252")
-  with pytest.raises(UserError, match="utf-16"):
-    tables.text_of("t", b"\xff\xfe\x00")
+  assert decode_any("ä".encode("utf-16"), "t")[0] == "ä"
+  assert decode_any(b"\xe4\x80", "t") == ("ä€", "cp1252")
+  with pytest.raises(UserError, match="UTF-16"):
+    decode_any(b"\xff\xfe\x00", "t")
+
+
+def test_a_path_of_thousands_of_folders_takes_no_memory():
+  deep = "a/" * 30_000 + "0.png"
+  tracemalloc.start()
+  paths = tables.Paths([deep, "b/0.png"], [])
+  assert paths.find("x/" * 30_000 + "b/0.png") == "b/0.png" and paths.find(deep) == deep
+  assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+  tracemalloc.stop()
 
 
 # ---------------------------------------------------------------- Parquet

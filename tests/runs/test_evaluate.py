@@ -274,7 +274,7 @@ def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
   save_weights(str(workdir / "nan/checkpoints"), nan.network.params, trained.config.to_dict(), rate="0", step=4)
   assert main.run(["sample", "--seeds", "0-2", "--workdir", str(workdir / "nan")]) == 2
   complaint = capsys.readouterr().err.splitlines()[-1]
-  assert "3 of 3 samples are not finite (nan; seeds 0, 1, 2): the weights are not finite either" in complaint
+  assert "has values that are not finite" in complaint
   assert not list((workdir / "nan").rglob("*.png"))
 
 
