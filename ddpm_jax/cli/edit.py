@@ -4,6 +4,8 @@
   image_to_image  diffuses images part of the way to noise, and samples from there
   inpaint         samples the middle or a half of images, given the rest (RePaint)
   interpolate     interpolates between the latents of seeds 0 and 1, 2 and 3, ... (DDIM figure 6)
+  between         interpolates between test images 0 and 1, 2 and 3, ... in noise of several strengths (DDPM figures 8 and 9)
+  resample        draws several images from the same noisy image (DDPM figure 7)
   restore         restores images from linear measurements with noise: mask, blur, downsample, grey, or your own function
 
   ddpm-jax edit reconstruct    --workdir runs/mnist --images 0-255 --steps 10,20,50,100,200,500
@@ -11,6 +13,8 @@
   ddpm-jax edit image_to_image --workdir runs/mnist --images 0-15 --strength 0.4
   ddpm-jax edit inpaint        --workdir runs/mnist --images 0-15 --hide center --jump 10 --resamples 10
   ddpm-jax edit interpolate    --workdir runs/mnist --seeds 0-7 --sampler ddim
+  ddpm-jax edit between        --workdir runs/mnist --images 0-3 --strength 0.1,0.25,0.5
+  ddpm-jax edit resample       --workdir runs/mnist --images 0-3 --level 125
   ddpm-jax edit restore        --workdir runs/mnist --images 0-7 --operator downsample --factor 4 --steps 50
   ddpm-jax edit restore        --workdir runs/mnist --images 0-7 --operator mask --hide left --covariance marginal
 
@@ -63,6 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   interpolate = task("interpolate", network, "interpolate between the latents of pairs of seeds")
   interpolate.add_argument("--seeds", default="0-7", help="the ends: the first two, the next two, ... (default %(default)s)")
   interpolate.add_argument("--frames", type=int, metavar="N", default=9, help="images from end to end (default 9)")
+  between = task(
+    "between", real, "interpolate between pairs of test images; a row per strength below a row of pixel mixtures"
+  )
+  between.add_argument("--strength", default="0.1,0.25,0.5", help="parts of the way to noise (default %(default)s)")
+  between.add_argument("--frames", type=int, metavar="N", default=11, help="images from end to end (default 11)")
+  resample = task("resample", real, "draw several images from the same noisy image")
+  resample.add_argument("--level", type=int, required=True, help="the level at which they are still the same")
+  resample.add_argument("--count", type=int, metavar="N", default=8, help="images for each (default 8)")
   restore = task("restore", noisy, "restore from linear measurements with noise; prints PSNR and SSIM")
   restore.add_argument(
     "--operator", default="mask", help="mask, blur, downsample, grey, or my_pkg.ops:fn (default %(default)s)"
@@ -121,7 +133,13 @@ def run(args: argparse.Namespace) -> int:
     if max(numbers) >= len(source):
       raise UserError(f"There is no test image {max(numbers)}: --images must be between 0 and {len(source) - 1}.")
     real = source.gather(np.asarray(numbers))[0]
-    if args.task == "reconstruct":
+    if args.task == "between":
+      rows = _between(args, trained, source, numbers)
+    elif args.task == "resample":
+      _at_least(args.count, 1, "--count")
+      drawn = edit.resample(trained, source, numbers, args.count, args.level)
+      rows = [np.concatenate([real[k : k + 1], several]) for k, several in enumerate(drawn)]
+    elif args.task == "reconstruct":
       rows = [real]
       errors = {}
       many = integers(args.steps, "--steps")
@@ -146,12 +164,37 @@ def run(args: argparse.Namespace) -> int:
         drawn = edit.inpaint(trained, source, numbers, seeds, known, jump=args.jump, resamples=args.resamples)
         rows = [real, np.where(known[:, :, None], real, 128).astype(np.uint8), drawn]
 
-  if args.task != "interpolate":
+  if args.task not in ("interpolate", "between", "resample"):
     rows = [row[:SHOWN] for row in rows]
   scale = max(1, 64 // rows[0].shape[1])
   pixels.save_png(out / f"{args.task}.png", pixels.grid(np.concatenate(rows), columns=len(rows[0]), scale=scale))
   print(f"Wrote {args.task}.png to {out}")
   return 0
+
+
+def _between(args: argparse.Namespace, trained: Any, source: Any, numbers: list[int]) -> list:
+  """Rows of a picture, for each pair of images: mixtures of pixels, then one row per strength."""
+  import numpy as np
+
+  from ddpm_jax.cli.numbers import floats
+  from ddpm_jax.errors import UserError
+  from ddpm_jax.jobs import edit
+
+  if len(numbers) % 2:
+    raise UserError(f"--images {args.images} names {len(numbers)} images: use an even number, two for each interpolation.")
+  _at_least(args.frames, 2, "--frames")
+  strengths = floats(args.strength, "--strength")
+  pairs = np.reshape(numbers, (-1, 2))
+  drawn = [edit.mixed(source, pairs, args.frames)]
+  drawn += [edit.between(trained, source, pairs, args.frames, strength) for strength in strengths]
+  return [part[k] for k in range(len(pairs)) for part in drawn]
+
+
+def _at_least(value: int, least: int, flag: str) -> None:
+  from ddpm_jax.errors import UserError
+
+  if value < least:
+    raise UserError(f"{flag} {value} is too few: use at least {least}.")
 
 
 def _restore(args: argparse.Namespace, trained: Any, source: Any, numbers: list[int], seeds: list[int], out: Any) -> list:

@@ -2,6 +2,7 @@
 
   ddpm-jax evaluate --workdir runs/digits                           bits/dim of 128 test images; figure 5 of DDPM
   ddpm-jax evaluate --workdir runs/mnist --covariance all           with every covariance that the network provides
+  ddpm-jax evaluate --workdir runs/mnist --split train,test         of both, and the gap (DDPM table 1)
   ddpm-jax evaluate --workdir runs/mnist --figures                  samples, figures 6 and 8 of DDPM, nearest neighbours
   ddpm-jax evaluate --workdir runs/mnist --distance 1000            of samples, in features of the data's own classifier
 
@@ -26,7 +27,7 @@ INCEPTIONS = {
   "inception_tf": "Inception of TensorFlow 2015 (DDPM, Improved DDPM, ADM)",
   "inception_torch": "pytorch-fid's (Analytic-DPM)",
 }
-OF_DRAWING = ("likelihood", "covariance", "ode", "distance", "figures")
+OF_DRAWING = ("likelihood", "covariance", "split", "ode", "distance", "figures")
 OF_NETWORKS = (*OF_DRAWING, "ema", "step", *short.FLAGS, "overrides")
 LEAST = {"likelihood": 0, "ode": 0, "distance": 0, "num_samples": 1, "batch_size": 1}
 OWN = "own"  # features of a classifier of the run's own data set
@@ -69,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--covariance",
     metavar="NAMES",
     help="covariances for bits/dim, such as posterior,optimal, or all (default: config.evaluation.covariance)",
+  )
+  network.add_argument(
+    "--split", metavar="NAMES", help="splits for bits/dim, such as train,test (default: config.data.test_split)"
   )
   network.add_argument("--ode", type=int, default=0, metavar="N", help="bits/dim of N such images by the ODE (vp_sde)")
   network.add_argument(
@@ -163,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
   trained = trained.with_moments()
   count = args.likelihood
-  if count is None and (args.covariance or not (compared or args.ode or args.distance or args.figures)):
+  if count is None and (args.covariance or args.split or not (compared or args.ode or args.distance or args.figures)):
     count = 128
   if trained.config.data.low_res_size and (odd := next((name for name in OF_SAMPLES if getattr(args, name)), None)):
     raise UserError(f"--{odd} needs samples, but this network only enlarges those of another: leave it out.")
@@ -176,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     how = describe(trained.config.sampling, len(build.sampler(trained.config).steps.left))
     against(args, image_sets.of_run(trained, _count(args)), args.out, fit, trained, out, how)
   if count:
-    likelihood(trained, out, count, args.covariance)
+    splits(trained, out, count, args.covariance, args.split)
   if args.ode:
     ode(trained, out, args.ode)
   if args.distance:
@@ -199,10 +203,24 @@ def accuracy(trained, out) -> None:
     print(f"  {name}  " + "".join(f"{found[name + part]:7.1%}" for part in ("", "_q0", "_q1", "_q2", "_q3")))
 
 
-def likelihood(trained, out, count: int, covariances: str | None) -> None:
+def splits(trained, out, count: int, covariances: str | None, names: str | None) -> None:
+  """bits/dim of one split or several, and the gap between the first and the last (DDPM table 1)."""
+  chosen = names.split(",") if names else [trained.config.data.test_split]
+  several = [trained.changed(data=dict(test_split=name)) for name in chosen]
+  for one in several:
+    one.dataset(one.config.data.test_split)  # an unknown split is refused before anything is measured
+  found = [likelihood(one, out, count, covariances) for one in several]
+  if len(chosen) > 1:
+    for first, last in zip(found[0], found[-1], strict=True):
+      gap = last["bits_per_dim"] - first["bits_per_dim"]
+      print(f"{last['covariance']} covariance: {chosen[-1]} needs {gap:+.3f} bits/dim beside {chosen[0]}")
+
+
+def likelihood(trained, out, count: int, covariances: str | None) -> list[dict]:
   from ddpm_jax.jobs import measure
 
-  for found in measure.bits_per_dim(trained, out, count, covariances.split(",") if covariances else None):
+  results = measure.bits_per_dim(trained, out, count, covariances.split(",") if covariances else None)
+  for found in results:
     error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
     print(
       f"bits/dim on {found['images']} {found['split']} images, {found['steps']} steps, {found['covariance']} covariance: "
@@ -210,6 +228,7 @@ def likelihood(trained, out, count: int, covariances: str | None) -> None:
       f"{found['decoder']:.3f}); 8 bits cost 8, {found['grey_levels']} grey levels coded uniformly "
       f"{found['uniform_over_grey_levels']:.3f}"
     )
+  return results
 
 
 def ode(trained, out, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Lists of integers on the command line."""
+"""Lists of numbers on the command line."""
 
 from ddpm_jax.errors import UserError
 
@@ -26,3 +26,15 @@ def integers(text: str, flag: str) -> list[int]:
   if not numbers:
     raise UserError(f"{flag} {text!r} is empty; write one like 0-63 or 3,5,8-10.")
   return numbers
+
+
+def floats(text: str, flag: str) -> list[float]:
+  """The numbers of "0.1,0.25,0.5".
+
+  Raises:
+    UserError: if the text is not such a list.
+  """
+  try:
+    return [float(part) for part in text.split(",")]
+  except ValueError:
+    raise UserError(f"{flag} {text!r} is not a list of numbers; write one like 0.1,0.25,0.5.") from None

@@ -31,6 +31,14 @@ class Prediction:
   log_var: jax.Array | None = None  # of the transition itself (Ho's learned diagonal)
   eps_cov: Any = None  # Cov[eps | x_t] as an operator between pixels (jacobian.py), before any clipping
 
+  def score(self, x_t: jax.Array, level: Level) -> jax.Array:
+    """The gradient of log q(x_t), (alpha E[x_0 | x_t] - x_t) / sigma^2, which is -eps / sigma (DDPM section 3.2).
+
+    It follows x0, so a clipped or guided x0 gives a clipped or guided score.
+    """
+    level = like(level, x_t)
+    return (level.alpha * self.x0 - x_t) / level.sigma**2
+
 
 def x0_from_eps(eps: jax.Array, x_t: jax.Array, level: Level) -> jax.Array:
   """x_0 = (x_t - sigma eps) / alpha (DDPM eq. 15)."""

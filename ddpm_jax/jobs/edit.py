@@ -6,6 +6,7 @@ images, error = edit.reconstruct(run, run.dataset("test"), range(16), steps=50)
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,7 @@ from ddpm_jax.diffusion import editing
 from ddpm_jax.diffusion.interpolation import latent_interpolation, slerp
 from ddpm_jax.diffusion.noise import PerImage, image_keys
 from ddpm_jax.diffusion.samplers import sample
+from ddpm_jax.diffusion.solvers import Solver
 from ddpm_jax.errors import UserError
 from ddpm_jax.jobs.progress import STEPS
 from ddpm_jax.jobs.trained import Trained, checked_seeds
@@ -98,6 +100,36 @@ def between(trained: Trained, source: data.Source, pairs: np.ndarray, frames: in
   weight = jnp.tile(jnp.linspace(0, 1, frames), len(pairs))
   drawn = latent_interpolation(image_keys(places.astype(np.uint32)), denoiser, sampler, x_0, y_0, weight, cond)
   return trained.to_pixels(drawn, places).reshape(len(pairs), frames, *trained.image_shape)
+
+
+def mixed(source: data.Source, pairs: np.ndarray, frames: int = 11) -> np.ndarray:
+  """Mixtures of the pixels of each pair, uint8 [P,frames,H,W,C], the contrast to `between`."""
+  first, last = (source.gather(pairs[:, end])[0].astype(np.float32)[:, None] for end in (0, 1))
+  weight = np.linspace(0, 1, frames, dtype=np.float32)[:, None, None, None]
+  return np.rint((1 - weight) * first + weight * last).astype(np.uint8)
+
+
+def resample(trained: Trained, source: data.Source, indices: Sequence[int], count: int, level: int) -> np.ndarray:
+  """Samples [B,count,H,W,C] that share x_t at `level` with each other, one x_t for each image (DDPM figure 7).
+
+  x_t is the image diffused to `level`, or to the level of the sampler's grid that is nearest to it.
+
+  Raises:
+    UserError: for a level outside 1 ... T, or a sampler without noise.
+  """
+  T = build.schedule(trained.config).T
+  if not 1 <= level <= T:
+    raise UserError(f"Level {level} must be between 1 and {T}, the noisiest level.")
+  denoiser, sampler = build.sampling(trained.config, trained.network, trained.guide, level / T)
+  if trained.config.sampling.eta == 0 or (isinstance(sampler, Solver) and sampler.steps.std is None):
+    raise UserError("This sampler adds no noise, so all samples of one x_t are the same: use DDPM, or an eta above 0.")
+  places = np.arange(len(indices)).repeat(count)
+  x_0, cond = trained.images(source, np.asarray(indices)[places])
+  first = jax.tree.map(lambda column: column[0], sampler.steps.t)
+  shared = PerImage(image_keys(places.astype(np.uint32))).initial(trained.image_shape)
+  keys = image_keys(np.arange(len(places), dtype=np.uint32))
+  drawn = trained.to_pixels(sample(keys, denoiser, sampler, first.diffuse(x_0, shared), cond)[0], places)
+  return drawn.reshape(len(indices), count, *trained.image_shape)
 
 
 def interpolate(trained: Trained, first: int, last: int, frames: int, label: int = 0) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddpm_jax import build, data
 from ddpm_jax.data import images as pixels
-from ddpm_jax.diffusion.likelihood import BitsPerDim
+from ddpm_jax.diffusion.likelihood import BitsPerDim, rate_distortion
 from ddpm_jax.evaluation import plots, quality
 from ddpm_jax.features import classifier
 from ddpm_jax.files.atomic import writing
@@ -103,6 +103,7 @@ def bits_per_dim(
 def _of_bound(trained: Trained, source: data.Source, bound: BitsPerDim) -> dict[str, Any]:
   total = np.asarray(bound.total, float)
   terms = np.asarray(bound.terms, float)
+  curve = rate_distortion(bound)
   levels = len(np.unique(source.gather(source.some(1000))[0]))
   return {
     "images": len(total),
@@ -117,6 +118,8 @@ def _of_bound(trained: Trained, source: data.Source, bound: BitsPerDim) -> dict[
     "grey_levels": levels,
     "uniform_over_grey_levels": float(np.log2(levels)),
     "terms": terms.mean(0).tolist(),
+    "rate_bits_per_dim": np.asarray(curve.rate, float).tolist(),  # of the state before each step (DDPM table 4)
+    "distortion_rmse": np.asarray(curve.rmse, float).tolist(),  # of the x_0 predicted there, on the scale 0 to 255
     **_whose(trained),
   }
 

@@ -38,6 +38,16 @@ def beliefs(denoiser, x_t, level):
   return denoiser(x_t, level)
 
 
+def test_the_score_is_the_gradient_of_the_log_density():
+  x = np.float32(np.linspace(-2, 2, 8).reshape(1, 2, 4, 1))
+  for n in (1, 50, 100):
+    level = LEVELS.level(np.int64(n))
+    mean, var = marginals(LEVELS, n, 0.3, 0.2)
+    score = gaussian_data(0.3, 0.2)(x, level).score(x, level)
+    # float32: at level 1, alpha x0 - x_t is divided by sigma^2 = 1e-4
+    np.testing.assert_allclose(score, -(x - mean) / var, rtol=1e-4, atol=5e-3 if n == 1 else 1e-5)
+
+
 def states(x, pred):
   return x
 

@@ -20,6 +20,7 @@ from ddpm_jax.cli import main
 from ddpm_jax.configs.digits import get_config
 from ddpm_jax.data import images as pixels
 from ddpm_jax.data.digits import digits
+from ddpm_jax.errors import UserError
 from ddpm_jax.features.classifier import Recipe, train_classifier
 from ddpm_jax.jobs import edit, report
 from ddpm_jax.jobs.trained import NotFinite
@@ -256,6 +257,56 @@ def test_figures_of_the_paper(workdir):
   near = edit.between(trained, source, pairs, frames=2, strength=0.05)  # of one of 20 levels: almost the images themselves
   error = np.abs(near.astype(float) - source.gather(pairs.ravel())[0].reshape(near.shape))
   assert error.mean() < 8, "grey levels"
+
+
+def test_samples_that_share_a_noisy_image(workdir):
+  """Near the images they are almost the images; all differ, and not every sampler can draw them."""
+  trained = ddpm_jax.load(workdir)
+  source = trained.dataset("test")
+  drawn = edit.resample(trained, source, [3, 5], count=3, level=1).astype(float)
+  assert drawn.shape == (2, 3, 8, 8, 1)
+  assert np.abs(drawn - source.gather(np.array([3, 5]))[0][:, None]).mean() < 8, "grey levels"
+  drawn = edit.resample(trained, source, [3], count=3, level=20)
+  assert len(np.unique(drawn, axis=1)[0]) == 3
+  for level, sampling, message in ((21, {}, "between 1 and 20"), (5, dict(eta=0.0), "adds no noise")):
+    with pytest.raises(UserError, match=message):
+      edit.resample(trained.changed(sampling=sampling), source, [3], 2, level)
+
+
+def test_mixtures_of_pixels(workdir):
+  source = ddpm_jax.load(workdir).dataset("test")
+  first, last = source.gather(np.array([4, 9]))[0].astype(float)
+  row = edit.mixed(source, np.array([[4, 9]]), frames=3)[0]
+  np.testing.assert_array_equal(row[::2], np.stack([first, last]))
+  assert np.abs(row[1] - (first + last) / 2).max() <= 0.5
+
+
+def test_pictures_between_and_of_one_noisy_image(workdir):
+  assert (
+    main.run(["edit", "between", "--workdir", str(workdir), "--images", "0-3", "--strength", "0.2,1", "--frames", "3"]) == 0
+  )
+  assert main.run(["edit", "resample", "--workdir", str(workdir), "--images", "0,1,2", "--level", "5", "--count", "4"]) == 0
+  shapes = {}
+  for name in ("between", "resample"):
+    with Image.open(workdir / "edits" / f"{name}.png") as picture:
+      shapes[name] = picture.size[0] / picture.size[1]
+  # 2 pairs of 1 + 2 rows with 3 frames; 3 rows of 1 + 4 images
+  assert shapes["between"] == pytest.approx(3 / 6, rel=0.1)
+  assert shapes["resample"] == pytest.approx(5 / 3, rel=0.1)
+  assert main.run(["edit", "between", "--workdir", str(workdir), "--images", "0-2"]) == 2
+
+
+def test_both_splits_and_their_gap(workdir, capsys):
+  assert main.run(["evaluate", "--workdir", str(workdir), "--likelihood", "4", "--split", "train,test"]) == 0
+  shown = capsys.readouterr().out
+  found = [json.loads((workdir / "evaluation" / f"bits_per_dim{end}.json").read_text()) for end in ("_on_train", "")]
+  assert [one["split"] for one in found] == ["train", "test"]
+  assert f"{found[1]['bits_per_dim'] - found[0]['bits_per_dim']:+.3f} bits/dim" in shown
+  for one in found:
+    assert len(one["rate_bits_per_dim"]) == len(one["distortion_rmse"]) == one["steps"]
+    assert one["rate_bits_per_dim"][0] == pytest.approx(one["prior"])
+    assert one["rate_bits_per_dim"][-1] + one["terms"][-1] == pytest.approx(one["bits_per_dim"], rel=1e-5)  # float32
+  assert main.run(["evaluate", "--workdir", str(workdir), "--split", "nowhere"]) == 2
 
 
 def test_what_is_no_number_becomes_no_pixel(workdir, capsys):
