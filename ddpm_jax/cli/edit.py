@@ -14,7 +14,7 @@
   ddpm-jax edit inpaint        --workdir runs/mnist --images 0-15 --hide center --jump 10 --resamples 10
   ddpm-jax edit interpolate    --workdir runs/mnist --seeds 0-7 --sampler ddim
   ddpm-jax edit between        --workdir runs/mnist --images 0-3 --strength 0.1,0.25,0.5
-  ddpm-jax edit resample       --workdir runs/mnist --images 0-3 --level 125
+  ddpm-jax edit resample       --workdir runs/mnist --images 0-3 --level 250
   ddpm-jax edit restore        --workdir runs/mnist --images 0-7 --operator downsample --factor 4 --steps 50
   ddpm-jax edit restore        --workdir runs/mnist --images 0-7 --operator mask --hide left --covariance marginal
 

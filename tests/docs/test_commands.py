@@ -47,9 +47,9 @@ CANNOT = {  # what is not run here, and why
   r"convert my\.pt .*num_heads": "needs a network with attention; tests/properties/test_convert.py converts them",
 }
 PUBLISHED = re.compile(r"--config (cifar10|celeb|imagenet|lsun|ffhq|consistency)")  # stand-ins of all of these are alike
-CAP = {"--likelihood": 8, "--distance": 24, "--num_samples": 24, "--images": 16, "--samples": 24, "--ode": 2}
+CAP = {"--likelihood": 8, "--distance": 24, "--num_samples": 24, "--images": 16, "--samples": 24, "--ode": 2, "--level": 50}
 ALIASES = {"C": "mnist_classifier", "CONDITIONAL": "mnist_cond", "SMALL": "mnist_sr:base", "LARGE": "mnist_sr"}
-ALIASES |= {"N": "npr", "runs/mnist_14": "mnist_sr:base", "mnist_sr": "mnist_sr"}
+ALIASES |= {"N": "npr", "runs/mnist_14": "mnist_sr:base", "mnist_sr": "mnist_sr", "digits_hybrid": "digits:hybrid"}
 DATA = ("cifar10", "mnist", "my_birds", "celeba64_ddim")
 WEIGHTS = re.compile(r"\.(pt|pth|ckpt|safetensors)$")
 REAL = re.compile("convert|perturbed_attention|--config.network")  # commands about the network itself
@@ -191,6 +191,8 @@ def provide(command: list[str], here: pathlib.Path) -> None:
     field, _, value = word.partition("=")
     if field in ("--config.train.backbone", "--config.sampling.guidance.model") and value not in registry.PUBLISHED:
       wanted(value, here)
+    if field != word and value.startswith("runs/") and not field.startswith("--"):  # study --networks other=runs/other
+      wanted(value, here)
     if field == "--config.sampling.moments" and not (here / value).exists():
       assert main.run(["moments", "--workdir", str(pathlib.Path(value).parents[1]), "--images", "4"]) == 0
     if field == "--config.sampling.flow" and not (here / value).exists():
@@ -224,6 +226,7 @@ def capped(command: list[str]) -> list[str]:
     if words[i - 1] == "--steps":
       words[i] = ",".join(str(min(int(K), 6 + k)) for k, K in enumerate(word.split(",")))
   words = [re.sub(r"(--config.mesh.fsdp)=\d+", r"\1=1", word) for word in words]
+  words = [word.replace("grid=[250,", "grid=[50,").replace(",100,50,1]", ",20,10,1]") for word in words]  # of 50 levels
   if words[1] == "evaluate" and "--num_samples" not in words and {"--reference", "--make_reference"} & set(words):
     words += ["--num_samples", "24"] if "--make_reference" not in words else []
   if words[1] == "study":  # hundreds of cells otherwise
