@@ -43,6 +43,7 @@ def workdir(tmp_path_factory):
   smoke = get_config("smoke")
   with smoke.unlocked():
     smoke.data.update(image_size=8, channels=1, num_classes=10)
+    smoke.network.update(channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), groups=4)
   params = build.initial_params(build.model(smoke, 1, 10), jax.random.key(0), 8, 1)
   save_weights(str(folder / "checkpoints"), params, smoke.to_dict(), rate="0.999", step=4)
   train = digits("train")
