@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import evaluate
+from ddpm_jax.cli import against
 from ddpm_jax.cli.sample import describe
 from ddpm_jax.config import default, override
 from ddpm_jax.errors import UserError
@@ -90,12 +90,12 @@ def test_sets_of_mixed_sizes_are_fitted_as_asked_or_as_the_run_fits_them(tmp_pat
   for i, side in enumerate((9, 12, 16)):
     Image.fromarray(rng.integers(0, 256, (side, side + i, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
   asked = argparse.Namespace(image_size="8", crop=None)
-  assert image_sets.open_set(str(tmp_path), **evaluate._fit(asked)).image_shape == (8, 8, 3)
+  assert image_sets.open_set(str(tmp_path), **against.fit_of(asked)).image_shape == (8, 8, 3)
   run = override(default(), ["data.image_size=(4,6)", "data.crop=lsun"]).data
   silent = argparse.Namespace(image_size=None, crop=None)
-  assert evaluate._fit(silent, run) == {"image_size": (4, 6), "crop": "lsun"}
+  assert against.fit_of(silent, run) == {"image_size": (4, 6), "crop": "lsun"}
   with pytest.raises(UserError, match="image_size must be"):
-    evaluate._fit(argparse.Namespace(image_size="8,8,8", crop=None))
+    against.fit_of(argparse.Namespace(image_size="8,8,8", crop=None))
 
 
 def test_another_split_than_the_runs_own_is_measured_into_other_files():
