@@ -1,4 +1,4 @@
-"""Checkpoints: complete, written atomically and verified when they are read.
+"""Checkpoints: complete, written atomically and verified when they are read (reading.py).
 
     DIR/<step>/manifest       config, names, shapes, types and digests (manifest.py)
     DIR/<step>/params         the parameters
@@ -10,10 +10,7 @@ in a test), so each array is compared with the digest taken before it was writte
 """
 
 import contextlib
-import functools
 import logging
-import os
-import re
 import sys
 from typing import Any
 
@@ -26,11 +23,11 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import multihost
 
 from ddpm_jax.devices import processes
-from ddpm_jax.errors import UserError, shortened
-from ddpm_jax.files.digest import digests, finite
+from ddpm_jax.errors import UserError
 from ddpm_jax.training import manifest as manifests
-from ddpm_jax.training import power_ema
-from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest, Mismatch
+from ddpm_jax.training import power_ema, reading
+from ddpm_jax.training.manifest import CheckpointError, Manifest, Mismatch
+from ddpm_jax.training.reading import steps_in
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +98,7 @@ class Checkpoints:
     """
     if not steps_in(self.directory):
       return None
-    found, damaged = _latest_sound(self.directory, lambda step: _restore(self.directory, step, like))
+    found, damaged = reading.latest_sound(self.directory, lambda step: reading.restore(self.directory, step, like))
     for step in damaged:
       if jax.process_index() == 0:
         aside = self.directory / f"{step}.damaged"
@@ -130,9 +127,9 @@ class Checkpoints:
     manifest = Manifest(step, config, manifests.describe(arrays))
     items: dict[str, Any] = {}
     for name, x in arrays.items():
-      items.setdefault(_item(name), {})[name] = x
+      items.setdefault(reading.directory_of(name), {})[name] = x
     args = {item: ocp.args.PyTreeSave(part) for item, part in items.items()}
-    _hush_orbax()
+    reading.hush_orbax()
     with self._failing():
       if self._manager is None:
         self._manager = ocp.CheckpointManager(self.directory, options=self._options, handler_registry=_handlers())
@@ -153,7 +150,7 @@ class Checkpoints:
         manager.close()
       last = max(steps_in(self.directory), default=None)
       raise CheckpointError(
-        f"A checkpoint could not be written to {self.directory}: {_first_line(error)}. "
+        f"A checkpoint could not be written to {self.directory}: {reading.first_line(error)}. "
         + (f"The last complete one is step {last}. " if last is not None else "")
         + "Free space or repair the disk; the same command continues."
       ) from error
@@ -218,7 +215,7 @@ def load_weights(
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
   def load(step: int) -> Weights:
-    manifest = _manifest(path, step)
+    manifest = reading.manifest_at(path, step)
     which = ema or max(_rates(manifest), key=float, default="raw")
     if which not in ("raw", *_rates(manifest)) and _widths(manifest) and _is_number(which):
       params = _of_width(path, step, float(which), sharding)
@@ -230,12 +227,12 @@ def load_weights(
         f"Checkpoint {path / str(step)} has no {source}; it has EMA rates {_listed(_rates(manifest)) or 'none'}"
         + (" and raw parameters." if any(name.startswith("params/") for name in manifest.leaves) else ".")
       )
-    arrays = _read(path, step, wanted, dict.fromkeys(wanted, sharding))
+    arrays = reading.arrays_at(path, step, wanted, dict.fromkeys(wanted, sharding))
     return Weights(
       manifests.nest({name.removeprefix(prefix): x for name, x in arrays.items()}), manifest.config, step, source
     )
 
-  return _latest_sound(path, load, [step] if step is not None else None)[0]
+  return reading.latest_sound(path, load, [step] if step is not None else None)[0]
 
 
 def load_config(directory: str) -> dict:
@@ -248,128 +245,7 @@ def load_manifest(directory: str) -> Manifest:
   path = epath.Path(directory).absolute()
   if not steps_in(path):
     raise CheckpointError(f"There is no checkpoint in {path}.")
-  return _latest_sound(path, lambda step: _manifest(path, step))[0]
-
-
-def steps_in(directory: epath.PathLike) -> list[int]:
-  """The steps of complete checkpoints, ascending, without leftovers of broken writes and damaged ones."""
-  path = epath.Path(directory)
-  entries = path.iterdir() if path.is_dir() else []
-  numbered = [p for p in entries if re.fullmatch(r"[0-9]{1,12}", p.name) and p.is_dir()]
-  return sorted(int(p.name) for p in numbered if ocp.utils.is_checkpoint_finalized(p))
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
-
-
-def _latest_sound(path: epath.Path, read, candidates: list[int] | None = None) -> tuple[Any, list[int]]:
-  """(read(step) of the latest step that every process can read, the later steps, which are damaged)."""
-  damaged: dict[int, str] = {}
-  steps = candidates or steps_in(path)
-  for step in reversed(steps):
-    result = None
-    reason = None
-    try:
-      result = read(step)
-    except Mismatch:
-      raise
-    except Exception as error:
-      reason = _first_line(error)
-    if processes.agreed(reason is None):
-      return result, list(damaged)
-    if not candidates and not processes.agreed(steps_in(path)[-1:] == steps[-1:]):
-      return _latest_sound(path, read)  # a run is writing there, and has replaced this checkpoint by a later one
-    damaged[step] = reason or "another process cannot read it"
-    log.warning("Checkpoint %s is damaged: %s.", path / str(step), damaged[step])
-  said = "; ".join(f"step {step}: {shortened(reason, 50)}" for step, reason in list(damaged.items())[:2])
-  more = f"; and {len(damaged) - 2} more" if len(damaged) > 2 else ""
-  raise CheckpointError(
-    f"No checkpoint in {shortened(str(path), 70)} can be used: {said}{more}. Restore them from a copy, or start again in an "
-    "empty directory."
-  )
-
-
-def _restore(path: epath.Path, step: int, like: Any) -> tuple[Any, Manifest]:
-  manifest = _manifest(path, step)
-  wanted = manifests.flatten(like)
-  for name in [*wanted, *manifest.leaves]:
-    here = manifest.leaves[name].kind if name in manifest.leaves else "nothing"
-    there = f"{wanted[name].dtype} {list(wanted[name].shape)}" if name in wanted else "nothing"
-    if here != there:
-      raise Mismatch(
-        f"Checkpoint {path / str(step)} has {here} at {name}, where this config has {there}: it belongs to another "
-        "architecture or training recipe. Use the config it was made with, or another directory."
-      )
-  arrays = _read(path, step, manifest.leaves, {name: leaf.sharding for name, leaf in wanted.items()})
-  return manifests.unflatten(arrays, like), manifest
-
-
-def _manifest(path: epath.Path, step: int) -> Manifest:
-  _check_files(path / str(step))
-  return manifests.load(_item_of(path, step, "manifest", ocp.args.JsonRestore()))
-
-
-def _check_files(directory: epath.Path) -> None:
-  """Raises CheckpointError for pipes, devices and dangling links, on which Orbax hangs or fails."""
-  for folder, _, files in os.walk(directory):  # finds nothing in a bucket
-    for name in files:
-      place = os.path.join(folder, name)
-      if not os.path.isfile(place):
-        raise CheckpointError(f"{os.path.relpath(place, directory)} is not a regular file")
-
-
-def _read(
-  path: epath.Path, step: int, leaves: dict[str, Leaf], shardings: dict[str, jax.sharding.Sharding]
-) -> dict[str, jax.Array]:
-  """The arrays by name, verified. Raises CheckpointError, or an error of Orbax, if the files are damaged."""
-  items: dict[str, dict[str, Any]] = {}
-  for name, leaf in leaves.items():
-    struct = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
-    items.setdefault(_item(leaf.stored), {})[leaf.stored] = struct
-  stored: dict[str, jax.Array] = {}
-  for item, part in items.items():
-    args = ocp.args.PyTreeRestore(part, ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True)
-    stored |= _item_of(path, step, item, args)
-  arrays = {name: stored[leaf.stored] for name, leaf in leaves.items()}
-  for name, stamp in digests(arrays).items():
-    if stamp != leaves[name].digest:
-      raise CheckpointError(f"{name} differs from what was written (its digest is {stamp}, not {leaves[name].digest})")
-  weights = {name: x for name, x in arrays.items() if name.startswith(("params/", "ema/"))}
-  for name, sound in finite(weights).items():  # a digest proves integrity, not sense; training never saves such weights
-    if not sound:
-      raise CheckpointError(f"{name} has values that are not finite")
-  return arrays
-
-
-def _item_of(path: epath.Path, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
-  """One directory of a checkpoint, read by Orbax."""
-  _hush_orbax()
-  try:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-      return reader.restore(path / str(step), ocp.args.Composite(**{item: args}))[item]
-  except Exception as error:  # Orbax, TensorStore and json raise errors of many types for damaged files
-    raise CheckpointError(f"{item}/ cannot be read ({_first_line(error)})") from error
-
-
-@functools.cache
-def _hush_orbax() -> None:
-  """Silences Orbax's own reports of failed reads and writes, pages from several threads that would bury our one line."""
-  before = sys.unraisablehook
-
-  def hook(lost):
-    code = getattr(lost.object, "cr_code", None)  # of an abandoned coroutine
-    if not (code and "/orbax/" in code.co_filename or "Event loop is closed" in str(lost.exc_value)):
-      before(lost)
-
-  sys.unraisablehook = hook
-  logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
-  logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
-
-
-def _item(name: str) -> str:
-  """The directory that holds an array."""
-  top, *rest = name.split("/")
-  return f"ema_{rest[0]}" if top == "ema" else top if top == "params" else "run"
+  return reading.latest_sound(path, lambda step: reading.manifest_at(path, step))[0]
 
 
 def _rates(manifest: Manifest) -> list[str]:
@@ -388,7 +264,7 @@ def _of_width(path: epath.Path, step: int, width: float, sharding: jax.sharding.
   stored = []
   for at in steps_in(path):
     if 0 < at <= step:
-      manifest = _manifest(path, at)
+      manifest = reading.manifest_at(path, at)
       stored += [(at, name, manifest) for name in _widths(manifest)]
   times = np.array([at for at, *_ in stored])
   widths = np.array([float(name) for _, name, _ in stored])
@@ -396,7 +272,7 @@ def _of_width(path: epath.Path, step: int, width: float, sharding: jax.sharding.
   for (at, name, manifest), share in zip(stored, power_ema.coefficients(times, widths, step, width), strict=True):
     prefix = f"ema/{power_ema.PREFIX}{name}/"
     wanted = {leaf: x for leaf, x in manifest.leaves.items() if leaf.startswith(prefix)}
-    for leaf, x in _read(path, at, wanted, dict.fromkeys(wanted, sharding)).items():
+    for leaf, x in reading.arrays_at(path, at, wanted, dict.fromkeys(wanted, sharding)).items():
       short = leaf.removeprefix(prefix)
       total[short] = share * x + total.get(short, 0.0)
   return manifests.nest(total)
@@ -408,14 +284,6 @@ def _is_number(text: str) -> bool:
   except ValueError:
     return False
   return True
-
-
-def _first_line(error: Exception) -> str:
-  """An error in one line. TensorStore gives the file first, then the reason, then its whole specification."""
-  while error.__cause__ and not isinstance(error, CheckpointError):
-    error = error.__cause__
-  line = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" [")[0].rstrip(".")
-  return line if len(line) <= 250 else f"{line[:100]} … {line[-140:]}"
 
 
 def _listed(values: list) -> str:

@@ -17,7 +17,7 @@ import pytest
 from weights import save_weights
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import checkpoints, manifest, state
+from ddpm_jax.training import checkpoints, manifest, reading, state
 from ddpm_jax.training.checkpoints import CheckpointError, Checkpoints
 
 CONFIG = {"network": {"width": 8, "rate": 0.1}, "name": "é"}
@@ -152,14 +152,14 @@ def test_another_interval_leaves_a_checkpoint_to_fall_back_to(tmp_path):
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_called_damaged(harmed, monkeypatch, caplog):
-  real = checkpoints._manifest
+  real = reading.manifest_at
 
   def replaced(path, step):
     if step == 20:
       (harmed / "20").rename(harmed / "30")
     return real(path, step)
 
-  monkeypatch.setattr(checkpoints, "_manifest", replaced)
+  monkeypatch.setattr(reading, "manifest_at", replaced)
   assert checkpoints.load_weights(harmed).step == 30 and not caplog.text
 
 
