@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
       elif args.task == "restore":
         rows = _restore(args, trained, source, numbers, seeds, out)
       else:
-        known = shown(args.hide, *real.shape[1:3])
+        known = edit.known_pixels(args.hide, *real.shape[1:3])
         drawn = edit.inpaint(trained, source, numbers, seeds, known, jump=args.jump, resamples=args.resamples)
         rows = [real, np.where(known[:, :, None], real, 128).astype(np.uint8), drawn]
 
@@ -199,9 +199,9 @@ def _at_least(value: int, least: int, flag: str) -> None:
 
 def _restore(args: argparse.Namespace, trained: Any, source: Any, numbers: list[int], seeds: list[int], out: Any) -> list:
   """Rows of a picture: originals, measurements, restored images. Prints and writes their quality."""
-  from ddpm_jax.jobs import measure, restoring
+  from ddpm_jax.jobs import edit, measure, restoring
 
-  known = shown(args.hide, *trained.image_shape[:2])
+  known = edit.known_pixels(args.hide, *trained.image_shape[:2])
   operator = restoring.operator(args.operator, trained.image_shape, known=known, std=args.blur, factor=args.factor)
   how = dict(noise=args.noise, covariance=args.covariance, iterations=args.iterations)
   found = restoring.restore(trained, source, numbers, seeds, operator, **how)
@@ -209,17 +209,3 @@ def _restore(args: argparse.Namespace, trained: Any, source: Any, numbers: list[
   result = {"images": len(numbers), "operator": args.operator, **how, "weights": trained.weights}
   measure.write_json(out / "restore.json", result | {"psnr": found.psnr.tolist(), "ssim": found.ssim.tolist()})
   return [row for row in (found.real, found.pictures, found.images) if row is not None]
-
-
-def shown(hidden: str, height: int, width: int):
-  """The known pixels, bool [height,width]."""
-  import numpy as np
-
-  known = np.ones((height, width), bool)
-  area: dict[str, Any] = {
-    "center": np.s_[height // 4 : -(height // 4), width // 4 : -(width // 4)],
-    "left": np.s_[:, : width // 2],
-    "top": np.s_[: height // 2],
-  }
-  known[area[hidden]] = False
-  return known

@@ -79,26 +79,37 @@ def own_moments(trained: Trained) -> pathlib.Path:
 
   At most 100 levels are measured, by 100 to 1,000 images, small images more: Gamma is a mean over all their pixels.
   """
-  folder = pathlib.Path(trained.workdir) / "evaluation"
-  schedule = build.schedule(trained.config)
-  own = f"moments_step{trained.step}_{trained.weights.replace(' ', '_')}.npz"
-  for path in (folder / "moments.npz", folder / own):
-    if path.exists():
-      _, of = measurements.load_moments(path, schedule)
-      if (of.get("step"), of.get("weights")) == (trained.step, trained.weights):
-        return path
+  if (kept := kept_moments(trained)) is not None:
+    return kept
+  path = _own_file(trained)
   images = int(np.clip(200_000 // np.prod(trained.image_shape), 100, 1000))
-  levels = min(schedule.T, 100)
+  levels = min(build.schedule(trained.config).T, 100)
   log.info(
     "There are no moments of these weights yet: measuring them over %d training images at %d levels, kept in %s. "
     "ddpm-jax moments measures more.",
     images,
     levels,
-    folder / own,
+    path,
   )
   plain = trained.changed(sampling=dict(covariance=None, grid="full", steps=None))
-  moments(plain, folder / own, images, K=levels)
-  return folder / own
+  moments(plain, path, images, K=levels)
+  return path
+
+
+def kept_moments(trained: Trained) -> pathlib.Path | None:
+  """The file of moments of these weights in their directory, if it is there."""
+  own = _own_file(trained)
+  for path in (own.with_name("moments.npz"), own):
+    if path.exists():
+      _, of = measurements.load_moments(path, build.schedule(trained.config))
+      if (of.get("step"), of.get("weights")) == (trained.step, trained.weights):
+        return path
+  return None
+
+
+def _own_file(trained: Trained) -> pathlib.Path:
+  name = f"moments_step{trained.step}_{trained.weights.replace(' ', '_')}.npz"
+  return pathlib.Path(trained.workdir) / "evaluation" / name
 
 
 def costs(trained: Trained, path: str | os.PathLike, covariance: str, images: int = 1000, *, seed: int = 0) -> np.ndarray:

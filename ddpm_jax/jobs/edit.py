@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import build, data
+from ddpm_jax.config import nearest
 from ddpm_jax.diffusion import editing
 from ddpm_jax.diffusion.interpolation import latent_interpolation, slerp
 from ddpm_jax.diffusion.noise import PerImage, image_keys
@@ -24,12 +25,20 @@ ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solv
 
 
 def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
-  """The reconstructions of these images from their latents, along the grid of config.sampling with `steps` steps.
+  """(uint8 [B,H,W,C], mean square error of each image): `there_and_back` without the latents."""
+  _, images, error = there_and_back(trained, source, indices, steps)
+  return images, error
+
+
+def there_and_back(
+  trained: Trained, source: data.Source, indices: Sequence[int], steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The latents of these images, and their reconstructions, along the grid of config.sampling with `steps` steps.
 
   A full grid is replaced by even steps. Nothing is clipped, as in DDIM section 5.4, because clipping is not invertible.
 
   Returns:
-    (uint8 [B,H,W,C], mean square error of each image, of pixels from 0 to 1: DDIM table 2).
+    (latents float32 [B,H,W,C], images uint8 [B,H,W,C], mean square error of each image, pixels from 0 to 1: DDIM table 2).
 
   Raises:
     UserError: for a solver that cannot go from images to latents.
@@ -44,8 +53,9 @@ def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], s
   x_0, cond = trained.images(source, np.asarray(indices))
   how = dict(cond=cond, order=ORDERS[solver])
   chain = build.guided(config, trained.network, trained.guide), build.schedule(config), build.grid(config)
-  again = editing.decode(*chain, editing.encode(*chain, x_0, **how), **how)
-  return trained.to_pixels(again, indices), np.asarray(editing.reconstruction_error(x_0, again))
+  x_T = editing.encode(*chain, x_0, **how)
+  again = editing.decode(*chain, x_T, **how)
+  return np.asarray(x_T), trained.to_pixels(again, indices), np.asarray(editing.reconstruction_error(x_0, again))
 
 
 def image_to_image(
@@ -86,6 +96,24 @@ def inpaint(
   drawn = trained.to_pixels(sample(keys, denoiser, sampler, x_T, cond, progress=STEPS)[0], seeds)
   stored = source.gather(np.asarray(indices))[0]  # 8 bits; a conversion from floats would truncate them again
   return np.where(known[:, :, None], stored, drawn)
+
+
+def known_pixels(hidden: str, height: int, width: int) -> np.ndarray:
+  """The pixels that are known where the part `hidden` is not: bool [height,width].
+
+  Raises:
+    UserError: for a part other than "center", "left", and "top".
+  """
+  areas = {
+    "center": np.s_[height // 4 : -(height // 4), width // 4 : -(width // 4)],
+    "left": np.s_[:, : width // 2],
+    "top": np.s_[: height // 2],
+  }
+  if hidden not in areas:
+    raise UserError(f"Part {hidden!r} is unknown; {nearest(hidden, areas)}")
+  known = np.ones((height, width), bool)
+  known[areas[hidden]] = False
+  return known
 
 
 def between(trained: Trained, source: data.Source, pairs: np.ndarray, frames: int = 11, strength: float = 0.5) -> np.ndarray:
@@ -133,28 +161,39 @@ def resample(trained: Trained, source: data.Source, indices: Sequence[int], coun
 
 
 def interpolate(trained: Trained, first: int, last: int, frames: int, label: int = 0) -> np.ndarray:
-  """Images [frames,H,W,C] of latents on the great circle between those of two seeds (DDIM section 5.3).
-
-  Use sampling.eta=0 or a solver without noise. Otherwise all frames use the noise of the first seed.
-
-  Args:
-    label: the class of all frames, if the network or its guide needs one.
+  """Images [frames,H,W,C] from one seed to another, at even weights; see `mixed`.
 
   Raises:
-    UserError: for fewer than two frames, an unknown class or seed, or a super-resolution network.
+    UserError: for fewer than two frames, and as `mixed`.
+  """
+  if frames < 2:
+    raise UserError(f"{frames} frames cannot show both ends: use at least 2.")
+  return mixed(trained, first, last, np.linspace(0, 1, frames), label)
+
+
+def mixed(trained: Trained, first: int, last: int, weights: Sequence[float], label: int = 0) -> np.ndarray:
+  """Images [B,H,W,C] of latents on the great circle between those of two seeds (DDIM section 5.3).
+
+  Use sampling.eta=0 or a solver without noise. Otherwise all images use the noise of the first seed.
+
+  Args:
+    weights: [B], 0 at the first seed and 1 at the last.
+    label: the class of all images, if the network or its guide needs one.
+
+  Raises:
+    UserError: for an unknown class or seed, or a super-resolution network.
   """
   if trained.config.data.low_res_size:
     raise UserError("This network enlarges small images, which seeds do not provide: interpolate with the previous stage.")
-  if frames < 2:
-    raise UserError(f"{frames} frames cannot show both ends: use at least 2.")
-  labels = trained.labels(range(frames))
+  count = len(weights)
+  labels = trained.labels(range(count))
   if labels is not None:
-    labels = trained.labels(range(frames), [label] * frames)
+    labels = trained.labels(range(count), [label] * count)
   keys = image_keys(checked_seeds([first, last]))
   x_T = PerImage(keys).initial(trained.image_shape)
-  x, y = (jnp.broadcast_to(end, (frames, *trained.image_shape)) for end in x_T[:, None])
-  latents = slerp(x, y, jnp.linspace(0, 1, frames))
+  x, y = (jnp.broadcast_to(end, (count, *trained.image_shape)) for end in x_T[:, None])
+  latents = slerp(x, y, jnp.asarray(weights, jnp.float32))
   denoiser, sampler = build.sampling(trained.config, trained.network, trained.guide)
   cond = None if labels is None else {"label": jnp.asarray(labels, jnp.int32)}
-  drawn = sample(keys[jnp.zeros(frames, jnp.int32)], denoiser, sampler, latents, cond)[0]
-  return trained.to_pixels(drawn, np.linspace(first, last, frames))
+  drawn = sample(keys[jnp.zeros(count, jnp.int32)], denoiser, sampler, latents, cond)[0]
+  return trained.to_pixels(drawn, first + (last - first) * np.asarray(weights))

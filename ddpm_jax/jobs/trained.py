@@ -133,7 +133,7 @@ class Trained:
     low_res: np.ndarray | None = None,
     save: Callable | None = None,
     save_every: int = 1,
-    progress: bool = False,
+    progress: bool | Callable[[int, jax.Array], None] = False,
     **how: Any,
   ) -> Any:
     """uint8 [N,H,W,C], image i from seeds[i] (and labels[i]), whatever the batch; with `save` also what it saved.
@@ -145,7 +145,7 @@ class Trained:
       labels: one class per image. None: all classes in turn.
       low_res: [N,h,w,C] from 0 to 255, the images that a super-resolution network enlarges.
       save, save_every: see diffusion.samplers.sample.
-      progress: show a bar.
+      progress: show a bar, or call this function after each step; see diffusion.samplers.sample.
       how: such as sampler="ddim", steps=50, eta=0.5, guidance=2; see `using`.
 
     Raises:
@@ -161,14 +161,13 @@ class Trained:
     labels = self.labels(seeds, labels)
     images = []
     saved = []
+    told = STEPS if progress is True else progress or None
     for part in _batches(len(seeds), config.batch_size):
       keys = self._keys(np.asarray(seeds)[part])
       cond = self._cond(keys, *(None if a is None else a[part] for a in (labels, low_res)))
       x_T = PerImage(keys).initial(self.image_shape)
       draw = sample if len(part) > 1 and jax.device_count() > 1 else _sample_alone
-      x, kept = draw(
-        keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=STEPS if progress else None
-      )
+      x, kept = draw(keys, denoiser, sampler, x_T, cond, save=save, save_every=save_every, progress=told)
       images.append(self.to_pixels(x, np.asarray(seeds)[part]))
       saved.append(layout.to_host(kept))
     images = np.concatenate(images)[: len(seeds)]
