@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   interpolate = task("interpolate", network, "interpolate between the latents of pairs of seeds")
   interpolate.add_argument("--seeds", default="0-7", help="the ends: the first two, the next two, ... (default %(default)s)")
   interpolate.add_argument("--frames", type=int, metavar="N", default=9, help="images from end to end (default 9)")
+  interpolate.add_argument("--classes", help="such as cat,dog or 3,5: of the pairs in turn (default: all in turn)")
   between = task(
     "between", real, "interpolate between pairs of test images; a row per strength below a row of pixel mixtures"
   )
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax import build
   from ddpm_jax.cli.numbers import integers
   from ddpm_jax.data import images as pixels
+  from ddpm_jax.data.classes import class_numbers
   from ddpm_jax.diffusion import grid
   from ddpm_jax.errors import UserError
   from ddpm_jax.jobs import edit, measure
@@ -124,9 +126,14 @@ def run(args: argparse.Namespace) -> int:
     seeds = integers(args.seeds, "--seeds")
     if len(seeds) % 2:
       raise UserError(f"--seeds {args.seeds} names {len(seeds)} seeds: use an even number, two for each interpolation.")
-    classes = trained.config.data.num_classes or 1
+    about = trained.config.data
+    classes = list(range(about.num_classes or 1))
+    if args.classes:
+      if trained.labels([0]) is None:
+        raise UserError("This network takes no labels: leave out --classes.")
+      classes = class_numbers(args.classes, about.class_names, about.num_classes)
     pairs = zip(seeds[::2], seeds[1::2], strict=True)
-    rows = [edit.interpolate(trained, *ends, args.frames, label=k % classes) for k, ends in enumerate(pairs)]
+    rows = [edit.interpolate(trained, *ends, args.frames, label=classes[k % len(classes)]) for k, ends in enumerate(pairs)]
   else:
     numbers = integers(args.images, "--images")
     source = trained.dataset(trained.config.data.test_split)

@@ -21,6 +21,7 @@ from ddpm_jax.files import history
 COMMANDS = {
   "train": "train a network, or continue where the last run stopped",
   "sample": "draw images from a trained network: grids, PNGs, npz, a denoising animation",
+  "explore": "a page in the browser: move one setting of a sampler, and see what changes",
   "edit": "reconstruct, vary, inpaint or interpolate images with a trained network",
   "evaluate": "bits/dim, FID, precision and recall ... of a network, or of any images against any reference",
   "report": "one self-contained HTML page about a run",

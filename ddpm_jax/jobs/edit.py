@@ -161,17 +161,17 @@ def resample(trained: Trained, source: data.Source, indices: Sequence[int], coun
 
 
 def interpolate(trained: Trained, first: int, last: int, frames: int, label: int = 0) -> np.ndarray:
-  """Images [frames,H,W,C] from one seed to another, at even weights; see `mixed`.
+  """Images [frames,H,W,C] from one seed to another, at even weights; see `between_seeds`.
 
   Raises:
-    UserError: for fewer than two frames, and as `mixed`.
+    UserError: for fewer than two frames, and as `between_seeds`.
   """
   if frames < 2:
     raise UserError(f"{frames} frames cannot show both ends: use at least 2.")
-  return mixed(trained, first, last, np.linspace(0, 1, frames), label)
+  return between_seeds(trained, first, last, np.linspace(0, 1, frames), label)
 
 
-def mixed(trained: Trained, first: int, last: int, weights: Sequence[float], label: int = 0) -> np.ndarray:
+def between_seeds(trained: Trained, first: int, last: int, weights: Sequence[float], label: int = 0) -> np.ndarray:
   """Images [B,H,W,C] of latents on the great circle between those of two seeds (DDIM section 5.3).
 
   Use sampling.eta=0 or a solver without noise. Otherwise all images use the noise of the first seed.

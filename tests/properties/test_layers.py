@@ -73,6 +73,7 @@ FLOORS = (
   "convert",
   "evaluation",
   "jobs",
+  "explore",
   "cli",
 )
 
