@@ -9,7 +9,10 @@ import numpy as np
 COLORS = ("#4477aa", "#cc6633", "#228855", "#aa4499", "#997700")  # told apart by color-blind readers too
 WIDTH = 440
 HEIGHT = 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 34
+LEFT = 46  # margins
+RIGHT = 8
+TOP = 10
+BOTTOM = 34
 
 
 @dataclasses.dataclass(frozen=True)
