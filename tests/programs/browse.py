@@ -128,7 +128,8 @@ def walk(browser: Browser) -> dict[str, bool]:
   found["another part is hidden"] = top[0] == filled[0] and top[1] != filled[1]
   again = after(lambda: browser.set("noise", 5), "fill")
   found["another seed fills in otherwise"] = again[:2] == top[:2] and again[2] != top[2]
-  found["another number of passes"] = after(lambda: browser.set("resamples", 2), "fill")[:2] == again[:2]
+  passes = after(lambda: browser.set("resamples", 2), "fill")
+  found["another number of passes fills in otherwise"] = passes[:2] == again[:2] and passes[2] != again[2]
   found["another image is filled in"] = after(lambda: browser.set("source", 4), "fill")[0] != again[0]
   return found
 
