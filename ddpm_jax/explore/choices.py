@@ -24,7 +24,7 @@ ABOUT = {
   "image": "An image x₀ of the test split. It goes up to x_T and down again without noise (DDIM, eq. 14).",
   "source": "An image x₀ of the test split, whose known pixels stay as they are (RePaint, eq. 8).",
   "hidden": "Pixels with m = 0: x_s = m (α_s x₀ + σ_s ε) + (1 − m) x_s (RePaint, eq. 8).",
-  "resamples": "How often each stretch of up to 10 steps is drawn: after it, x_t = α x_s + √(1 − α²) z (RePaint, algorithm 1).",
+  "resamples": "How often each stretch is drawn, going back by x_t = α x_s + √(1 − α²) z (RePaint, algorithm 1).",
   "noise": "The noise from which the hidden part is drawn (RePaint, algorithm 1).",
 }
 

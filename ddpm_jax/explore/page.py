@@ -41,11 +41,9 @@ class _Page:
     with gr.Blocks(title="ddpm-jax explore", analytics_enabled=False) as page:
       gr.HTML(self._header())
       with gr.Row(equal_height=True):
-        seed = self._seed("Seed", "seed", 0)
+        seed = self._number("seed", "Seed")
         named = [("all in turn", ""), *(self.choices.classes or [])]
-        label = gr.Dropdown(
-          named, value="", label="Class y", info=ABOUT["label"], elem_id="label", visible=self.choices.classes is not None
-        )
+        label = self._list("label", "Class y", named, "", visible=self.choices.classes is not None)
       with gr.Row():
         sides = [self._side(page, letter, seed, label) for letter in ETAS]
       self._edits(sides[0], seed, label)
@@ -72,44 +70,13 @@ class _Page:
       shown = gr.HTML(elem_id=f"drawn_{letter}")
       status = self._status()
       with gr.Row(equal_height=True):
-        sampler = gr.Dropdown(
-          self.choices.samplers, value=start.sampler, label="Sampler", info=ABOUT["sampler"], elem_id=f"sampler_{letter}"
-        )
-        steps = gr.Slider(
-          1, self.choices.T, start.steps, step=1, label="Steps K", buttons=[], info=ABOUT["steps"], elem_id=f"steps_{letter}"
-        )
+        sampler = self._list(f"sampler_{letter}", "Sampler", self.choices.samplers, start.sampler)
+        steps = self._slider(f"steps_{letter}", "Steps K", 1, self.choices.T, start.steps)
       with gr.Row(equal_height=True):
-        eta = gr.Slider(
-          0,
-          1,
-          ETAS[letter],
-          step=0.05,
-          label="Noise η",
-          buttons=[],
-          info=ABOUT["eta"],
-          elem_id=f"eta_{letter}",
-          visible=gaussian,
-        )
+        eta = self._slider(f"eta_{letter}", "Noise η", 0, 1, ETAS[letter], 0.05, visible=gaussian)
         named = [("as the sampler says", AS_THE_SAMPLER_SAYS), *((name, name) for name in self.choices.covariances)]
-        covariance = gr.Dropdown(
-          named,
-          value=AS_THE_SAMPLER_SAYS,
-          label="Covariance",
-          info=ABOUT["covariance"],
-          elem_id=f"covariance_{letter}",
-          visible=gaussian,
-        )
-      guidance = gr.Slider(
-        0,
-        8,
-        1,
-        step=0.25,
-        label="Guidance s",
-        buttons=[],
-        info=ABOUT["guidance"],
-        elem_id=f"guidance_{letter}",
-        visible=self.choices.guides,
-      )
+        covariance = self._list(f"covariance_{letter}", "Covariance", named, AS_THE_SAMPLER_SAYS, visible=gaussian)
+      guidance = self._slider(f"guidance_{letter}", "Guidance s", 0, 8, 1, 0.25, visible=self.choices.guides)
       way = gr.HTML(elem_id=f"way_{letter}")
       lines = self._lines(letter)
 
@@ -158,10 +125,8 @@ class _Page:
   def _between(self, controls: list[Any], first: Any, label: Any) -> None:
     gr = self.gr
     with gr.Row(equal_height=True):
-      last = self._seed("Second seed", "last", 1)
-      weight = gr.Slider(
-        0, 1, 0.5, step=0.05, label="Weight w of the second seed", buttons=[], info=ABOUT["weight"], elem_id="weight"
-      )
+      last = self._number("last", "Second seed", 1)
+      weight = self._slider("weight", "Weight w of the second seed", 0, 1, 0.5, 0.05)
     button, status, shown, lines = self._results("between", "Draw between the seeds")
 
     def between(say: Say, *values) -> dict:
@@ -183,7 +148,7 @@ class _Page:
 
   def _encode(self, controls: list[Any]) -> None:
     gr = self.gr
-    image = gr.Number(0, label="Test image", info=ABOUT["image"], elem_id="image", precision=0, minimum=0)
+    image = self._number("image", "Test image")
     button, status, shown, lines = self._results("encode", "Encode and decode")
 
     def encode(say: Say, *values) -> dict:
@@ -204,13 +169,11 @@ class _Page:
   def _fill(self, controls: list[Any]) -> None:
     gr = self.gr
     with gr.Row(equal_height=True):
-      image = gr.Number(0, label="Test image", info=ABOUT["source"], elem_id="source", precision=0, minimum=0)
-      hidden = gr.Dropdown(list(edits.HIDDEN), value="center", label="Hidden part", info=ABOUT["hidden"], elem_id="hidden")
+      image = self._number("source", "Test image")
+      hidden = self._list("hidden", "Hidden part", list(edits.HIDDEN), edits.HIDDEN[0])
     with gr.Row(equal_height=True):
-      resamples = gr.Slider(
-        1, edits.MOST_RESAMPLES, 3, step=1, label="Passes", buttons=[], info=ABOUT["resamples"], elem_id="resamples"
-      )
-      noise = self._seed("Seed of the noise", "noise", 0)
+      resamples = self._slider("resamples", "Passes", 1, edits.MOST_RESAMPLES, 3)
+      noise = self._number("noise", "Seed of the noise")
     button, status, shown, lines = self._results("fill", "Fill in")
 
     def fill(say: Say, *values) -> dict:
@@ -233,8 +196,18 @@ class _Page:
 
   # ---------------------------------------------------------------- parts
 
-  def _seed(self, name: str, about: str, value: int) -> Any:
-    return self.gr.Number(value, label=name, info=ABOUT[about], elem_id=about, precision=0, minimum=0)
+  def _number(self, name: str, label: str, value: int = 0) -> Any:
+    """A control for a whole number. `name` is its id, and names its line of ABOUT."""
+    return self.gr.Number(value, label=label, info=ABOUT[name], elem_id=name, precision=0, minimum=0)
+
+  def _slider(self, name: str, label: str, low: float, high: float, value: float, step: float = 1, **how: Any) -> Any:
+    """A control for a number. `name` is its id, and begins with the name of its line of ABOUT, as below."""
+    about = ABOUT[name.partition("_")[0]]
+    return self.gr.Slider(low, high, value, step=step, label=label, info=about, elem_id=name, buttons=[], **how)
+
+  def _list(self, name: str, label: str, options: list[Any], value: str, **how: Any) -> Any:
+    """A control for one of several names."""
+    return self.gr.Dropdown(options, value=value, label=label, info=ABOUT[name.partition("_")[0]], elem_id=name, **how)
 
   def _status(self) -> Any:
     return self.gr.HTML(elem_classes="status")
