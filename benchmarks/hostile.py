@@ -3,14 +3,14 @@
     python benchmarks/hostile.py --count 3000 --seed 0
 
 Each input is a valid file that has been damaged, a known attack, or structured nonsense. It is given to a reader or to a
-command in a child process with a time limit. The outcomes are:
+command in a child process with limits. The outcomes are:
 
   value        it was read, because the damage did not matter
   refused      one sentence
   traceback    any other exception
   execution    a process was started, or a class of the file was imported
   memory       more than 1 GiB beyond what the idle child has
-  hang         more than 60 s
+  hang         more than 60 s of the processor, or 300 s in all
   leftover     files that were not there before: .lock, temporary and partial files, empty folders
   message      a sentence that is longer than 300 characters or not printable
 """
@@ -49,7 +49,8 @@ from ddpm_jax.errors import LONGEST, UserError
 
 CACHE = tempfile.mkdtemp(prefix="hostile_compiled_")  # of compiled programs, for all children
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-LIMIT = 60.0  # seconds
+LIMIT = 60.0  # seconds of the processor
+WAIT = 5  # times as many seconds in all: a reader may also wait for what never comes
 MEMORY = 2**30  # bytes
 RESULTS = ("value", "refused", "traceback", "execution", "memory", "hang", "leftover", "message")
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
@@ -132,14 +133,16 @@ def sound_run() -> pathlib.Path:
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   small = ["channels=8", "channel_mult=(1,)", "groups=4", "attention_resolutions=()"]
   run = folder / "run"
+  worker = Worker()
   for argv in (
     ["train", "--config", "digits:smoke", "--workdir", run, *(f"--config.network.{field}" for field in small)],
     ["evaluate", "--workdir", run, "--likelihood", "8"],
     ["moments", "--workdir", run, "--images", "16"],
     ["study", "--workdir", run, "--steps", "3", "--samples", "0", "--likelihood", "4"],
   ):
-    found = outcome(command(*argv), folder, 10 * LIMIT)
-    assert found[0] == "value", found
+    found = worker.run(argv, 10 * LIMIT)
+    assert found[1] == "value", found
+  worker.close()
   return run
 
 
@@ -363,62 +366,128 @@ COMMANDS = (
 # ---------------------------------------------------------------- running
 
 
-def outcome(run, folder: pathlib.Path, limit: float = LIMIT) -> tuple[str, str]:
-  """(a word of RESULTS, what was said) of run() in a child process."""
-  before = {path for path in folder.rglob("*")}
-  read, write = os.pipe()
-  child = os.fork()
-  if not child:
-    os.close(read)
-    _child(run, write)
-  os.close(write)
-  deadline = time.monotonic() + limit
-  said = b""
-  while time.monotonic() < deadline:
-    ready, _, _ = select.select([read], [], [], 1.0)
-    if ready:
-      block = os.read(read, 65536)
-      if not block:
-        break
-      said += block
-  else:
-    os.kill(child, signal.SIGKILL)
-  os.close(read)
-  _, status, usage = os.wait4(child, 0)
-  if os.WIFSIGNALED(status):
-    return ("hang" if os.WTERMSIG(status) == signal.SIGKILL else "traceback"), f"signal {os.WTERMSIG(status)}"
-  word, _, text = said.decode(errors="replace").partition("\n")
-  if 1024 * usage.ru_maxrss > MEMORY + 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
-    return "memory", f"{usage.ru_maxrss / 2**20:.2f} GiB: {text}"
-  left = [path for path in set(folder.rglob("*")) - before if _is_leftover(path)]
-  if left and word == "refused":
-    return "leftover", f"{left[0]}: {text}"
-  return word, text
+class Worker:
+  """A child process in which cases run one after the other, so that JAX starts once and not for each.
+
+  A case that hangs, crashes or takes too much memory ends the child, and the next case gets a new one.
+  """
+
+  CASES = 200  # of one child
+
+  def __init__(self):
+    self.child = 0
+    self.cases = 0
+
+  def outcome(self, share: float, seed: int, limit: float = LIMIT) -> tuple[str, str, str]:
+    """(kind, a word of RESULTS, what was said) of the case of that seed; see `case_of`."""
+    return self._answer(json.dumps([share, seed]), limit)
+
+  def run(self, argv: list, limit: float = LIMIT) -> tuple[str, str, str]:
+    """The same for a command line."""
+    return self._answer(json.dumps([str(each) for each in argv]), limit)
+
+  def _answer(self, request: str, limit: float) -> tuple[str, str, str]:
+    if not self.child or self.cases == self.CASES:
+      self.close()
+      self._start()
+    self.cases += 1
+    os.write(self.to_child, request.encode() + b"\n")
+    began = time.monotonic()
+    used = _cpu_seconds(self.child)
+    said = b""
+    while said.count(b"\n") < 2:
+      if select.select([self.from_child], [], [], 1.0)[0]:
+        block = os.read(self.from_child, 65536)
+        if not block:
+          kind = said.decode().strip() or "?"
+          status = self.close()
+          return kind, "traceback", f"the process ended with status {status}"
+        said += block
+      elif _cpu_seconds(self.child) - used > limit or time.monotonic() - began > WAIT * limit:
+        kind = said.decode().strip() or "?"
+        os.kill(self.child, signal.SIGKILL)
+        self.close()
+        return kind, "hang", f"after {time.monotonic() - began:.0f} s"
+    kind, answer = said.decode().splitlines()
+    result, text = json.loads(answer)
+    if result == "memory":
+      self.close()
+    return kind, result, text
+
+  def _start(self) -> None:
+    requests, self.to_child = os.pipe()
+    self.from_child, answers = os.pipe()
+    self.child = os.fork()
+    self.cases = 0
+    if not self.child:
+      os.close(self.to_child)
+      os.close(self.from_child)
+      _serve(os.fdopen(requests, "r"), answers)
+    os.close(requests)
+    os.close(answers)
+
+  def close(self) -> int:
+    """Ends the child and returns its exit status."""
+    if not self.child:
+      return 0
+    os.close(self.to_child)
+    os.close(self.from_child)
+    _, status = os.waitpid(self.child, 0)
+    self.child = 0
+    return os.waitstatus_to_exitcode(status)
 
 
-def _is_leftover(path: pathlib.Path) -> bool:
-  empty = path.is_dir() and not any(path.iterdir())
-  return empty or path.name == ".lock" or ".tmp" in path.name or path.name.endswith(".partial")
+def _cpu_seconds(process: int) -> float:
+  fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+  return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _child(run, write: int) -> None:
-  """Runs in a child, tells the result through `write`, and ends."""
+def case_of(share: float, seed: int, folder: pathlib.Path):
+  """(kind, what is run in `folder`) of a seed."""
+  case = random.Random(seed)
+  make = of_reader if case.random() < share else case.choice(COMMANDS)
+  return make(case, folder)
+
+
+def _serve(requests, answers: int) -> None:
+  """Runs cases and tells their results until there are no more requests."""
   import jax
 
   jax.config.update("jax_compilation_cache_dir", str(CACHE))
-  executed = []
+  executed: list[str] = []
 
   def watch(event, args):
     if event in STARTS and "uname" not in args[:1]:  # which Python's `platform` asks for the processor
       executed.append(f"{event} {args[:2]}")
 
   sys.addaudithook(watch)
-  stderr = io.StringIO()
+  most = _memory("VmSize") + 8 * MEMORY  # protects the machine: the attempt fails, and the peak shows it
+  resource.setrlimit(resource.RLIMIT_AS, (most, most))
   silent = os.open(os.devnull, os.O_RDWR)
   for number in (1, 2):
     os.dup2(silent, number)
+  for line in requests:
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="hostile_"))
+    request = json.loads(line)
+    kind, run = (request[0], command(*request)) if isinstance(request[0], str) else case_of(*request, folder)
+    os.write(answers, f"{kind}\n".encode())
+    executed.clear()
+    result = _result(run, folder)
+    if executed:
+      result = ("execution", executed[0])
+    os.write(answers, json.dumps(result).encode() + b"\n")
+    shutil.rmtree(folder, ignore_errors=True)
+  os._exit(0)
+
+
+def _result(run, folder: pathlib.Path) -> tuple[str, str]:
+  """(a word of RESULTS, what was said) of run()."""
+  before = set(folder.rglob("*"))
+  stderr = io.StringIO()
   sys.stdout = io.StringIO()
   sys.stderr = stderr
+  idle = _memory("VmRSS")
+  pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is in use now
   try:
     run()
     result = "value"
@@ -433,11 +502,21 @@ def _child(run, write: int) -> None:
   except BaseException:
     result = "traceback"
     text = traceback.format_exc()[-1500:]
-  if executed:
-    result = "execution"
-    text = executed[0]
-  os.write(write, f"{result}\n{text}".encode())
-  os._exit(0)
+  if _memory("VmHWM") - idle > MEMORY:
+    return "memory", f"{(_memory('VmHWM') - idle) / 2**30:.2f} GiB: {text}"
+  left = [path for path in set(folder.rglob("*")) - before if _is_leftover(path)]
+  return ("leftover", f"{left[0]}: {text}") if left and result == "refused" else (result, text)
+
+
+def _memory(field: str) -> int:
+  """Bytes of a field of /proc/self/status."""
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _is_leftover(path: pathlib.Path) -> bool:
+  empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+  return empty or path.name == ".lock" or ".tmp" in path.name or path.name.endswith(".partial")
 
 
 def preload() -> None:
@@ -453,17 +532,17 @@ def run_all(count: int, seed: int, share: float) -> dict[str, dict[str, int]]:
   """Counts by kind and outcome; what should not happen is printed."""
   rng = random.Random(seed)
   table: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+  worker = Worker()
+  began = time.monotonic()
   for number in range(count):
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="hostile_"))
     case_seed = rng.randrange(2**32)
-    case = random.Random(case_seed)
-    make = of_reader if case.random() < share else case.choice(COMMANDS)
-    kind, run = make(case, folder)
-    result, text = outcome(run, folder)
+    kind, result, text = worker.outcome(share, case_seed)
     table[kind][result] += 1
     if result not in ("value", "refused"):
       print(f"--- {number} (seed {case_seed}) {kind}: {result}\n{text}", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if number % 100 == 99:
+      print(f"{number + 1} inputs, {time.monotonic() - began:.0f} s", flush=True)
+  worker.close()
   return {kind: dict(counts) for kind, counts in sorted(table.items())}
 
 

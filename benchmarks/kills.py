@@ -4,7 +4,7 @@
     python benchmarks/kills.py --jobs sample --kills 10
 
 Each job is a command on a tiny network of digits. It runs in a child process and is killed after a random share of the time
-of an unbroken run and started again as it is, up to four times, then left alone until it ends. This is repeated in fresh
+of an unbroken run and started again as it is, up to five times, then left alone until it ends. This is repeated in fresh
 directories until the kills are spent.
 Whenever it has ended, its files must hold what those of the unbroken run hold (times and dates aside), and nothing else.
 
@@ -33,14 +33,15 @@ TINY = ["channels=8", "channel_mult=(1,)", "groups=4", "attention_resolutions=()
 NETWORK = [f"--config.network.{field}" for field in TINY]
 TRAIN = ["train", "--config", "digits:smoke", *NETWORK]
 JOBS = {  # the command, with {} for the directory
-  "train": [*TRAIN, "--config.train.total_steps=40", "--workdir", "{}/new"],
-  "sample": "sample --workdir {}/run --seeds 0-299 --formats png,npz,grid --out {}/new".split(),
-  "evaluate": "evaluate --workdir {}/run --likelihood 64 --distance 128".split(),
+  "train": [*TRAIN, "--config.train.total_steps=8", "--config.train.checkpoint_every=4", "--workdir", "{}/new"],
+  "sample": "sample --workdir {}/run --config.sampling.batch_size=8 --seeds 0-47 --formats png,npz,grid".split()
+  + ["--out", "{}/new"],
+  "evaluate": "evaluate --workdir {}/run --likelihood 64 --distance 32".split(),
   "moments": "moments --workdir {}/run --images 256 --per_pixel".split(),
   "prepare": "data prepare small {}/photos --image_size 16 --data_dir {}/new".split(),
   "convert": [*"convert {}/run.safetensors --like digits:smoke --out {}/new --config.data.image_size=8".split(), *NETWORK],
 }
-KILLS_PER_RUN = 4  # after which it is left alone, so that results are compared often
+KILLS_PER_RUN = 5  # after which it is left alone, so that results are compared often
 # Dates, durations and speeds, which no two runs share
 TIMES = re.compile("second|time|date|per_sec|created|elapsed|speed|duration|pid|host|argv", re.IGNORECASE)
 
@@ -119,27 +120,44 @@ def holds(path: pathlib.Path, root: pathlib.Path) -> str:
 
 
 def weights(workdir: pathlib.Path) -> tuple[int, str]:
-  """0, and a digest of the latest checkpoint: its step, its weights and their averages."""
+  """0, and a digest of the latest checkpoint: its step and all its weights and averages."""
   import jax
   import numpy as np
 
-  import ddpm_jax
+  from ddpm_jax.training import checkpoints
 
-  raw = ddpm_jax.load(workdir, ema="raw")
-  leaves = jax.tree.leaves([raw.network.params, ddpm_jax.load(workdir).network.params])
-  return 0, f"{raw.step} " + hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+  directory = str(workdir / "checkpoints")
+  groups = sorted({"/".join(name.split("/")[:-1]) for name in checkpoints.load_manifest(directory).leaves})
+  rates = sorted({name.split("/")[1] for name in groups if name.startswith("ema/")})
+  sets = [*rates, *(["raw"] if any(name.startswith("params/") for name in groups) else [])]
+  loaded = [checkpoints.load_weights(directory, ema=name) for name in sets]
+  leaves = jax.tree.leaves([each.params for each in loaded])
+  return 0, f"{loaded[0].step} " + hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def bytes_of(folder: pathlib.Path) -> str:
+  """A digest of all files in a folder, with their names."""
+  files = sorted(path for path in folder.rglob("*") if path.is_file())
+  return hashlib.sha256(b"".join(str(path.relative_to(folder)).encode() + path.read_bytes() for path in files)).hexdigest()
 
 
 def contents(root: pathlib.Path) -> dict[str, str]:
-  """name -> digest of every file in a directory, except logs and pictures of measurements; of runs what they restore."""
+  """name -> digest of every file in a directory, except logs and pictures of measurements.
+
+  Of the checkpoints that were there before, the bytes; of new ones what they restore, since their files have random names.
+  """
   found = {}
   for path in sorted(path for path in root.rglob("*") if path.is_file()):
     name = str(path.relative_to(root))
     if not re.search(r"checkpoints/|events/|commands\.log|evaluation/.*\.png", name):
       found[name] = holds(path, root)
   for folder in sorted({path.parent for path in root.rglob("checkpoints")}):
+    name = f"{folder.relative_to(root)}/checkpoints"
+    if folder.name == "run":
+      found[name] = bytes_of(folder / "checkpoints")
+      continue
     code, words = wait(in_child(weights, folder))
-    found[f"{folder.relative_to(root)}/checkpoints"] = words if code == 0 else f"cannot be restored: {words}"
+    found[name] = words if code == 0 else f"cannot be restored: {words}"
   found |= {str(path.relative_to(root)): "empty" for path in root.rglob("*") if path.is_dir() and not any(path.iterdir())}
   return found
 
@@ -217,6 +235,7 @@ def storm(world: World, job: str, kills: int) -> dict:
       wrong.append(f"exit code {code}: {words}")
     wrong += differences(contents(root), want)
     shutil.rmtree(root)
+    print(f"{job}: {spent} kills, {ended} ended, {len(wrong)} wrong {wrong[-1:]}", flush=True)
   return {"kills": spent, "ended": ended, "seconds_unbroken": round(seconds, 1), "files": len(want), "wrong": wrong}
 
 
@@ -243,7 +262,7 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=100, help="of each job (default %(default)s)")
   parser.add_argument("--out", type=pathlib.Path, default=HERE / "kills.json", help="(default %(default)s)")
   args = parser.parse_args()
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   hostile.preload()  # before children are made, so that none of them imports
   result = json.loads(args.out.read_text()) if args.out.exists() else {}

@@ -52,11 +52,14 @@ def load(spec: str) -> ConfigDict:
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
-  except (SyntaxError, ImportError) as error:
-    raise UserError(f"Config file {path} cannot be read ({error}): correct it, or choose another.") from error
-  if not hasattr(module, "get_config"):
+    config = module.get_config(variant) if hasattr(module, "get_config") else None
+  except UserError:
+    raise
+  except Exception as error:  # the user's own code
+    what = f"{type(error).__name__}: {error}"
+    raise UserError(f"Config file {path} cannot be read ({what}): correct it, or choose another.") from error
+  if not isinstance(config, ConfigDict):
     raise UserError(f"Config file {path} has no function get_config(variant) that returns a config.")
-  config = module.get_config(variant)
   importable.trust(config)
   return config
 
@@ -122,6 +125,8 @@ def override(config: ConfigDict, assignments: Sequence[str], *, asked: Collectio
       _drop_arguments(config, section, name)
   for assignment in assignments:
     _assign(config, assignment)
+  if assignments:
+    fields.check(config)
   _settle(config, {*asked, *(assignment.partition("=")[0] for assignment in assignments)})
   return config
 

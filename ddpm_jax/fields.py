@@ -23,6 +23,7 @@ class Field:
     kind: its type, or several. None: that of the default.
     least, most: the range of a number, or of every number of a tuple, both ends included.
     above, below: the range of a number, both ends excluded.
+    longest: how many entries a tuple may have.
     choices: all values that are allowed beside None. Empty: any.
   """
 
@@ -33,6 +34,7 @@ class Field:
   most: float | None = None
   above: float | None = None
   below: float | None = None
+  longest: int | None = None
   choices: tuple = ()
 
   @property
@@ -55,6 +57,8 @@ class Field:
       raise UserError(f"{path} = {value!r} should be {self.kinds}{' or None' if self.nullable else ''}.")
     if self.choices and value not in self.choices:
       raise UserError(f"{path} = {value!r} should be one of {', '.join(map(str, self.choices))}.")
+    if self.longest is not None and isinstance(value, (tuple, list)) and len(value) > self.longest:
+      raise UserError(f"{path} has {len(value):,} entries and should have at most {self.longest}.")
     for number in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(number, numbers.Real) and not self._allows(number):
         raise UserError(f"{path} = {value!r} should be {self.range}.")
@@ -257,6 +261,7 @@ FIELDS: dict[str, Field] = {
 # Limits of arguments in open sections, beside what their own annotations say. Sizes are checked before they are believed.
 LIMITS: dict[str, Field] = {
   "network.channels": Field(1, "width of the first level", least=1, most=65_536),
+  "network.channel_mult": Field((1,), "width of each level, as a multiple", (tuple, list, float), least=0, longest=20),
   "network.num_res_blocks": Field(1, "residual blocks per level", least=1, most=100),
   "network.dropout": Field(0.0, "share of activations that is dropped", least=0, below=1),
   "network.groups": Field(1, "groups of GroupNorm", least=1, most=65_536),

@@ -18,6 +18,7 @@ import dataclasses
 import itertools
 import logging
 import os
+import re
 import selectors
 import signal
 import socket
@@ -48,7 +49,7 @@ class Group:
 
   def __post_init__(self):
     host, _, port = self.coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
       raise UserError(f"The coordinator {self.coordinator!r} must be host:port of process 0, such as 10.0.0.1:{PORT}.")
     if not 0 <= self.process < self.processes:
       raise UserError(f"Process {self.process} must be one of 0 .. {self.processes - 1}: set --process and --processes.")
@@ -95,6 +96,8 @@ def find(
     address, count, number = given.values()
     return _several(address, _integer(count), _integer(number))
   if _integer(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if missing := [name for name in ("SLURM_STEP_NODELIST", "SLURM_PROCID") if not environ.get(name)]:
+      raise UserError(f"SLURM_STEP_NUM_TASKS is set, but {' and '.join(missing)} is not: start the command with srun.")
     return _several(
       f"{_first_host(environ['SLURM_STEP_NODELIST'])}:{_slurm_port(environ)}",
       _integer(environ["SLURM_STEP_NUM_TASKS"]),
@@ -151,14 +154,14 @@ def _first_host(nodes: str) -> str:
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
   """A port that differs between the steps of a job, so that two steps can share a machine."""
-  return 61_440 + (8 * int(environ.get("SLURM_JOB_ID", "0")) + int(environ.get("SLURM_STEP_ID", "0"))) % 4096
+  return 61_440 + (8 * _integer(environ.get("SLURM_JOB_ID", "0")) + _integer(environ.get("SLURM_STEP_ID", "0"))) % 4096
 
 
 def _integer(text: str | int) -> int:
   try:
     return int(text)
   except ValueError:
-    raise UserError(f"{text!r} is not the number of a process: write an integer.") from None
+    raise UserError(f"{str(text)[:40]!r} is not the number of a process or a job: write an integer.") from None
 
 
 def _first(*values):
@@ -271,8 +274,9 @@ class Lifeline:
     try:
       server = _serve(self.group.address[1])
     except OSError as error:
+      port = self.group.address[1]
       raise UserError(
-        f"Process 0 cannot listen on port {self.group.address[1]} ({error.strerror}): set another port in --coordinator."
+        f"Process 0 cannot listen on port {port} ({os.strerror(error.errno or 0)}): set another port in --coordinator."
       ) from None
     with server:
       server.settimeout(0.2)

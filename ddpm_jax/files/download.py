@@ -153,7 +153,7 @@ def _append(file: File, partial: pathlib.Path, progress: bool, timeout: float) -
     UserError: if the file is larger than LARGEST or than the disk.
   """
   tag = _tag_of(partial)
-  version = {"If-Range": tag.read_text()} if tag.is_file() else {}
+  version = {"If-Range": tag.read_text()} if _size(tag) else {}
   start = _size(partial) if version or file.checksum else 0  # a part of another version would not be noticed
   headers = {"Range": f"bytes={start}-"} | version if start else {}
   request = urllib.request.Request(file.url, headers={"Accept-Encoding": "identity"} | headers)

@@ -24,11 +24,14 @@ from ddpm_jax.training.manifest import CheckpointError, Leaf, Manifest, Mismatch
 log = logging.getLogger(__name__)
 
 
+_PARTS = ("manifest", "params", "run", "_CHECKPOINT_METADATA")  # which other folders with a number as name do not have
+
+
 def steps_in(directory: epath.PathLike) -> list[int]:
   """The steps of complete checkpoints, ascending. Leftovers of broken writes and damaged checkpoints are left out."""
   path = epath.Path(directory)
   entries = path.iterdir() if path.is_dir() else []
-  numbered = [p for p in entries if re.fullmatch(r"[0-9]{1,12}", p.name) and p.is_dir()]
+  numbered = [p for p in entries if re.fullmatch(r"[0-9]{1,12}", p.name) and any((p / part).exists() for part in _PARTS)]
   return sorted(int(p.name) for p in numbered if ocp.utils.is_checkpoint_finalized(p))
 
 

@@ -420,6 +420,11 @@ def test_weights_that_are_not_finite_are_refused_though_their_digest_is_right(tm
     checkpoints.load_weights(tmp_path, step=2)
 
 
+def test_folders_that_are_only_numbers_are_not_checkpoints(saved, tmp_path):
+  (tmp_path / "15197/task").mkdir(parents=True)  # such as those of /proc
+  assert checkpoints.steps_in(tmp_path) == [] and checkpoints.steps_in(saved) == [10, 20]
+
+
 def test_groups_and_arrays_of_one_name_are_refused():
   with pytest.raises(UserError, match="an array and a group"):
     manifest.nest({"a": 1, "a/b": 2})

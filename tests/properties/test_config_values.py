@@ -35,8 +35,8 @@ REFUSED = {
   "steps of the full grid": (lambda: sampler("steps=50", "grid=full"), 'means nothing to the grid "full", which fixes'),
   "steps of a section string": (lambda: sampler("steps=50", "grid=10,15"), 'means nothing to the grid "10,15"'),
   "no steps for bits/dim": (lambda: build.bound(override(default(), ["evaluation.grid=uniform"])), "set evaluation.steps"),
-  "a cap of nothing": (lambda: sampler("cap_pixels=0"), "sampling.cap_pixels = 0.0 has to be above 0"),
-  "a cap of no steps": (lambda: sampler("cap_pixels=1", "cap_steps=0"), "sampling.cap_steps = 0 at least 1"),
+  "a cap of nothing": (lambda: sampler("cap_pixels=0"), "sampling.cap_pixels = 0.0 should be above 0"),
+  "a cap of no steps": (lambda: sampler("cap_pixels=1", "cap_steps=0"), "sampling.cap_steps = 0 should be at least 1"),
   "what the builder gives": (lambda: build.loss(override(default(), ["loss.steps=5"])), "has no field 'steps'"),
   "T of a time sampler": (lambda: build.time_sampler(override(default(), ["time_sampler.T=5"])), "has no field 'T'"),
   "text in an open section": (
@@ -137,3 +137,32 @@ def test_only_networks_that_enlarge_take_small_images():
   small = types.SimpleNamespace(config=default())
   with pytest.raises(UserError, match="does not enlarge images"):
     Trained._cond(small, None, None, np.zeros((1, 4, 4, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+  ("text", "sentence"),
+  [
+    ("raise ValueError('no')", r"cannot be read \(ValueError: no\)"),
+    ("def (", r"cannot be read \(SyntaxError"),
+    ("def get_config(variant):\n  return get_config(variant)", r"cannot be read \(RecursionError"),
+    ("def get_config(variant):\n  return 3", "has no function get_config"),
+    ("x = 1", "has no function get_config"),
+  ],
+)
+def test_a_config_file_that_fails_is_one_sentence(tmp_path, text, sentence):
+  (tmp_path / "mine.py").write_text(text)
+  with pytest.raises(UserError, match=sentence):
+    config.load(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize("text", ["(" * 100_000, "-" * 50_000 + "1", "{[1]: 2}", "9" * 5000])
+def test_values_that_are_no_literals_are_texts(text):
+  assert config.value_of(text) == text
+
+
+@pytest.mark.parametrize(
+  "value", ["schedule.T=1000000000", "network.channels=1000000000", f"network.channel_mult={(1,) * 99}"]
+)
+def test_absurd_sizes_are_refused_before_they_are_believed(value):
+  with pytest.raises(UserError, match="at most"):
+    override(default(), ["network.name=unet_ddpm", value])

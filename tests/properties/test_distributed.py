@@ -56,6 +56,9 @@ def test_the_environment_says_who_we_are(environ, metadata, flags, group):
     (JAX | {"JAX_PROCESS_ID": "2"}, {}, r"Process 2 must be one of 0 \.\. 1"),
     (JAX | {"JAX_PROCESS_ID": "one"}, {}, "'one' is not the number"),
     (JAX | {"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "host:port"}, {}, "must be host:port"),
+    (JAX | {"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "host:65536"}, {}, "must be host:port"),
+    ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, {}, "SLURM_STEP_NODELIST is not: start the command with srun"),
+    (SLURM | {"SLURM_JOB_ID": "x"}, {}, "'x' is not the number of a process or a job"),
   ],
 )
 def test_half_a_description_is_refused(environ, flags, message):
@@ -100,6 +103,37 @@ def test_everybody_is_told_who_did_not_come():
 
 def test_nobody_waits_for_ever_without_process_0():
   assert "Process 0 of 2 did not answer at 127.0.0.1:" in meet([(1, 2)], timeout=0.5)[0]
+
+
+def test_a_port_that_is_taken_is_one_sentence_with_the_remedy():
+  with socket.create_server(("", 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(UserError, match=rf"cannot listen on port {port} \(.*in use\): set another port in --coordinator"):
+      Lifeline(Group(f"127.0.0.1:{port}", 2, 0), timeout=5.0)
+
+
+def test_a_process_that_starts_late_is_waited_for_and_later_is_told(monkeypatch):
+  came = threading.Event()
+  call = Lifeline._call
+
+  def late(lifeline, deadline, timeout):
+    came.wait(10)
+    call(lifeline, deadline, timeout)
+
+  monkeypatch.setattr(Lifeline, "_call", late)
+  monkeypatch.setattr(distributed.log, "info", lambda line, *_: came.set() if "Waiting for process 1 of 2" in line else None)
+  found = meet([(0, 2), (1, 2)])  # the second calls when the first has waited for it
+  assert all(isinstance(lifeline, Lifeline) for lifeline in found.values())
+  for lifeline in found.values():
+    lifeline.close()
+  monkeypatch.undo()
+  assert "did not connect within 0.2 s" in meet([(0, 2)], timeout=0.2)[0]
+  assert "Process 0 of 2 did not answer at 127.0.0.1:" in meet([(1, 2)], timeout=0.2)[0]  # 0 has given up
+
+
+def test_a_host_that_has_no_address_is_one_sentence():
+  with pytest.raises(UserError, match=r"did not answer at nowhere\.invalid:1234 .*is the address right\?"):
+    Lifeline(Group("nowhere.invalid:1234", 2, 1), timeout=0.2)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class Server(http.server.ThreadingHTTPServer):
     self.breaks_after = None
     self.ranges = []
     self.knows_ranges = True
+    self.ignores_start = False
     self.content = CONTENT
     self.headers = {"ETag": '"1"'}
     self.gate = threading.Event()
@@ -36,6 +37,9 @@ class Server(http.server.ThreadingHTTPServer):
     return f"http://127.0.0.1:{self.server_port}/file"
 
 
+MOVED = {"/moved": "/file", "/loop": "/loop", "/local": "file:///etc/passwd", "/nowhere": "http://127.0.0.1:1/x"}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
     wanted = self.headers.get("Range")
@@ -44,6 +48,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.server.gate.wait(60)
     if self.path == "/garbage":
       return self.wfile.write(b"no HTTP at all\r\n\r\n")
+    if target := MOVED.get(self.path):
+      self.send_response(302)
+      self.send_header("Location", target)
+      return self.end_headers()
     if self.path != "/file":
       return self.send_error(404)
     if wanted and self.server.knows_ranges:
@@ -51,6 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       if start >= len(self.server.content):
         return self.send_error(416)
       self.send_response(206)
+      start *= not self.server.ignores_start
       self.send_header("Content-Range", f"bytes {start}-{len(self.server.content) - 1}/{len(self.server.content)}")
     else:
       self.send_response(200)
@@ -188,11 +197,40 @@ def test_a_body_without_end_is_cut_off(server, monkeypatch):
     download.fetch(file(server), progress=False)
 
 
+def test_a_part_from_another_place_is_not_appended(server):
+  server.breaks_after = 70_000
+  server.ignores_start = True  # 206, but from byte 0
+  with pytest.raises(UserError, match="70000 of 1280000 bytes arrived"):
+    download.fetch(file(server), progress=False)
+  with pytest.raises(UserError, match="sent the range 'bytes 0-1279999/1280000', not the one from 70000"):
+    download.fetch(file(server), progress=False)
+  server.ignores_start = False
+  assert download.fetch(file(server), progress=False).read_bytes() == CONTENT
+
+
+def test_redirections_lead_to_servers_only(server):
+  sum_of = file(server).checksum
+  moved = lambda path: download.File("weights.bin", server.url.replace("/file", path), sum_of)
+  for path in ("/loop", "/local", "/nowhere"):
+    with pytest.raises(UserError, match="could not be downloaded"):
+      download.fetch(moved(path), progress=False)
+    assert not download.cache_folder().exists()
+  assert download.fetch(moved("/moved"), progress=False).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", ["-5", "x", "1e9", ""])
+def test_a_length_that_is_no_length_is_refused(server, length):
+  server.headers = {"Content-Length": length or None, "Transfer-Encoding": "chunked"}
+  server.content = b"zz\r\nno chunk\r\n"
+  with pytest.raises(UserError, match="could not be downloaded"):
+    download.fetch(file(server, None), progress=False, timeout=2)
+
+
 def test_links_in_the_cache_are_not_followed(server, tmp_path):
   folder = download.cache_folder()
   folder.mkdir()
   (tmp_path / "precious").write_text("precious")
-  for name in (".lock", "weights.bin.partial"):
+  for name in (".lock", "weights.bin.partial", "weights.bin.partial.tag", "weights.bin.sha256"):
     (folder / name).symlink_to(tmp_path / "precious")
     with contextlib.suppress(UserError):
       download.fetch(file(server), progress=False)
