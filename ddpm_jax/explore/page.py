@@ -14,6 +14,7 @@ from ddpm_jax.explore.choices import ABOUT, AS_THE_SAMPLER_SAYS, Choices
 from ddpm_jax.explore.settings import Origin, Say, Settings
 from ddpm_jax.jobs.trained import Trained
 
+WIDTH = 240  # pixels that a control needs; on a phone they stand one below the other
 ETAS = {"A": 0.0, "B": 1.0}  # of the two sides at first: DDIM and DDPM
 
 
@@ -65,7 +66,7 @@ class _Page:
     gr = self.gr
     start = self.choices.start(ETAS[letter])
     gaussian = settings.is_gaussian(start.sampler)
-    with gr.Column(min_width=320):
+    with gr.Column(min_width=280):
       gr.HTML(pictures.block(f"<h2>Setting {letter}</h2>"))
       shown = gr.HTML(elem_id=f"drawn_{letter}")
       status = self._status()
@@ -198,16 +199,17 @@ class _Page:
 
   def _number(self, name: str, label: str, value: int = 0) -> Any:
     """A control for a whole number. `name` is its id, and names its line of ABOUT."""
-    return self.gr.Number(value, label=label, info=ABOUT[name], elem_id=name, precision=0, minimum=0)
+    return self.gr.Number(value, label=label, info=ABOUT[name], elem_id=name, precision=0, minimum=0, min_width=WIDTH)
 
   def _slider(self, name: str, label: str, low: float, high: float, value: float, step: float = 1, **how: Any) -> Any:
     """A control for a number. `name` is its id, and begins with the name of its line of ABOUT, as below."""
-    about = ABOUT[name.partition("_")[0]]
-    return self.gr.Slider(low, high, value, step=step, label=label, info=about, elem_id=name, buttons=[], **how)
+    how |= dict(label=label, info=ABOUT[name.partition("_")[0]], elem_id=name, buttons=[], min_width=WIDTH)
+    return self.gr.Slider(low, high, value, step=step, **how)
 
   def _list(self, name: str, label: str, options: list[Any], value: str, **how: Any) -> Any:
     """A control for one of several names."""
-    return self.gr.Dropdown(options, value=value, label=label, info=ABOUT[name.partition("_")[0]], elem_id=name, **how)
+    how |= dict(label=label, info=ABOUT[name.partition("_")[0]], elem_id=name, min_width=WIDTH)
+    return self.gr.Dropdown(options, value=value, **how)
 
   def _status(self) -> Any:
     return self.gr.HTML(elem_classes="status")

@@ -18,10 +18,12 @@ SIDE_BY_SIDE = 4  # images that share a row on every screen
 THUMBNAIL = 64  # pixels of a picture of the way
 
 STYLE = """
+:root { --quiet: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
 .gradio-container { max-width: 80rem !important; margin: 0 auto !important; }
 .x { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } .x p { margin: .2rem 0; }
 .x h1 { font-size: 1.4rem; line-height: 1.3; margin: 0; } .x h2 { font-size: 1.1rem; margin: 0 0 .5rem; }
-.x h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; } .x .quiet, .x figcaption { color: var(--body-text-color-subdued); }
+.x h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; } .x .quiet, .x figcaption { color: var(--quiet); }
+.x sub { color: inherit; font-weight: inherit; }
 .x img { display: block; width: 100%; image-rendering: pixelated; background: #8883; border-radius: 3px; }
 .x figure { margin: 0; } .x figcaption { font-size: .8rem; text-align: center; line-height: 1.6; }
 .x .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.4rem, 1fr)); gap: .4rem; max-width: 36rem; }
@@ -36,7 +38,8 @@ STYLE = """
 .x .rule { stroke: currentColor; opacity: .15; }
 .x .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .85rem; } .x .legend b { font-weight: 500; }
 .x .legend i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .35rem; }
-.status { min-height: 2rem; font-size: .85rem; } .status progress { width: 100%; height: .4rem; display: block; }
+.status { min-height: 1.8rem; margin: -.5rem 0; font-size: .85rem; }
+.status progress { width: 100%; height: .4rem; display: block; }
 """
 
 

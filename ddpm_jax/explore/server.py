@@ -108,7 +108,7 @@ def launch(trained: Trained, origin: Origin | None, *, port: int | None = None, 
       enable_monitoring=False,
       allowed_paths=[],
       app_kwargs={"middleware": guards, "docs_url": None, "redoc_url": None, "openapi_url": None},
-      theme=gr.themes.Base(**fonts).set(block_info_text_color="*body_text_color_subdued"),
+      theme=gr.themes.Base(**fonts).set(block_info_text_color="color-mix(in srgb, *body_text_color 72%, transparent)"),
       css=pictures.STYLE,
       **how,
     )
