@@ -120,8 +120,8 @@ def training_network(config: ConfigDict, module: nn.Module) -> Callable[[Any, ja
     raise UserError('Consistency models are sampled here, not trained: train with prediction.mean="edm" or "v".')
   make = _network(config)
 
-  def network_of(params, key):
-    def apply(params, x, time, cond=None):
+  def network_of(params: Any, key: jax.Array) -> Any:
+    def apply(params: Any, x: jax.Array, time: jax.Array, cond: Any = None) -> jax.Array:
       return module.apply({"params": params}, x, time, cond, train=True, rngs={"dropout": key})
 
     return make(params, apply)

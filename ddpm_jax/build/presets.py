@@ -142,7 +142,7 @@ def _assignments(config: ConfigDict, asked: Request) -> dict[str, Any]:
 
 def _apply(config: ConfigDict, asked: Request) -> None:
   """Sets the fields of a preset, for samples, and for bits/dim where its chain has a bound."""
-  fields = _of_preset(config, asked)
+  fields = _of_preset(config, asked.sampler, asked.steps)
   with config.sampling.ignore_type(), config.evaluation.ignore_type():
     config.sampling.update(fields)
     if fields["solver"] == "gaussian" and fields["eta"] == 1:
@@ -152,8 +152,7 @@ def _apply(config: ConfigDict, asked: Request) -> None:
     config.sampling.guidance.form = None
 
 
-def _of_preset(config: ConfigDict, asked: Request) -> dict[str, Any]:
-  name = asked.sampler
+def _of_preset(config: ConfigDict, name: str, steps: int | None) -> dict[str, Any]:
   known = presets()
   if importable.is_code(name):
     preset = Preset("", dict(solver=name, keep_eps=False), "log_snr", 20)
@@ -169,13 +168,14 @@ def _of_preset(config: ConfigDict, asked: Request) -> dict[str, Any]:
     )
   if name.startswith("analytic") and second in OPTIMAL_HEADS:
     raise UserError(f"This network has a head for its variance: take --sampler {'npr' if second == 'residual' else 'sn'}.")
-  fields = METHOD | preset.sampling
+  fields = {**METHOD, **preset.sampling}
   if name == "ddpm":
     fields["covariance"] = _ancestral(config)
   if fields["cap_pixels"] == 2 and config.schedule.name == "cosine":
     fields["cap_pixels"] = 1.0  # Analytic-DPM section 5
   T = config.schedule.get("T", 1000)
-  steps = asked.steps if asked.steps is not None else preset.steps and min(preset.steps, T)
+  if steps is None:
+    steps = preset.steps and min(preset.steps, T)
   if steps is None:
     return fields | {"grid": "full", "steps": None}
   if preset.grid == "sections":

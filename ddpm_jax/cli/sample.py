@@ -15,6 +15,7 @@ Image i depends on seed i alone, not on the batch size or the machine.
 
 import argparse
 import re
+from typing import Any
 
 import ddpm_jax
 from ddpm_jax.cli import environment, short
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
       for seed, image in zip(seeds, images, strict=True):
         pixels.save_png(out / "png" / f"{seed:06d}.png", image)
 
-  frames = believed(trained, seeds, labels) if {"gif", "strip"} & set(formats) else None
+  frames: Any = believed(trained, seeds, labels) if {"gif", "strip"} & set(formats) else None
   images = drawing.draw(trained, seeds, labels, out, upsampler=upsampler, each=each)
   drawing.record(out, settings)
   scale = max(1, 64 // images.shape[1])

@@ -113,7 +113,7 @@ _OPENAI = Dialect(
 
 # openai/consistency_models: guided-diffusion's UNet with 1x1 convolutions of two dimensions, and q, k, v split before heads
 _CONSISTENCY = dataclasses.replace(
-  _OPENAI, layers=_OPENAI.layers | {"qkv": Layer("qkv", rank=4), "out": Layer("proj_out", rank=4)}, qkv="q k v"
+  _OPENAI, layers={**_OPENAI.layers, "qkv": Layer("qkv", rank=4), "out": Layer("proj_out", rank=4)}, qkv="q k v"
 )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,11 @@ def infer(tensors: Tensors) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- the process, from the buffers of GaussianDiffusion
 
-_SCHEDULES = {"linear": schedule.linear, "cosine": schedule.cosine, "logistic": schedule.logistic}
+_SCHEDULES: dict[str, Callable[..., schedule.Schedule]] = {
+  "linear": schedule.linear,
+  "cosine": schedule.cosine,
+  "logistic": schedule.logistic,
+}
 
 
 def process(buffers: Tensors) -> dict[str, dict[str, Any]] | None:

@@ -19,7 +19,7 @@ from ddpm_jax.data.containers import open_container
 from ddpm_jax.data.digits import SPLITS, digits
 from ddpm_jax.data.image_files import FileDataset, is_image
 from ddpm_jax.data.parquet import ParquetDataset
-from ddpm_jax.data.sources import Arrays, Decoder, Encoded, Info, Records, Renumbered, Source
+from ddpm_jax.data.sources import Arrays, Decoder, Encoded, FilesOfImages, Info, Records, Renumbered, Source
 from ddpm_jax.data.tfds_files import TfdsRecords, available, counts, find
 from ddpm_jax.errors import UserError
 from ddpm_jax.sizes import ImageSize, pair, simplest
@@ -147,7 +147,7 @@ def check_options(
 
 def summarize(records: Records, info: Info, crop: str, background: str) -> tuple[str, ...]:
   """What a data set's files are and what is done with them, which is also logged; () for prepared sets."""
-  if not hasattr(records, "headers"):
+  if not isinstance(records, FilesOfImages):
     return ()
   lines = headers.summary(records.paths, records.headers, info.image_size, info.channels, crop, background)
   log.info("%s %s: %s", info.name, info.split, "; ".join([*lines, *records.notes]))
@@ -222,7 +222,7 @@ def wanted_shape(
   name: str, records: Records, image_size: ImageSize | None, channels: int | None
 ) -> tuple[ImageSize, int, bool]:
   """The wanted image size and channels, and whether all images are known to have that size already."""
-  if hasattr(records, "headers"):
+  if isinstance(records, FilesOfImages):
     return headers.shape_of(name, records.paths, records.headers, image_size, channels)
   height, width, declared = records.shape
   channels = channels or (declared and (1 if declared < 3 else 3))  # 2 and 4 have transparency

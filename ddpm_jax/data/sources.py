@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -113,6 +113,23 @@ class Records(Protocol):
     """The name of that image for messages."""
 
 
+@runtime_checkable
+class FilesOfImages(Records, Protocol):
+  """Records that know the headers of their images, as those of folders do.
+
+  Attributes:
+    paths: of the images.
+    headers: one per image; None for a broken one, which is reported when it is read.
+    notes: what was left out or decided, one sentence each.
+    warnings: the same, where it is probably not wanted.
+  """
+
+  paths: Sequence
+  headers: Sequence
+  notes: Sequence[str]
+  warnings: Sequence[str]
+
+
 class Renumbered:
   """Records whose classes have the numbers that a network knows, found by their names.
 
@@ -123,6 +140,7 @@ class Renumbered:
 
   def __init__(self, records: Records, class_names: Sequence[str]):
     self._records = records
+    self._names = records.class_names or ()
     self._numbers = {name: number for number, name in enumerate(class_names)}
     self.shape = records.shape
     self.class_names = tuple(class_names)
@@ -138,7 +156,7 @@ class Renumbered:
       UserError: if the network does not know the class.
     """
     data, label = self._records[number]
-    name = self._records.class_names[label]
+    name = self._names[label]
     if name not in self._numbers:
       raise UserError(f"{self.name(number)} is of the class {name!r}, which this network does not know: leave it out.")
     return data, self._numbers[name]

@@ -36,8 +36,11 @@ class TfdsRecords:
       ) from None
     label = features.get("label")
     self.shape = features["image"].shape
-    self.num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else None
-    self.class_names = None if self.num_classes is None else _names(label.names)
+    self.num_classes = None
+    self.class_names = None
+    if isinstance(label, tfds.features.ClassLabel):
+      self.num_classes = label.num_classes
+      self.class_names = _names(label.names)
     self._records = source.data_source
     self._parse = tf_example_pb2.Example.FromString
     self._title = f"{folder.parent.name} {split}"

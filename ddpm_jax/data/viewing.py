@@ -6,10 +6,10 @@ name says; Pillow's other readers (EPS starts Ghostscript) are never reached.
 
 import io
 import sys
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageFile
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import images
@@ -184,7 +184,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _raw_mode(image: Image.Image) -> str:
   """How the pixels are stored, such as "RGB;16B"; "" if Pillow does not say."""
-  if not image.tile:
+  if not isinstance(image, ImageFile.ImageFile) or not image.tile:
     return ""
   args = image.tile[0][3]
   first = args[0] if isinstance(args, tuple) and args else args
@@ -235,7 +235,7 @@ def _deep_values(data: bytes, image: Image.Image) -> np.ndarray:
 def _decoded_as(data: bytes, mode: str, raw_mode: str) -> np.ndarray:
   """The image decoded as if its pixels were stored in `raw_mode`."""
   with images.opened(data) as image:
-    tiles = []
+    tiles: list[Any] = []
     for codec, extents, offset, args in image.tile:
       tiles.append((codec, extents, offset, (raw_mode, *args[1:]) if isinstance(args, tuple) else raw_mode))
     image._mode = mode

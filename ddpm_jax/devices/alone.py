@@ -16,7 +16,7 @@ def jitted(function: Callable, static_argnames: tuple[str, ...] = ()) -> Callabl
   def compiled() -> Callable:  # lazy: the options depend on the backend, which must not start at import time
     return jax.jit(function, static_argnames=static_argnames, compiler_options=compiler.all_cores())
 
-  def call(*args, **options):
+  def call(*args: Any, **options: Any) -> Any:
     return compiled()(*jax.tree.map(_of_first, args), **options)
 
   return functools.wraps(function)(call)

@@ -53,7 +53,7 @@ def repeated(jitted: Any, *args: Any, times: float = math.inf) -> Any:
 
 
 @functools.lru_cache(maxsize=16)  # repeated calls return the same function, whose programs jit caches
-def _in_pieces(jitted, donated, size):
+def _in_pieces(jitted: Any, donated: tuple[int, ...], size: int) -> Any:
   options = _known(xla_multiheap_size_constraint_per_heap=size)
   if options is None:
     return jitted

@@ -84,7 +84,7 @@ def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
 def to_host(tree: Any) -> Any:
   """`tree` as NumPy arrays in every process, gathered from all devices."""
 
-  def whole(x):
+  def whole(x: Any) -> np.ndarray:
     scattered = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
     if scattered:
       processes.wait_for_all()

@@ -28,6 +28,7 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from ddpm_jax.errors import Terminated, UserError
 
@@ -47,7 +48,7 @@ class Group:
   processes: int
   process: int
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     host, _, port = self.coordinator.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
       raise UserError(f"The coordinator {self.coordinator!r} must be host:port of process 0, such as 10.0.0.1:{PORT}.")
@@ -164,7 +165,7 @@ def _integer(text: str | int) -> int:
     raise UserError(f"{str(text)[:40]!r} is not the number of a process or a job: write an integer.") from None
 
 
-def _first(*values):
+def _first(*values: Any) -> Any:
   return next((value for value in values if value is not None), None)
 
 
@@ -257,7 +258,7 @@ def agreed(ok: bool) -> bool:
 class Lifeline:
   """The connections between process 0 and the others, open while they run. The constructor waits for all processes."""
 
-  def __init__(self, group: Group, timeout: float):
+  def __init__(self, group: Group, timeout: float) -> None:
     self.group = group
     self.peers: dict[int, socket.socket] = {}
     self.ended = threading.Lock()  # held by the thread that ends the process
@@ -398,7 +399,7 @@ class Lifeline:
 class _News:
   """Logs a line when it changes, and again every NEWS seconds."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.logged = ""
     self.at = 0.0
 

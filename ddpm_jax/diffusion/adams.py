@@ -14,6 +14,8 @@ alone gives c_0 = rho_s - rho_t, which is DDIM. iPNDM has its nominal order only
 evaluations and unequal steps it can still be the most accurate of the three (docs/methods/solvers.md).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ddpm_jax.diffusion.schedule import Schedule
@@ -67,14 +69,21 @@ def t_ab(
   start = beta[0]
   rise = beta[1] - beta[0]
 
-  def time(rho):
+  def time(rho: np.ndarray) -> np.ndarray:
     log_alpha_bar = -np.log1p(rho**2)  # = -(rise t^2 / 2 + start t)
     return (np.sqrt(start**2 - 2 * rise * log_alpha_bar) - start) / rise
 
   return _table(schedule, grid, order, lambda rho, s: _integrals(time(rho), rho, s, time), lower_order_final, dtype)
 
 
-def _table(schedule, grid, order, weights, lower_order_final, dtype) -> SolverSteps:
+def _table(
+  schedule: Schedule,
+  grid: np.ndarray,
+  order: int,
+  weights: Callable[[np.ndarray, float], np.ndarray],
+  lower_order_final: bool,
+  dtype: type,
+) -> SolverSteps:
   """The table of (1). weights(rho of the predictions, newest first [p]; rho_s) -> c [p]."""
   grid = check(schedule, grid)
   if order not in EQUAL_STEPS:
@@ -101,7 +110,7 @@ def _table(schedule, grid, order, weights, lower_order_final, dtype) -> SolverSt
   return steps.replace(kept_x=kept_x, kept_x0=kept_x0).rounded(dtype)
 
 
-def _integrals(nodes: np.ndarray, rho: np.ndarray, end: float, variable) -> np.ndarray:
+def _integrals(nodes: np.ndarray, rho: np.ndarray, end: float, variable: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
   """The integrals over rho[0] ... end of the Lagrange polynomials at `nodes` [p], as functions of variable(rho), [p]."""
   points, weights = np.polynomial.legendre.leggauss(64)
   # rho = sinh(w): every noise level becomes a finite, smooth piece of w

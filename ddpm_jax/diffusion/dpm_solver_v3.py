@@ -122,7 +122,7 @@ def dpm_solver_v3(
 class _Integrals:
   """The integrals of (1) and (2) at the levels of a grid."""
 
-  def __init__(self, fit: Statistics, alpha: np.ndarray, log_snr: np.ndarray):
+  def __init__(self, fit: Statistics, alpha: np.ndarray, log_snr: np.ndarray) -> None:
     # [N,1,H,W,C]: weights of pixels broadcast against a batch
     l, s, b = (a[:, None] if a.ndim > 1 else a for a in (fit.l, fit.s, fit.b))
     self._fit = dataclasses.replace(fit, l=l, s=s, b=b)

@@ -9,7 +9,8 @@ from flax import struct
 
 from ddpm_jax.diffusion.dpm_solver import multistep
 from ddpm_jax.diffusion.kernel import ReverseKernel
-from ddpm_jax.diffusion.noise import normal
+from ddpm_jax.diffusion.noise import Noise, normal
+from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.samplers import GaussianSampler, sample
 from ddpm_jax.diffusion.schedule import Level, Schedule
 from ddpm_jax.diffusion.solvers import Solver
@@ -20,7 +21,7 @@ from ddpm_jax.errors import UserError
 
 
 def encode(
-  denoiser: Any, schedule: Schedule, grid: np.ndarray, x_0: jax.Array, cond: Any = None, *, order: int = 1
+  denoiser: Denoiser, schedule: Schedule, grid: np.ndarray, x_0: jax.Array, cond: Any = None, *, order: int = 1
 ) -> jax.Array:
   """The latents x_T of images x_0 [B,H,W,C]: the flow upwards along a grid T ... 0 (DDIM section 4.3).
 
@@ -33,7 +34,7 @@ def encode(
 
 
 def decode(
-  denoiser: Any, schedule: Schedule, grid: np.ndarray, x_T: jax.Array, cond: Any = None, *, order: int = 1
+  denoiser: Denoiser, schedule: Schedule, grid: np.ndarray, x_T: jax.Array, cond: Any = None, *, order: int = 1
 ) -> jax.Array:
   """The images of latents x_T: the flow down the grid."""
   return sample(None, denoiser, Solver(multistep(schedule, grid, order)), x_T, cond)[0]
@@ -47,7 +48,7 @@ def reconstruction_error(x_0: jax.Array, again: jax.Array) -> jax.Array:
 # ---------------------------------------------------------------- image to image
 
 
-def image_to_image(keys: jax.Array, denoiser: Any, sampler: Any, x_0: jax.Array, cond: Any = None) -> jax.Array:
+def image_to_image(keys: jax.Array, denoiser: Denoiser, sampler: Any, x_0: jax.Array, cond: Any = None) -> jax.Array:
   """Variations of x_0 [B,H,W,C], diffused to the sampler's first level and sampled from there (SDEdit, Meng et al. 2021).
 
   Args:
@@ -149,14 +150,16 @@ class Inpaint:
   known: jax.Array  # bool, [B,H,W,C] or with single axes
   kernel: Any = ReverseKernel()
 
-  def init(self, x_T):
+  def init(self, x_T: jax.Array) -> jax.Array:
     return x_T
 
-  def step(self, noise, x_t, row, denoise, cond):
+  def step(
+    self, noise: Noise, x_t: jax.Array, row: InpaintSteps, denoise: Denoiser, cond: Any
+  ) -> tuple[jax.Array, Prediction]:
     z = noise(row.draw_down, x_t)  # shared by known and unknown pixels, which are disjoint
     drawn, pred = GaussianSampler(self.steps.down, self.kernel).step(lambda *_: z, x_t, row.down, denoise, cond)
     x_s = jnp.where(self.known, row.down.s.diffuse(self.x_0, z), drawn)
     return row.up_x * x_s + row.up_std * noise(row.draw_up, x_t), pred
 
-  def image(self, x):
+  def image(self, x: jax.Array) -> jax.Array:
     return x

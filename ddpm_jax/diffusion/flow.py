@@ -22,6 +22,7 @@ from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion.dpm_solver import multistep
 from ddpm_jax.diffusion.dpm_solver_v3 import Statistics
 from ddpm_jax.diffusion.noise import PerImage
+from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.solvers import Solver
@@ -87,7 +88,12 @@ class Flow:
 
 
 def measure(
-  schedule: Schedule, denoiser: Any, draws: Iterable[tuple[jax.Array, Any]], *, points: int = 60, per_pixel: bool = False
+  schedule: Schedule,
+  denoiser: Denoiser,
+  draws: Iterable[tuple[jax.Array, tuple[int, ...], Any]],
+  *,
+  points: int = 60,
+  per_pixel: bool = False,
 ) -> Iterator[Flow]:
   """Yields the means after each batch of trajectories.
 
@@ -127,7 +133,7 @@ def _flow(levels: np.ndarray, u: np.ndarray, x0: np.ndarray, rho: np.ndarray, pe
   return Flow(levels, u.shape[1], mean(eps**2), moments, error)
 
 
-def _state_and_x0(x, pred):
+def _state_and_x0(x: jax.Array, pred: Prediction) -> tuple[jax.Array, jax.Array]:
   return x, pred.x0
 
 

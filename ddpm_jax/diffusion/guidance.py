@@ -36,6 +36,7 @@ from flax import struct
 from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.prediction import Prediction, TimeScale
 from ddpm_jax.diffusion.schedule import Level, Schedule, like
+from ddpm_jax.diffusion.steps import GaussianSteps
 from ddpm_jax.errors import UserError
 
 EVERYWHERE = (0, 2**31 - 1)
@@ -71,7 +72,7 @@ class ClassifierFree:
   interval: tuple[jax.Array, jax.Array] = EVERYWHERE
   rule: Any = None  # None: (3); or a rule of guidance_rules.py
 
-  def __call__(self, x_t, level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     missing = [name for name in self.null if name not in (cond or {})]
     if missing:
       raise UserError(f"Classifier-free guidance replaces cond[{missing[0]!r}], which is missing. Give every image one.")
@@ -93,7 +94,7 @@ class Autoguidance:
   interval: tuple[jax.Array, jax.Array] = EVERYWHERE
   rule: Any = None  # None: (3); or a rule of guidance_rules.py
 
-  def __call__(self, x_t, level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     scale = _scale_at(level, self.scale, self.interval, 1.0)
     return (self.rule or between)(self.weak(x_t, level, cond), self.inner(x_t, level, cond), scale, x_t, level)
 
@@ -113,7 +114,7 @@ class Perturbed:
   fade: jax.Array = 0.0
   T: int = struct.field(pytree_node=False, default=1000)
 
-  def __call__(self, x_t, level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     scale = jnp.maximum(0, self.scale - self.fade * 1000 * (1 - (level.n - 1) / self.T))
     scale = like(scale, x_t)
     pred = self.inner(x_t, level, cond)
@@ -138,7 +139,7 @@ class ClassifierScore:
   scale: jax.Array  # [] or [B]
   interval: tuple[jax.Array, jax.Array] = EVERYWHERE
 
-  def __call__(self, x_t, level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     pred = self.inner(x_t, level, cond)
     wide = like(level, x_t)
     shift = like(_scale_at(level, self.scale, self.interval, 0.0), x_t) * self.grad_log_prob(x_t, level, cond)
@@ -158,7 +159,7 @@ class ShiftMean:
   scale: jax.Array  # [] or [B]
   interval: tuple[jax.Array, jax.Array] = EVERYWHERE
 
-  def __call__(self, x_t, row, pred, cond=None) -> Gaussian:
+  def __call__(self, x_t: jax.Array, row: GaussianSteps, pred: Prediction, cond: Any = None) -> Gaussian:
     p = self.inner(x_t, row, pred, cond)
     scale = like(_scale_at(row.t, self.scale, self.interval, 0.0), x_t)
     return p.replace(mean=p.mean + scale * jnp.exp(p.log_var) * self.grad_log_prob(x_t, row.t, cond))
@@ -184,7 +185,7 @@ class Classifier:
     if "label" not in (cond or {}):
       raise UserError('Classifier guidance needs cond["label"], the wanted class of each image, which is missing.')
 
-    def of_labels(x):
+    def of_labels(x: jax.Array) -> jax.Array:
       return jnp.take_along_axis(self.log_probs(x, level), cond["label"][:, None], axis=1).sum()
 
     return jax.grad(of_labels)(x_t)

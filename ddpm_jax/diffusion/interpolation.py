@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.noise import normal
+from ddpm_jax.diffusion.prediction import Denoiser
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.diffusion.schedule import like
 
 
 def latent_interpolation(
-  keys: jax.Array, denoiser: Any, sampler: Any, x_0: jax.Array, y_0: jax.Array, weight: jax.Array, cond: Any = None
+  keys: jax.Array, denoiser: Denoiser, sampler: Any, x_0: jax.Array, y_0: jax.Array, weight: jax.Array, cond: Any = None
 ) -> jax.Array:
   """DDPM section 4.4 (figure 8): diffuses both images to the sampler's first level, mixes them linearly, and samples.
 

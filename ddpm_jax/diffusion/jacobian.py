@@ -46,7 +46,7 @@ def diagonal(function: Function, x: jax.Array) -> jax.Array:
   """The exact diagonal of the Jacobian, shaped as x [B,...], by one product per pixel of an image."""
   shape = x.shape[1:]
 
-  def entry(i):
+  def entry(i: jax.Array) -> jax.Array:
     unit = jnp.zeros(x[0].size, x.dtype).at[i].set(1).reshape(shape)
     moved = forward(function, x, jnp.broadcast_to(unit, x.shape))
     return moved.reshape(len(x), -1)[:, i]
@@ -73,15 +73,15 @@ class JacobianDiagonal:
   seed: int = 0
 
   def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
-    def eps(x):
+    def eps(x: jax.Array) -> jax.Array:
       return self.inner(x, level, cond).eps
 
     diag = hutchinson(eps, x_t, self._signs(x_t, level)) if self.probes else diagonal(eps, x_t)
     floor = of_level(self.floor, level, x_t)
     return self.inner(x_t, level, cond).replace(eps_var=jnp.maximum(1 - like(level, x_t).sigma * diag, floor))
 
-  def _signs(self, x_t, level):
-    def draw(n):
+  def _signs(self, x_t: jax.Array, level: Level) -> jax.Array:
+    def draw(n: jax.Array) -> jax.Array:
       key = jax.random.fold_in(jax.random.key(self.seed), n)
       return jax.random.rademacher(key, (self.probes, *x_t.shape[1:]), x_t.dtype)
 

@@ -54,7 +54,9 @@ def apply(function: Callable[[jax.Array], jax.Array], operator: Operator, z: jax
   flat = z.reshape(len(z), -1)
   length = jnp.linalg.norm(flat, axis=1, keepdims=True)
 
-  def extend(carry, j):
+  def extend(
+    carry: tuple[jax.Array, jax.Array], j: jax.Array
+  ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     basis, v = carry  # [steps,B,N], [B,N]
     basis = basis.at[j].set(v)
     product = operator.times(v.reshape(z.shape)).reshape(flat.shape)
@@ -93,7 +95,7 @@ class CorrelatedGaussian:
     """The sample that white noise z [B,H,W,C] stands for."""
     shift, scale, floor, largest = (jnp.reshape(a, (-1, 1)) for a in (self.shift, self.scale, self.floor, self.largest))
 
-    def deviation(values):
+    def deviation(values: jax.Array) -> jax.Array:
       return jnp.sqrt(jnp.minimum(shift + scale * jnp.maximum(values, floor), largest))
 
     return self.mean + apply(deviation, self.operator, z, self.steps)

@@ -16,8 +16,8 @@ from flax import struct
 
 from ddpm_jax.diffusion.gaussian import Gaussian, standard_normal
 from ddpm_jax.diffusion.kernel import ReverseKernel
-from ddpm_jax.diffusion.noise import PerImage
-from ddpm_jax.diffusion.prediction import Prediction, eps_from_x0
+from ddpm_jax.diffusion.noise import Noise, PerImage
+from ddpm_jax.diffusion.prediction import Denoiser, Prediction, eps_from_x0
 from ddpm_jax.diffusion.schedule import Level, like
 from ddpm_jax.diffusion.steps import GaussianSteps
 from ddpm_jax.errors import UserError
@@ -64,13 +64,13 @@ class BitsPerDim:
 
 def bits_per_dim(
   keys: jax.Array,
-  denoiser: Any,
+  denoiser: Denoiser,
   kernel: ReverseKernel,
   steps: GaussianSteps,
   x_0: jax.Array,
   cond: Any = None,
   *,
-  noise: Any = None,
+  noise: Noise | None = None,
   progress: Callable[[int, jax.Array], None] | None = None,
 ) -> BitsPerDim:
   """The bound of the chain `steps` on images x_0 [B,H,W,C], with one draw of x_t per image and level.
@@ -90,11 +90,21 @@ def bits_per_dim(
 
 
 @functools.partial(jax.jit, static_argnames="progress")
-def _bits_per_dim(keys, denoiser, kernel, steps, x_0, cond, *, noise, progress):
+def _bits_per_dim(
+  keys: jax.Array,
+  denoiser: Denoiser,
+  kernel: Any,
+  steps: GaussianSteps,
+  x_0: jax.Array,
+  cond: Any,
+  *,
+  noise: Noise | None,
+  progress: Callable[[int, jax.Array], None] | None,
+) -> BitsPerDim:
   noise = PerImage(keys) if noise is None else noise
   axes = tuple(range(1, x_0.ndim))
 
-  def term(_, row):
+  def term(_: None, row: GaussianSteps) -> tuple[None, tuple[jax.Array, ...]]:
     eps = noise(row, x_0)
     x_t = row.t.diffuse(x_0, eps)
     pred = denoiser(x_t, row.t, cond)

@@ -13,6 +13,7 @@ from flax import struct
 
 from ddpm_jax.diffusion import jacobian
 from ddpm_jax.diffusion.covariance import learned_range
+from ddpm_jax.diffusion.guidance import Classifier
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.likelihood import vlb_term
 from ddpm_jax.diffusion.noise import normal, signs
@@ -29,9 +30,13 @@ class _Loss:
   """A loss that draws one noise image per key."""
 
   def __call__(
-    self, keys: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
+    self, keys: jax.Array, network: Any, x_0: jax.Array, n: jax.Array, cond: Any = None
   ) -> tuple[jax.Array, Parts]:
     return self.given(normal(keys, x_0.shape[1:]), network, x_0, n, cond)
+
+  def given(self, eps: jax.Array, network: Any, x_0: jax.Array, n: jax.Array, cond: Any = None) -> tuple[jax.Array, Parts]:
+    """The loss with the noise eps [B,H,W,C]."""
+    raise NotImplementedError
 
 
 @struct.dataclass
@@ -48,7 +53,9 @@ class Simple(_Loss):
   reduce: str = struct.field(pytree_node=False, default="mean")
   weight: jax.Array | None = None
 
-  def given(self, eps, network, x_0, n, cond=None):
+  def given(
+    self, eps: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
+  ) -> tuple[jax.Array, Parts]:
     level = self.steps.leaving(n).t
     out, _ = network.parameterization.split(network.output(level.diffuse(x_0, eps), level, cond))
     mse = _reduce(self.reduce, (network.parameterization.target(x_0, eps, level) - out) ** 2)
@@ -70,7 +77,9 @@ class Vlb(_Loss):
   kernel: Any = ReverseKernel(learned_range)
   scale: float = struct.field(pytree_node=False, default=1.0)
 
-  def given(self, eps, network, x_0, n, cond=None):
+  def given(
+    self, eps: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
+  ) -> tuple[jax.Array, Parts]:
     row = self.steps.leaving(n)
     x_t = row.t.diffuse(x_0, eps)
     vlb = self.scale * vlb_term(self.kernel, x_0, x_t, row, network(x_t, row.t, cond), cond)
@@ -92,7 +101,9 @@ class Hybrid(_Loss):
   kernel: Any = ReverseKernel(learned_range)
   mse_weight: jax.Array | None = None
 
-  def given(self, eps, network, x_0, n, cond=None):
+  def given(
+    self, eps: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
+  ) -> tuple[jax.Array, Parts]:
     row = self.steps.leaving(n)
     heads = network.parameterization
     x_t = row.t.diffuse(x_0, eps)
@@ -128,12 +139,16 @@ class SecondHead(_Loss):
   train_mean: bool = struct.field(pytree_node=False, default=False)
   weight: float | None = struct.field(pytree_node=False, default=1.0)
 
-  def __call__(self, keys, network, x_0, n, cond=None):
+  def __call__(
+    self, keys: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None
+  ) -> tuple[jax.Array, Parts]:
     shape = x_0.shape[1:]
     probe = signs(keys, shape, 2) if network.parameterization.second.needs_probe else None  # streams 0 and 1 are taken
     return self.given(normal(keys, shape), network, x_0, n, cond, probe)
 
-  def given(self, eps, network, x_0, n, cond=None, probe=None):
+  def given(
+    self, eps: jax.Array, network: Network, x_0: jax.Array, n: jax.Array, cond: Any = None, probe: jax.Array | None = None
+  ) -> tuple[jax.Array, Parts]:
     level = self.steps.leaving(n).t
     x_t = level.diffuse(x_0, eps)
     heads: TwoHeads = network.parameterization
@@ -142,7 +157,7 @@ class SecondHead(_Loss):
     frozen = jax.lax.stop_gradient(mean)
     mse = _reduce(self.reduce, (target - (mean if self.train_mean else frozen)) ** 2)
 
-    def curvature():
+    def curvature() -> jax.Array:
       fixed = jax.lax.stop_gradient(network)
       moved = jacobian.reverse(lambda x: fixed(x, level, cond).eps, x_t, probe)
       return jax.lax.stop_gradient(-like(level, x_t).sigma * probe * moved)
@@ -163,7 +178,9 @@ class NoisyClassifier(_Loss):
 
   steps: GaussianSteps
 
-  def given(self, eps, network, x_0, n, cond=None):
+  def given(
+    self, eps: jax.Array, network: Classifier, x_0: jax.Array, n: jax.Array, cond: Any = None
+  ) -> tuple[jax.Array, Parts]:
     level = self.steps.leaving(n).t
     log_p = network.log_probs(level.diffuse(x_0, eps), level)
     label = jnp.take_along_axis(log_p, cond["label"][:, None], axis=1)
@@ -171,7 +188,7 @@ class NoisyClassifier(_Loss):
     parts = {"cross_entropy": -label[:, 0], "top1": (rank < 1).astype(jnp.float32), "top5": (rank < 5).astype(jnp.float32)}
     return parts["cross_entropy"], parts | self._by_quarter(n, parts)
 
-  def _by_quarter(self, n, parts):
+  def _by_quarter(self, n: jax.Array, parts: Parts) -> Parts:
     T = jnp.asarray(self.steps.t.n)[0]
     size = jnp.diff(-(-jnp.arange(5) * T // 4))  # levels in each quarter
     here = [jnp.where(4 * (n - 1) // T == q, T / size[q], 0.0) for q in range(4)]
@@ -188,7 +205,9 @@ class NoisyLowRes:
   inner: _Loss
   std: jax.Array
 
-  def __call__(self, keys, network, x_0, n, cond=None):
+  def __call__(
+    self, keys: jax.Array, network: Any, x_0: jax.Array, n: jax.Array, cond: Any = None
+  ) -> tuple[jax.Array, Parts]:
     low_res = cond["low_res"]
     noisy = low_res + self.std * normal(keys, low_res.shape[1:], 1)  # stream 0 is x_t's
     return self.inner(keys, network, x_0, n, cond | {"low_res": noisy})

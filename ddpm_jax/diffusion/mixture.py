@@ -7,6 +7,7 @@ of a `JointMixture` are Gaussians over whole images, with any covariance between
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ class Mixture:
     weight, mean, var = map(np.asarray, (self.weight, self.mean, self.var))
     return float(weight @ (var + mean**2) - (weight @ mean) ** 2)
 
-  def __call__(self, x_t: jax.Array, level: Level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     """The exact x0, eps and eps_var = Var[eps | x_t]."""
     level = like(level, x_t)
     axis = (-1,) + (1,) * x_t.ndim
@@ -71,7 +72,7 @@ class JointMixture:
     z = jnp.sqrt(jnp.asarray(self.var))[i] * jax.random.normal(noise, (shape[0], self.mean.shape[1]))
     return (jnp.asarray(self.mean)[i] + jnp.einsum("bij,bj->bi", jnp.asarray(self.basis)[i], z)).reshape(shape)
 
-  def __call__(self, x_t: jax.Array, level: Level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     """The exact x0, eps and eps_var = Var[eps | x_t]."""
     x0, x0_cov = self.posterior(x_t, level)
     x0 = x0.reshape(x_t.shape)

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.noise import PerImage
+from ddpm_jax.diffusion.noise import Noise, PerImage
+from ddpm_jax.diffusion.prediction import Denoiser
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.steps import GaussianSteps, gaussian
 from ddpm_jax.errors import UserError
@@ -57,7 +58,7 @@ class Moments:
     deviations = self.deviations + other.deviations + apart**2 * self.count * other.count / count
     return Moments(self.levels, count, mean, deviations, self._merged_pixels(other))
 
-  def _merged_pixels(self, other):
+  def _merged_pixels(self, other: "Moments") -> np.ndarray | None:
     if not self.count:
       return other.pixels
     if self.pixels is None or other.pixels is None:
@@ -101,7 +102,7 @@ class Moments:
 
 def estimate(
   schedule: Schedule,
-  network: Any,
+  network: Denoiser,
   batches: Iterable[tuple[jax.Array, Any]],
   *,
   levels: np.ndarray | None = None,
@@ -142,7 +143,7 @@ def estimate(
 
 
 def second_moments(
-  keys: jax.Array, network: Any, steps: GaussianSteps, x_0: jax.Array, cond: Any = None, *, noise: Any = None
+  keys: jax.Array, network: Denoiser, steps: GaussianSteps, x_0: jax.Array, cond: Any = None, *, noise: Noise | None = None
 ) -> jax.Array:
   """|eps_hat|^2 / d and |eps - eps_hat|^2 / d of each image at each level that `steps` leaves: float32 [K,2,B].
 
@@ -155,10 +156,12 @@ def second_moments(
   return _squares(PerImage(keys) if noise is None else noise, network, steps, x_0, cond, per_pixel=False)[0]
 
 
-def _squares(noise, network, steps, x_0, cond, per_pixel):
+def _squares(
+  noise: Noise, network: Denoiser, steps: GaussianSteps, x_0: jax.Array, cond: Any, per_pixel: bool
+) -> tuple[jax.Array, jax.Array | None]:
   """The squares averaged over pixels, [K,2,B], and over images, [K,2,H,W,C] or None."""
 
-  def at(_, row):
+  def at(_: None, row: GaussianSteps) -> tuple[None, tuple[jax.Array, jax.Array | None]]:
     eps = noise(row, x_0)
     eps_hat = network(row.t.diffuse(x_0, eps), row.t, cond).eps
     squares = jnp.stack([eps_hat, eps - eps_hat]) ** 2
@@ -168,7 +171,9 @@ def _squares(noise, network, steps, x_0, cond, per_pixel):
 
 
 @functools.partial(jax.jit, static_argnames="per_pixel")
-def _moments(keys, network, steps, x_0, cond, per_pixel):
+def _moments(
+  keys: jax.Array, network: Denoiser, steps: GaussianSteps, x_0: jax.Array, cond: Any, per_pixel: bool
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   each, pixels = _squares(PerImage(keys), network, steps, x_0, cond, per_pixel)
   mean = each.mean(-1)
   return mean, ((each - mean[..., None]) ** 2).sum(-1), pixels

@@ -1,7 +1,13 @@
 """Random numbers with one key per image, so that an image does not depend on its batch, device or neighbors."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from flax import struct
+
+Noise = Callable[[Any, jax.Array], jax.Array]
+"""(row, x) -> standard normal noise for the step `row`, shaped as x [B,...]."""
 
 
 def image_keys(seeds: jax.Array) -> jax.Array:
@@ -34,5 +40,5 @@ class PerImage:
     """x_T ~ N(0, I), [B, *shape]."""
     return normal(self.keys, shape)
 
-  def __call__(self, row, x: jax.Array) -> jax.Array:
+  def __call__(self, row: Any, x: jax.Array) -> jax.Array:
     return normal(self.keys, x.shape[1:], row.stream).astype(x.dtype)

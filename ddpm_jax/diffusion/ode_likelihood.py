@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ddpm_jax.diffusion.prediction import Denoiser
 from ddpm_jax.diffusion.sde import VpSde
 from ddpm_jax.errors import UserError
 
@@ -46,7 +47,7 @@ class OdeBits:
 
 def ode_bits_per_dim(
   keys: jax.Array,
-  denoiser: Any,
+  denoiser: Denoiser,
   sde: VpSde,
   x_0: jax.Array,
   cond: Any = None,
@@ -77,19 +78,21 @@ def ode_bits_per_dim(
 
 
 @functools.partial(jax.jit, static_argnames=("sde", "max_steps"))
-def _ode_bits(keys, denoiser, sde, x_0, cond, first, tolerance, max_steps):
+def _ode_bits(
+  keys: jax.Array, denoiser: Denoiser, sde: VpSde, x_0: jax.Array, cond: Any, first: float, tolerance: float, max_steps: int
+) -> OdeBits:
   shape = x_0.shape[1:]
   dim = x_0[0].size
 
-  def draw(key):
+  def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     dequantize, signs = jax.random.split(key)
     return jax.random.uniform(dequantize, shape), jax.random.rademacher(signs, shape, x_0.dtype)
 
   u, sign = jax.vmap(draw)(keys)
   x = (jnp.round((x_0 + 1) * 127.5) + u - 128) / 128
 
-  def slope(t, state):
-    def drift(x):
+  def slope(t: jax.Array, state: jax.Array) -> jax.Array:
+    def drift(x: jax.Array) -> jax.Array:
       return sde.ode(x, t, denoiser(x, sde.level(t), cond).eps)
 
     dx, pull = jax.vjp(drift, state[:, :dim].reshape(x.shape))
@@ -117,12 +120,12 @@ def integrate(
     (y at `last`, accepted steps int32 [B], whether the row reached `last` bool [B]).
   """
 
-  def unfinished(state):
+  def unfinished(state: tuple[Any, ...]) -> jax.Array:
     t = state[0]
     tried = state[-1]
     return (t < last).any() & (tried < max_steps)
 
-  def step(state):
+  def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
     t, h, y, slope_0, steps, may_grow, tried = state
     now = jnp.minimum(h, last - t)
     slopes = [slope_0]

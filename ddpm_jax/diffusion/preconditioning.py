@@ -27,7 +27,7 @@ import numpy as np
 from flax import struct
 
 from ddpm_jax.diffusion.prediction import Parameterization, Prediction, eps_from_x0, of_level
-from ddpm_jax.diffusion.schedule import Schedule
+from ddpm_jax.diffusion.schedule import Level, Schedule
 from ddpm_jax.errors import UserError
 
 
@@ -39,17 +39,17 @@ class Preconditioned(Parameterization):
   out: jax.Array  # float32 [T+1], c_out
   scale: jax.Array  # float32 [T+1], c_in / alpha
 
-  def input(self, x_t, level):
+  def input(self, x_t: jax.Array, level: Level) -> jax.Array:
     return of_level(self.scale, level, x_t) * x_t
 
-  def target(self, x_0, eps, level):
+  def target(self, x_0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
     rest = x_0 - of_level(self.skip, level, x_0) * level.diffuse(x_0, eps)
     return rest / of_level(self.out, level, x_0)
 
-  def eps_per_output(self, level):
+  def eps_per_output(self, level: Level) -> jax.Array | float:
     return jnp.abs(jnp.asarray(self.out)[level.n]) * level.alpha / level.sigma
 
-  def decode(self, out, x_t, level):
+  def decode(self, out: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     x0 = of_level(self.skip, level, x_t) * x_t + of_level(self.out, level, x_t) * out
     return Prediction(x0, eps_from_x0(x0, x_t, level))
 

@@ -40,6 +40,10 @@ class Prediction:
     return (level.alpha * self.x0 - x_t) / level.sigma**2
 
 
+Denoiser = Callable[..., Prediction]
+"""(x_t [B,H,W,C], level, cond) -> Prediction."""
+
+
 def x0_from_eps(eps: jax.Array, x_t: jax.Array, level: Level) -> jax.Array:
   """x_0 = (x_t - sigma eps) / alpha (DDPM eq. 15)."""
   level = like(level, x_t)
@@ -63,11 +67,22 @@ def of_level(table: jax.Array, level: Level, x_t: jax.Array) -> jax.Array:
 class Parameterization:
   """A parameterization: how one output of the network encodes x_0.
 
-  `target(x_0, eps, level)` is what the network regresses, and `decode(out, x_t, level)` inverts it.
-  `eps_per_output(level)` is the change of eps, at a fixed x_t, per unit of the output. It converts standard deviations.
+  Arrays are [B,H,W,C], and levels have leaves [] or [B].
   """
 
   channels = 1  # output channels per image channel
+
+  def target(self, x_0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
+    """What the network regresses."""
+    raise NotImplementedError
+
+  def decode(self, out: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
+    """The prediction that an output means, the inverse of `target`."""
+    raise NotImplementedError
+
+  def eps_per_output(self, level: Level) -> jax.Array | float:
+    """The change of eps per unit of the output at a fixed x_t, which converts standard deviations. Shaped as the level."""
+    raise NotImplementedError
 
   def input(self, x_t: jax.Array, level: Level) -> jax.Array:
     """What the network is given in place of x_t."""
@@ -82,13 +97,13 @@ class Parameterization:
 class Eps(Parameterization):
   """The network predicts the noise (DDPM section 3.2)."""
 
-  def target(self, x_0, eps, level):
+  def target(self, x_0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
     return eps
 
-  def eps_per_output(self, level):
+  def eps_per_output(self, level: Level) -> jax.Array | float:
     return 1.0
 
-  def decode(self, out, x_t, level):
+  def decode(self, out: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     return Prediction(x0_from_eps(out, x_t, level), out)
 
 
@@ -96,13 +111,13 @@ class Eps(Parameterization):
 class X0(Parameterization):
   """The network predicts the image."""
 
-  def target(self, x_0, eps, level):
+  def target(self, x_0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
     return x_0
 
-  def eps_per_output(self, level):
+  def eps_per_output(self, level: Level) -> jax.Array | float:
     return level.alpha / level.sigma
 
-  def decode(self, out, x_t, level):
+  def decode(self, out: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     return Prediction(out, eps_from_x0(out, x_t, level))
 
 
@@ -110,14 +125,14 @@ class X0(Parameterization):
 class V(Parameterization):
   """The network predicts v = alpha eps - sigma x_0 (Salimans & Ho 2022, section 4)."""
 
-  def target(self, x_0, eps, level):
+  def target(self, x_0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
     level = like(level, x_0)
     return level.alpha * eps - level.sigma * x_0
 
-  def eps_per_output(self, level):
+  def eps_per_output(self, level: Level) -> jax.Array | float:
     return level.alpha
 
-  def decode(self, out, x_t, level):
+  def decode(self, out: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     level = like(level, x_t)
     return Prediction(level.alpha * x_t - level.sigma * out, level.sigma * x_t + level.alpha * out)
 
@@ -133,15 +148,15 @@ class XPrev(Parameterization):
   c_x0: jax.Array  # [T+1], by level
   c_xt: jax.Array  # [T+1]
 
-  def target(self, x_0, eps, level):
+  def target(self, x_0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
     c_x0 = of_level(self.c_x0, level, x_0)
     c_xt = of_level(self.c_xt, level, x_0)
     return c_x0 * x_0 + c_xt * level.diffuse(x_0, eps)
 
-  def eps_per_output(self, level):
+  def eps_per_output(self, level: Level) -> jax.Array | float:
     return level.alpha / level.sigma / jnp.asarray(self.c_x0)[level.n]
 
-  def decode(self, out, x_t, level):
+  def decode(self, out: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     c_x0 = of_level(self.c_x0, level, x_t)
     c_xt = of_level(self.c_xt, level, x_t)
     x0 = (out - c_xt * x_t) / c_x0

@@ -74,7 +74,7 @@ class Function:
 def blur(height: int, width: int, std: float) -> Separable:
   """Gaussian blur with this standard deviation in pixels. Weights beyond the border are left out."""
 
-  def matrix(size):
+  def matrix(size: int) -> np.ndarray:
     weights = np.exp(-0.5 * ((np.arange(size)[:, None] - np.arange(size)) / std) ** 2)
     return np.float32(weights / weights.sum(1, keepdims=True))
 
@@ -86,7 +86,7 @@ def downsample(height: int, width: int, factor: int) -> Separable:
   if factor < 1 or height % factor or width % factor:
     raise UserError(f"Images of {height}x{width} cannot be reduced by the factor {factor}; use a divisor of both sides.")
 
-  def matrix(size):
+  def matrix(size: int) -> np.ndarray:
     return np.float32(np.kron(np.eye(size // factor), np.full((1, factor), 1 / factor)))
 
   return Separable(matrix(height), matrix(width))
@@ -178,7 +178,7 @@ class Restore:
     pred = self.inner(x_t, level, cond)
     cov = self.covariance(pred, level)
 
-    def system(u):
+    def system(u: jax.Array) -> jax.Array:
       return self.noise**2 * u + self.operator(cov.times(transpose(self.operator, x_t, u)))
 
     u = conjugate_gradients(system, self.y - self.operator(pred.x0), self.iterations)
@@ -195,10 +195,10 @@ def conjugate_gradients(system: Callable, b: jax.Array, iterations: int) -> jax.
   an imperfect network may not be.
   """
 
-  def dot(a, c):
+  def dot(a: jax.Array, c: jax.Array) -> jax.Array:
     return (a * c).sum(tuple(range(1, b.ndim)), keepdims=True)
 
-  def iterate(_, state):
+  def iterate(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     u, rest, direction, size = state
     product = system(direction)
     curvature = dot(direction, product)

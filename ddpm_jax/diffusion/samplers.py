@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from ddpm_jax.diffusion.kernel import ReverseKernel
-from ddpm_jax.diffusion.noise import PerImage
+from ddpm_jax.diffusion.noise import Noise, PerImage
+from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.steps import GaussianSteps
 from ddpm_jax.errors import UserError
 
@@ -32,29 +33,31 @@ class GaussianSampler:
   steps: GaussianSteps
   kernel: Any = ReverseKernel()
 
-  def init(self, x_T):
+  def init(self, x_T: jax.Array) -> jax.Array:
     return x_T
 
-  def step(self, noise, x_t, row, denoise, cond):
+  def step(
+    self, noise: Noise, x_t: jax.Array, row: GaussianSteps, denoise: Denoiser, cond: Any
+  ) -> tuple[jax.Array, Prediction]:
     pred = denoise(x_t, row.t, cond)
     p = self.kernel(x_t, row, pred, cond)
     return jnp.where(row.s.n > 0, p.draw(noise(row, x_t)), p.mean), pred
 
-  def image(self, x):
+  def image(self, x: jax.Array) -> jax.Array:
     return x
 
 
 @functools.partial(jax.jit, static_argnames=("save", "save_every", "progress"))
 def sample(
   keys: jax.Array,
-  denoiser: Callable,
+  denoiser: Denoiser,
   samplers: Any,
   x_T: jax.Array,
   cond: Any = None,
   *,
   save: Callable | None = None,
   save_every: int = 1,
-  noise: Callable | None = None,
+  noise: Noise | None = None,
   progress: Callable[[int, jax.Array], None] | None = None,
 ) -> tuple[jax.Array, Any]:
   """Runs one sampler, or several in a row, from x_T to the end of their grids.
@@ -93,17 +96,26 @@ def sample(
   return x, (None if save is None else saved if several else saved[0])
 
 
-def _prepared(denoiser):
+def _prepared(denoiser: Denoiser) -> Any:
   """`denoiser`, with the weights of its networks converted outside the loop, where their `apply` knows how."""
   converts = lambda x: hasattr(x, "params") and hasattr(getattr(x, "apply", None), "prepare")
   convert = lambda x: x.replace(params=x.apply.prepare(x.params)) if converts(x) else x
   return jax.tree.map(convert, denoiser, is_leaf=converts)
 
 
-def _run(sampler, noise, denoiser, x, cond, save, save_every, progress):
+def _run(
+  sampler: Any,
+  noise: Noise,
+  denoiser: Denoiser,
+  x: jax.Array,
+  cond: Any,
+  save: Callable | None,
+  save_every: int,
+  progress: Callable[[int, jax.Array], None] | None,
+) -> tuple[jax.Array, Any]:
   total = len(sampler.steps.left)
 
-  def step(carry, row):
+  def step(carry: tuple[Any, Any], row: Any) -> tuple[tuple[Any, Any], None]:
     state, kept = carry
     state, pred = sampler.step(noise, state, row, denoiser, cond)
     if save is not None:

@@ -27,7 +27,7 @@ class VpSde:
   end: float = 20.0
   T: int = 1  # levels per unit of time: time t is level n = T t
 
-  def beta(self, t):
+  def beta(self, t: jax.Array) -> jax.Array:
     """beta(t), shaped as t."""
     return self.start + (self.end - self.start) * t
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ddpm_jax.diffusion.prediction import Prediction
-from ddpm_jax.diffusion.schedule import like
+from ddpm_jax.diffusion.schedule import Level, like
 from ddpm_jax.errors import UserError
 
 Probe = Callable[[], jax.Array]
@@ -141,23 +141,23 @@ class TwoHeads:
       raise UserError(f"The second head {name!r} is unknown; choose one of {', '.join(SECOND_HEADS)}.")
     return cls(mean, SECOND_HEADS[name]())
 
-  def input(self, x_t, level):
+  def input(self, x_t: jax.Array, level: Level) -> jax.Array:
     return self.mean.input(x_t, level)
 
-  def target(self, x_0, eps, level):
+  def target(self, x_0: jax.Array, eps: jax.Array, level: Level) -> jax.Array:
     return self.mean.target(x_0, eps, level)
 
-  def split(self, out):
+  def split(self, out: jax.Array) -> tuple[jax.Array, jax.Array]:
     mean, second = jnp.split(out, 2, axis=-1)
     return mean, second
 
-  def decode(self, out, x_t, level):
+  def decode(self, out: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     mean, second = self.split(out)
     scale = like(self.mean.eps_per_output(level), x_t)
     return self.second.decode(self.mean.decode(mean, x_t, level), mean, second, scale)
 
 
-SECOND_HEADS: dict[str, Callable[[], SecondHead]] = {
+SECOND_HEADS: dict[str, type[SecondHead]] = {
   "range": Range,
   "log_var": LogVar,
   "residual": Residual,

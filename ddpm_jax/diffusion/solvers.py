@@ -18,10 +18,13 @@ something else, such as the noise (adams.py), keep y = kept_x x + kept_x0 x0 in 
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ddpm_jax.diffusion.noise import Noise
+from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.schedule import Level, Schedule
 
 
@@ -69,20 +72,25 @@ class SolverSteps:
     return self.replace(**{name: column if column is None else column.astype(dtype) for name, column in columns.items()})
 
 
+State = tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]  # x, the anchor, and the older predictions, newest first
+
+
 @struct.dataclass
 class Solver:
   """The sampler that runs any table of SolverSteps. A row is one evaluation of the denoiser."""
 
   steps: SolverSteps
 
-  def init(self, x_T):
+  def init(self, x_T: jax.Array) -> State:
     kept = max(self.steps.anchor_x0.shape[1], self.steps.next_x0.shape[1]) - 1
     return x_T, x_T, (jnp.zeros_like(x_T),) * kept
 
-  def step(self, noise, state, row, denoise, cond):
+  def step(self, noise: Noise, state: State, row: SolverSteps, denoise: Denoiser, cond: Any) -> tuple[State, Prediction]:
     x, anchor, older = state
     pred = denoise(x, row.t, cond)
-    newest = pred.x0 if row.kept_x is None else row.kept_x * x + row.kept_x0 * pred.x0
+    newest = pred.x0
+    if row.kept_x is not None and row.kept_x0 is not None:
+      newest = row.kept_x * x + row.kept_x0 * pred.x0
     if row.kept_eps is not None:
       newest = newest + row.kept_eps * pred.eps
     beliefs = (newest, *older)
@@ -98,7 +106,7 @@ class Solver:
       x = x + row.std * noise(row, x)
     return (x, anchor, beliefs[:-1]), pred
 
-  def image(self, state):
+  def image(self, state: State) -> jax.Array:
     return state[0]
 
 
@@ -138,5 +146,5 @@ def orders(log_snr: np.ndarray, order: int, lower_order_final: bool, *, image: b
   return np.where(finite[1:] | image, np.maximum(result, 1), 1)
 
 
-def _weighted(weights, beliefs):
+def _weighted(weights: np.ndarray, beliefs: tuple[jax.Array, ...]) -> jax.Array:
   return sum(weight * x0 for weight, x0 in zip(weights, beliefs, strict=False))

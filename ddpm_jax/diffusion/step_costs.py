@@ -21,7 +21,8 @@ from ddpm_jax.diffusion.covariance import decoder_log_var, log_posterior_21
 from ddpm_jax.diffusion.gaussian import Gaussian
 from ddpm_jax.diffusion.likelihood import bits
 from ddpm_jax.diffusion.moments import chunks, numbered_keys
-from ddpm_jax.diffusion.noise import PerImage
+from ddpm_jax.diffusion.noise import Noise, PerImage
+from ddpm_jax.diffusion.prediction import Denoiser
 from ddpm_jax.diffusion.schedule import Schedule
 from ddpm_jax.diffusion.steps import GaussianSteps, gaussian, transitions
 
@@ -30,7 +31,7 @@ _LOWER = 32  # levels s per step of a loop: the memory of this many batches, if 
 
 def estimate(
   schedule: Schedule,
-  denoiser: Any,
+  denoiser: Denoiser,
   covariance: Any,
   batches: Iterable[tuple[jax.Array, Any]],
   *,
@@ -72,7 +73,7 @@ def to_lower(schedule: Schedule, t: np.ndarray) -> GaussianSteps:
 
 def terms(
   keys: jax.Array,
-  denoiser: Any,
+  denoiser: Denoiser,
   covariance: Any,
   steps: GaussianSteps,
   lower: GaussianSteps,
@@ -80,7 +81,7 @@ def terms(
   cond: Any = None,
   *,
   last_log_var: float | jax.Array,
-  noise: Any = None,
+  noise: Noise | None = None,
 ) -> jax.Array:
   """The terms of the bound for the steps that leave each level of `steps` [L], averaged over images.
 
@@ -94,13 +95,13 @@ def terms(
   """
   noise = PerImage(keys) if noise is None else noise
 
-  def leaving(_, rows):
+  def leaving(_: None, rows: tuple[GaussianSteps, GaussianSteps]) -> tuple[None, jax.Array]:
     row, others = rows
     x_t = row.t.diffuse(x_0, noise(row, x_0))
     pred = denoiser(x_t, row.t, cond)
     error = (x_0 - pred.x0) ** 2
 
-    def divergence(other):
+    def divergence(other: GaussianSteps) -> jax.Array:
       log_var = covariance(pred, other)
       one_for_all_pixels = jnp.size(log_var) <= len(x_0)
       apart = jnp.sqrt(other.c_cov * (error.mean((1, 2, 3), keepdims=True) if one_for_all_pixels else error))
@@ -114,5 +115,14 @@ def terms(
 
 
 @functools.partial(jax.jit, static_argnames="covariance")
-def _chunk(keys, denoiser, covariance, steps, lower, x_0, cond, last_log_var):
+def _chunk(
+  keys: jax.Array,
+  denoiser: Denoiser,
+  covariance: Any,
+  steps: GaussianSteps,
+  lower: GaussianSteps,
+  x_0: jax.Array,
+  cond: Any,
+  last_log_var: float | jax.Array,
+) -> jax.Array:
   return terms(keys, denoiser, covariance, steps, lower, x_0, cond, last_log_var=last_log_var)

@@ -13,10 +13,10 @@ from flax import struct
 
 
 class _Stateless:
-  def init(self):
+  def init(self) -> tuple[()]:
     return ()
 
-  def update(self, state, n, loss):
+  def update(self, state: tuple[()], n: jax.Array, loss: jax.Array) -> tuple[()]:
     return state
 
 
@@ -26,7 +26,7 @@ class Uniform(_Stateless):
 
   T: int
 
-  def sample(self, state, key, batch_size):
+  def sample(self, state: tuple[()], key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     return jax.random.randint(key, (batch_size,), 1, self.T + 1), jnp.ones(batch_size)
 
 
@@ -36,7 +36,7 @@ class Antithetic(_Stateless):
 
   T: int
 
-  def sample(self, state, key, batch_size):
+  def sample(self, state: tuple[()], key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     n = jax.random.randint(key, (batch_size // 2 + 1,), 1, self.T + 1)
     return jnp.concatenate([n, self.T + 1 - n])[:batch_size], jnp.ones(batch_size)
 
@@ -47,7 +47,7 @@ class Stratified(_Stateless):
 
   T: int
 
-  def sample(self, state, key, batch_size):
+  def sample(self, state: tuple[()], key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     u = (jax.random.uniform(key) + jnp.arange(batch_size) / batch_size) % 1.0
     return jnp.minimum(jnp.floor(u * self.T).astype(jnp.int32), self.T - 1) + 1, jnp.ones(batch_size)
 
@@ -81,12 +81,12 @@ class LossSecondMoment:
     p = p / jnp.maximum(p.sum(), jnp.finfo(p.dtype).tiny) * (1 - self.uniform) + self.uniform / self.T
     return jnp.where((state.count >= self.kept).all(), p, 1 / self.T)
 
-  def sample(self, state, key, batch_size):
+  def sample(self, state: LossHistory, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     p = self.probabilities(state)
     index = jax.random.categorical(key, jnp.log(p), shape=(batch_size,))
     return index.astype(jnp.int32) + 1, 1 / (self.T * p[index])
 
-  def update(self, state, n, loss):
+  def update(self, state: LossHistory, n: jax.Array, loss: jax.Array) -> LossHistory:
     """The state after the losses [B], as if they arrived one by one in each level's ring."""
     index = n - 1
     same = index[:, None] == index[None, :]
@@ -126,14 +126,14 @@ class Uncertainty:
     found = state.losses / jnp.maximum(state.weight, jnp.finfo(jnp.float32).tiny)
     return jnp.where(state.weight > 0, found, 1.0)
 
-  def _bucket(self, n):
+  def _bucket(self, n: jax.Array) -> jax.Array:
     return (n - 1) * self.buckets // self.T
 
-  def sample(self, state, key, batch_size):
+  def sample(self, state: LossMeans, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     n = jax.random.randint(key, (batch_size,), 1, self.T + 1)
     return n, 1 / self.means(state)[self._bucket(n)]
 
-  def update(self, state, n, loss):
+  def update(self, state: LossMeans, n: jax.Array, loss: jax.Array) -> LossMeans:
     bucket = self._bucket(n)
     count = jnp.zeros(self.buckets).at[bucket].add(1.0)
     total = jnp.zeros(self.buckets).at[bucket].add(jax.lax.stop_gradient(loss))

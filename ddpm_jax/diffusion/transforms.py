@@ -8,7 +8,7 @@ import numpy as np
 from flax import struct
 
 from ddpm_jax.diffusion.prediction import Prediction, eps_from_x0, of_level
-from ddpm_jax.diffusion.schedule import like
+from ddpm_jax.diffusion.schedule import Level, like
 
 
 @struct.dataclass
@@ -25,7 +25,7 @@ class ClipX0:
   hi: float = struct.field(pytree_node=False, default=1.0)
   keep_eps: bool = struct.field(pytree_node=False, default=False)
 
-  def __call__(self, x_t, level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     pred = self.inner(x_t, level, cond)
     return _with_x0(pred, jnp.clip(pred.x0, self.lo, self.hi), x_t, level, self.keep_eps)
 
@@ -42,7 +42,7 @@ class DynamicThreshold:
   most: float = struct.field(pytree_node=False, default=np.inf)
   keep_eps: bool = struct.field(pytree_node=False, default=False)
 
-  def __call__(self, x_t, level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     pred = self.inner(x_t, level, cond)
     size = jnp.abs(pred.x0).reshape(len(x_t), -1)
     bound = like(jnp.clip(jnp.quantile(size, self.quantile, axis=1), 1.0, self.most), x_t)
@@ -61,9 +61,9 @@ class AnalyticMoments:
   inner: Any
   gamma: jax.Array
 
-  def __call__(self, x_t, level, cond=None) -> Prediction:
+  def __call__(self, x_t: jax.Array, level: Level, cond: Any = None) -> Prediction:
     return self.inner(x_t, level, cond).replace(eps_var=1 - of_level(self.gamma, level, x_t))
 
 
-def _with_x0(pred, x0, x_t, level, keep_eps):
+def _with_x0(pred: Prediction, x0: jax.Array, x_t: jax.Array, level: Level, keep_eps: bool) -> Prediction:
   return pred.replace(x0=x0, eps=pred.eps if keep_eps else eps_from_x0(x0, x_t, level))

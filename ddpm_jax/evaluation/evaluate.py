@@ -130,7 +130,7 @@ def evaluate(
     real = measured(reference.images, "images")
     moments = reference.moments
     about = reference.about
-  sides = {None: dict.fromkeys(outputs), "moments": moments, "images": real}
+  sides: dict[str | None, Any] = {None: dict.fromkeys(outputs), "moments": moments, "images": real}
   result = {
     name: metric.compute(found[metric.output], sides[metric.against][metric.output], settings)
     for name, metric in chosen.items()

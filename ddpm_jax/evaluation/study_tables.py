@@ -172,9 +172,16 @@ def figure_of(results: Sequence[Mapping[str, Any]], panels: Sequence[Panel], tit
   if len(both) == 2:
     axes = places[-1]
     for name, points in curves.items():
-      line = [(both["recall"].of(r), both["precision"].of(r)) for _, r in points if both["recall"].of(r) is not None]
-      if line:
-        axes.plot([r for r, _ in line], [p for _, p in line], ms=4, lw=1.2, label=name, **style_of[name])
+      known = [result for _, result in points if both["recall"].of(result) is not None]
+      if known:
+        axes.plot(
+          [both["recall"].of(r) for r in known],
+          [both["precision"].of(r) for r in known],
+          ms=4,
+          lw=1.2,
+          label=name,
+          **style_of[name],
+        )
     axes.set(xlabel="recall", ylabel="precision")
   for axes in places:
     axes.grid(alpha=0.3)

@@ -29,7 +29,7 @@ class Zip:
     UserError: if there is no such file, or it is not a zip file.
   """
 
-  def __init__(self, path: PathLike):
+  def __init__(self, path: PathLike) -> None:
     limits.check_regular(path)
     self.path = path
     with damaged(path, "zip file", "pack or copy it again"):

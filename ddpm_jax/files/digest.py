@@ -74,12 +74,12 @@ def _digest_here(x: np.ndarray) -> np.ndarray:
   return np.stack(_sums(bits, np.arange(bits.size, dtype=np.uint32)))
 
 
-def _sums(bits, index):
+def _sums(bits: Any, index: Any) -> list[Any]:
   index = index * np.uint32(_STRIDE)
   return [_mix(bits ^ _mix(index + np.uint32(seed))).sum(dtype=np.uint32) for seed in _SEEDS]
 
 
-def _mix(h):
+def _mix(h: Any) -> Any:
   h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
   return h ^ (h >> 16)

@@ -18,25 +18,25 @@ def stand_in(module: str, name: str) -> Callable[..., Any] | None:
 class Inert:
   """What stands for a setting beside the weights. It accepts what a pickle does to an object, and keeps nothing."""
 
-  def __new__(cls, *args, **kwargs):
+  def __new__(cls, *args: object, **kwargs: object) -> "Inert":
     return super().__new__(cls)
 
-  def __init__(self, *args, **kwargs):
+  def __init__(self, *args: object, **kwargs: object) -> None:
     pass
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: object) -> None:
     pass
 
-  def __setitem__(self, key, value):
+  def __setitem__(self, key: object, value: object) -> None:
     pass
 
-  def append(self, value):
+  def append(self, value: object) -> None:
     pass
 
-  def extend(self, values):
+  def extend(self, values: object) -> None:
     pass
 
-  def add(self, value):
+  def add(self, value: object) -> None:
     pass
 
 

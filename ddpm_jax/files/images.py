@@ -3,7 +3,7 @@
 import io
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ddpm_jax.files.limits import damaged
 
@@ -12,7 +12,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 PIXELS = 2**26  # of one image, 8192 x 8192: 256 MiB of RGB in Pillow
 
 
-def opened(file: bytes | BinaryIO) -> Image.Image:
+def opened(file: bytes | BinaryIO) -> ImageFile.ImageFile:
   """The image in `file`, of which only the header has been read.
 
   Raises:

@@ -131,7 +131,7 @@ def _check_keys(keys: list) -> None:
 class Bounded:
   """A file of which no read asks for more bytes than are left, whatever a length in it claims."""
 
-  def __init__(self, file: Any, size: int):
+  def __init__(self, file: Any, size: int) -> None:
     self._file = file
     self._left = size
 
@@ -170,7 +170,7 @@ class Bounded:
 class _Dtype:
   """A type by its code, such as "f4". NumPy's own objects trust a pickle with their flags."""
 
-  def __init__(self, code: str | bytes, *_: Any):
+  def __init__(self, code: str | bytes, *_: Any) -> None:
     self._code = code.decode() if isinstance(code, bytes) else code
     self._order = "="
 

@@ -45,7 +45,7 @@ class Node:
 class Graph:
   """The nodes of a GraphDef by name."""
 
-  def __init__(self, nodes: dict[str, Node]):
+  def __init__(self, nodes: dict[str, Node]) -> None:
     self.nodes = nodes
 
   def constant(self, name: str) -> np.ndarray:

@@ -72,12 +72,12 @@ def draw(
     each: called with every batch when it is complete, in order.
   """
   size = trained.config.sampling.batch_size
-  labels = trained.labels(seeds, labels)
+  classes = trained.labels(seeds, labels)
   if len(seeds) <= size or jax.process_count() > 1:
-    images = _drawn(trained, seeds, labels, upsampler, progress=True)
+    images = _drawn(trained, seeds, classes, upsampler, progress=True)
     each(seeds, images)
     return images
-  identity = [settings(trained, upsampler), list(map(int, seeds)), None if labels is None else labels.tolist(), size]
+  identity = [settings(trained, upsampler), list(map(int, seeds)), None if classes is None else classes.tolist(), size]
   parts = folder / f".parts_{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}"
   found = []
   with tqdm.tqdm(total=len(seeds), unit="image") as bar:
@@ -88,7 +88,7 @@ def draw(
       path = parts / f"{start:08d}.npy"
       images = _kept(path, trained if upsampler is None else upsampler, size)
       if images is None:
-        of_batch = None if labels is None else labels[chosen]
+        of_batch = None if classes is None else classes[chosen]
         images = _drawn(trained, np.asarray(seeds)[chosen], of_batch, upsampler)
         with atomic.writing(path) as temporary:
           np.save(temporary, images)

@@ -39,10 +39,8 @@ def write_json(path: str | os.PathLike, result: dict) -> None:
 def metrics_file(folder: pathlib.Path, result: dict) -> pathlib.Path:
   """The first of metrics.json, metrics_2.json, ... that is free, or holds a result of the same settings as `result`."""
   same = lambda kept: all(kept.get(side) == result.get(side) for side in ("samples", "reference", "features", "captions"))
-  for number in itertools.count(1):
-    path = folder / ("metrics.json" if number == 1 else f"metrics_{number}.json")
-    if not path.exists() or same(read_json(path)):
-      return path
+  paths = (folder / ("metrics.json" if number == 1 else f"metrics_{number}.json") for number in itertools.count(1))
+  return next(path for path in paths if not path.exists() or same(read_json(path)))
 
 
 def held_out(trained: Trained) -> data.Source:

@@ -72,7 +72,7 @@ def of_preset(name: str) -> Method:
   """The method of a sampler that `ddpm-jax samplers` lists."""
   preset = build.presets()[name]
   grid = "uniform" if preset.grid == "sections" else preset.grid
-  return Method(name, build.METHOD | preset.sampling | {"grid": grid}, preset.second)
+  return Method(name, {**build.METHOD, **preset.sampling, "grid": grid}, preset.second)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Program:
     return self.images / max(self.seconds(chip).values())
 
 
-def compiled(function: Callable, arguments: tuple, images: int, mesh: Mesh, *, exact: bool = False) -> Program:
+def compiled(function: jax.stages.Wrapped, arguments: tuple, images: int, mesh: Mesh, *, exact: bool = False) -> Program:
   """Compiles `function`, jitted, for arguments of these shapes and shardings.
 
   Args:

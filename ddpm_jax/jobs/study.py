@@ -159,8 +159,14 @@ class _Measures:
 
   def __init__(self, study: Study, judge: quality.Yardstick | None):
     self.study = study
-    self.judge = judge
+    self._judge = judge
     self._last: tuple[Cell, list[np.ndarray]] | None = None
+
+  @property
+  def judge(self) -> quality.Yardstick:
+    if self._judge is None:
+      raise UserError("Samples are measured against real images: give the study a judge, or measure bits/dim alone.")
+    return self._judge
 
   def bits_per_dim(self, cell: Cell) -> dict | None:
     """The bound on held-out images, where it is finite."""

@@ -1,5 +1,7 @@
 """The attention implementation, chosen at trace time: cuDNN's flash attention where its limits allow it, XLA's otherwise."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +13,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, which: str = "auto") -> 
   return jax.nn.dot_product_attention(q, k, v, implementation=implementation(which, q.dtype, q.shape[-1]))
 
 
-def implementation(which: str, dtype: jnp.dtype, head_channels: int) -> str:
+def implementation(which: str, dtype: jnp.dtype, head_channels: int) -> Literal["xla", "cudnn"]:
   """ "xla" or "cudnn". cuDNN needs half precision and limits the width of a head; it raises where that is exceeded."""
   if which != "auto":
     return which
