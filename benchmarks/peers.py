@@ -108,7 +108,7 @@ def torch_network(name: str):
     **(ADM if adm else HO),
   )
   params = weights(name)
-  tensors = names.save(names.entries(module(name), params, "diffusers"), params)
+  tensors = names.to_tensors(names.entries(module(name), params, "diffusers"), params)
   network.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in tensors.items()})
   return network.eval()
 

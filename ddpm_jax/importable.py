@@ -64,7 +64,7 @@ def check(values: Any) -> None:
       )
 
 
-def load(name: str) -> Any:
+def resolve(name: str) -> Any:
   """The object that a name of code stands for. Modules are found on Python's path and in the current directory.
 
   Raises:

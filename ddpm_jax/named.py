@@ -39,7 +39,7 @@ def find(table: Mapping[str, Any], name: str, what: str, *, remedy: str = "") ->
     found = table[name]
     return found.value if isinstance(found, Entry) else found
   if importable.is_code(name):
-    return importable.load(name)
+    return importable.resolve(name)
   raise UserError(f"{what} {name!r} is unknown; {nearest(name, table)}{remedy}")
 
 

@@ -84,7 +84,7 @@ def flow(config: ConfigDict, levels: schedules.Schedule, what: str) -> Flow:
   """The trajectories of the file sampling.flow, which `what` needs."""
   if config.sampling.flow is None:
     raise UserError(f"{what} follows from trajectories: measure them with ddpm-jax moments --flow, set sampling.flow.")
-  return flows.load(config.sampling.flow, levels)
+  return flows.read(config.sampling.flow, levels)
 
 
 def _gits(config: ConfigDict, levels: schedules.Schedule, K: int) -> np.ndarray:

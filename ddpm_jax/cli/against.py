@@ -78,8 +78,8 @@ def _clip_score(samples, captions: str, weights: str | None, options: dict) -> d
       texts = file.read().splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"{captions} cannot be read as lines of text ({error}).") from None
-  net = clip.load(weights)
-  score = clip.clip_score(net, clip_tokens.load(), samples.source, texts, source=samples.sha256, **options)
+  net = clip.load_clip(weights)
+  score = clip.clip_score(net, clip_tokens.load_tokenizer(), samples.source, texts, source=samples.sha256, **options)
   return {"clip_score": score._asdict(), "features": net.describe(), "samples": samples.describe(), "captions": captions}
 
 
@@ -131,7 +131,7 @@ def _extractor(name: str, weights: str | None, count: int | None):
   from ddpm_jax.features import classifier, inception_weights
 
   if name in INCEPTIONS:
-    return inception_weights.load(name.removeprefix("inception_"), weights)
+    return inception_weights.load_inception(name.removeprefix("inception_"), weights)
   if name.startswith("inception"):
     raise UserError(f"There are no features {name!r}; {nearest(name, INCEPTIONS)}")
   return classifier.restore(name) if name.endswith(".npz") else quality.classifier_for(name, count)

@@ -210,7 +210,7 @@ def splits(trained, out, count: int, covariances: str | None, names: str | None)
 def likelihood(trained, out, count: int, covariances: str | None) -> list[dict]:
   from ddpm_jax.jobs import measure
 
-  results = measure.bits_per_dim(trained, out, count, covariances.split(",") if covariances else None)
+  results = measure.held_out_bits_per_dim(trained, out, count, covariances.split(",") if covariances else None)
   for found in results:
     error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.3f}"
     print(
@@ -225,7 +225,7 @@ def likelihood(trained, out, count: int, covariances: str | None) -> list[dict]:
 def ode(trained, out, count: int) -> None:
   from ddpm_jax.jobs import measure
 
-  found = measure.ode_bits_per_dim(trained, out, count)
+  found = measure.held_out_ode_bits_per_dim(trained, out, count)
   print(
     f"bits/dim of the ODE on {found['images']} {found['split']} images: {found['bits_per_dim']:.3f}, "
     f"in {found['steps']:.0f} steps on average"

@@ -85,7 +85,7 @@ def convert(
   shapes = parameter_shapes(module, config)
   table = names.entries(module, shapes, found.dialect, attention_order=order, image_size=pair(config.data.image_size)[0])
   buffers = tuple(key for key in list(contents.tensors) if _BUFFERS.search(key) and contents.tensors.pop(key) is not None)
-  params, report = names.load(table, contents.tensors, consume=True)
+  params, report = names.to_params(table, contents.tensors, consume=True)
   if report:
     raise UserError(f"{source} does not fit the network {config.network.name}: {report}.")
   for name, leaf in zip(names_of(params), jax.tree.leaves(params), strict=True):

@@ -57,7 +57,7 @@ def export(
     raise UserError(f"The codebases of {family} have no network like this one, a {unet.name}: take --family {known}.")
   order = attention_order or record.get("attention_order") or "legacy"
   table = names.entries(module, stored.params, family, attention_order=order, image_size=pair(config.data.image_size)[0])
-  tensors = names.save(table, stored.params)
+  tensors = names.to_tensors(table, stored.params)
   if family in ("edm_adm", "edm_song"):
     tensors |= edm.buffers(list(tensors), smooth=bool(config.network.get("smooth")))
   weight_files.write(target, tensors)
@@ -74,7 +74,7 @@ def _folder(target: pathlib.Path, config: ConfigDict, module: Any, params: Mappi
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{target} already exists: choose another name, or remove it.")
   described = diffusers_export.files(config)
-  tensors = names.save(names.entries(module, params, "diffusers"), params)
+  tensors = names.to_tensors(names.entries(module, params, "diffusers"), params)
   for name, content in described.items():
     with writing(target / name) as temporary:
       temporary.write_text(json.dumps(content, indent=2) + "\n")

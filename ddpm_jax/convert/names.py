@@ -4,8 +4,8 @@ Every network of the family is the same walk over blocks (`ddpm_jax.models.unet`
 from the position of a layer in this walk to its name in another codebase.
 
     table = names.entries(network, shapes, "openai")       # shapes: jax.eval_shape of network.init
-    params, report = names.load(table, state_dict)         # their tensors -> our nested dict, and what did not fit
-    state_dict = names.save(table, params)                 # and back, bit for bit
+    params, report = names.to_params(table, state_dict)         # their tensors -> our nested dict, and what did not fit
+    state_dict = names.to_tensors(table, params)                 # and back, bit for bit
 
 | dialect     | codebases                                                                                   |
 |-------------|---------------------------------------------------------------------------------------------|
@@ -89,7 +89,7 @@ def entries(
   return [_entry(path, leaf.shape, words, plan, order, heads) for path, leaf in flat.items()]
 
 
-def load(table: Iterable[Entry], tensors: MutableMapping[str, Array], *, consume: bool = False) -> tuple[dict, Report]:
+def to_params(table: Iterable[Entry], tensors: MutableMapping[str, Array], *, consume: bool = False) -> tuple[dict, Report]:
   """Their tensors as our nested dict of float32 parameters, and a report. Missing or misshapen tensors are omitted.
 
   consume: remove each tensor from `tensors` once it is used, so that a large model is held only once.
@@ -112,7 +112,7 @@ def load(table: Iterable[Entry], tensors: MutableMapping[str, Array], *, consume
   return flax.traverse_util.unflatten_dict(params, sep="/"), report
 
 
-def save(table: Iterable[Entry], params: Mapping) -> dict[str, Array]:
+def to_tensors(table: Iterable[Entry], params: Mapping) -> dict[str, Array]:
   """Our parameters under the names and in the layout of the other codebase."""
   flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
   tensors = {}

@@ -64,7 +64,7 @@ def write(path: PathLike, tensors: Mapping[str, np.ndarray]):
   Raises:
     UserError: for another ending, or if the file cannot be written.
   """
-  writers = {".safetensors": write_safetensors, **dict.fromkeys((".pt", ".pth", ".ckpt"), torch_files.save)}
+  writers = {".safetensors": write_safetensors, **dict.fromkeys((".pt", ".pth", ".ckpt"), torch_files.write)}
   if writer := writers.get(pathlib.Path(path).suffix):
     with writing(path) as temporary:
       return writer(temporary, tensors)
@@ -100,7 +100,7 @@ def _load(path: pathlib.Path) -> Any:
   _check_container(path)
   if path.suffix == ".pkl":
     return torch_modules.tensors(path)
-  return read_safetensors(path) if path.suffix == ".safetensors" else torch_files.load(path)
+  return read_safetensors(path) if path.suffix == ".safetensors" else torch_files.read(path)
 
 
 def _of_folder(folder: pathlib.Path, weights: str | None) -> Contents:
@@ -164,7 +164,7 @@ def read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
     shard = index.parent / name
     if shard.parent != index.parent or not shard.is_file():
       raise UserError(f"{index.name} names the file {name}, which is missing: download all shards of this model.")
-    shards[name] = read_safetensors(shard) if shard.suffix == ".safetensors" else torch_files.load(shard)
+    shards[name] = read_safetensors(shard) if shard.suffix == ".safetensors" else torch_files.read(shard)
   try:
     return {key: shards[name][key] for key, name in listed.items()}
   except (KeyError, TypeError) as error:

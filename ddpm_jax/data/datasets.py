@@ -82,7 +82,7 @@ def load(
   if name in SOURCES:
     return SOURCES[name](split, image_size, channels, crop)
   if importable.is_code(name):
-    return importable.load(name)(split, image_size, channels, crop)
+    return importable.resolve(name)(split, image_size, channels, crop)
 
   path = _path(name)
   if path is not None:

@@ -6,7 +6,6 @@ import numpy as np
 
 from ddpm_jax.data.sources import Arrays, Info
 
-LEVELS = 17
 SPLITS = {"train": 1437, "test": 360}  # images: the last and the first of a fixed permutation
 
 
@@ -18,16 +17,6 @@ def levels_to_pixels(levels: np.ndarray) -> np.ndarray:
     [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
   """
   return np.round(np.asarray(levels) * (255 / 16)).astype(np.uint8)
-
-
-def pixels_to_levels(pixels: np.ndarray) -> np.ndarray:
-  """The inverse of `levels_to_pixels`; any other uint8 goes to the nearest level.
-
-  Examples:
-    >>> bool((pixels_to_levels(levels_to_pixels(np.arange(17))) == np.arange(17)).all())
-    True
-  """
-  return np.round(np.asarray(pixels) * (16 / 255)).astype(np.uint8)
 
 
 def digits(split: str) -> Arrays:

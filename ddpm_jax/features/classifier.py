@@ -53,7 +53,7 @@ class Recipe:
     return cls() if channels == 1 else cls(steps=2000, max_shift=2, flip=True)
 
 
-class Classifier(nn.Module):
+class SmallConvNet(nn.Module):
   """3x3 convolutions with pixels folded into channels in between, down to 4x4; a hidden layer; the logits.
 
   Folding 2x2 pixels into channels is twice as fast on a CPU as striding or pooling.
@@ -89,7 +89,7 @@ class FeatureNet:
 
   def __call__(self, images) -> dict[str, jax.Array]:
     """`features` [B, num_features] and `logits` [B, num_classes], float32, of uint8 images [B, H, W, C]."""
-    module = Classifier(self.recipe.num_features, self.num_classes)
+    module = SmallConvNet(self.recipe.num_features, self.num_classes)
     features, logits = module.apply({"params": self.params}, images)
     return {"features": features, "logits": logits}
 
@@ -186,7 +186,7 @@ def train_classifier(
         f"not on {pictures.dtype} {pictures.shape} with {len(classes)} labels."
       )
   num_classes = int(max(labels.max(), test_labels.max())) + 1
-  module = Classifier(recipe.num_features, num_classes)
+  module = SmallConvNet(recipe.num_features, num_classes)
   init_key, key = jax.random.split(jax.random.key(recipe.seed))
   params = module.init(init_key, images[:1])["params"]
   optimizer = optax.adamw(

@@ -123,7 +123,7 @@ class Clip:
     return {"name": self.name, "sha256": self.digest, "preprocessing": f"PIL bicubic to {self.image_size}"}
 
 
-def load(path: str | os.PathLike | None = None, name: str = "ViT-B-32") -> Clip:
+def load_clip(path: str | os.PathLike | None = None, name: str = "ViT-B-32") -> Clip:
   """CLIP with the weights of OpenAI's file at `path`, or of the published model `name` from the cache.
 
   Raises:

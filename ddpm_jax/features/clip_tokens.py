@@ -71,7 +71,7 @@ class Tokenizer:
     return tuple(parts)
 
 
-def load(path: str | os.PathLike | None = None) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike | None = None) -> Tokenizer:
   """The published tokenizer, from `path` or from the cache.
 
   Raises:

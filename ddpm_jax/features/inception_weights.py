@@ -35,7 +35,7 @@ FILES = {
 }
 
 
-def load(form: str = "tf", path: str | os.PathLike | None = None, *, dtype: str = "float32") -> Inception:
+def load_inception(form: str = "tf", path: str | os.PathLike | None = None, *, dtype: str = "float32") -> Inception:
   """The network of one of the published forms, with its weights.
 
   Args:

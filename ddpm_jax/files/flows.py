@@ -11,15 +11,15 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz
 
 
-def save(path: str | os.PathLike, flow: Flow, schedule: Schedule, source: dict) -> None:
+def write(path: str | os.PathLike, flow: Flow, schedule: Schedule, source: dict) -> None:
   """Writes a flow as .npz. `source` describes its weights as a JSON-able dict."""
   arrays = dataclasses.asdict(flow)
   count = arrays.pop("count")
   npz.write(path, {**arrays, "alpha_bar": schedule.alpha_bar}, {"count": count, "source": source})
 
 
-def load(path: str | os.PathLike, schedule: Schedule) -> Flow:
-  """The flow that `save` wrote.
+def read(path: str | os.PathLike, schedule: Schedule) -> Flow:
+  """The flow that `write` wrote.
 
   Raises:
     UserError: if the file is missing or damaged, is not of this kind, or was measured with another schedule.

@@ -117,7 +117,7 @@ def read_vector(path: str | os.PathLike) -> np.ndarray:
   Raises:
     UserError: if the file is missing, or holds anything but one array of numbers.
   """
-  vector = torch_files.load(path) if limits.path_of(path).suffix in TORCH else arrays.read_npy(path)
+  vector = torch_files.read(path) if limits.path_of(path).suffix in TORCH else arrays.read_npy(path)
   if not isinstance(vector, np.ndarray) or vector.dtype.kind != "f":
     raise UserError(f"{shown(path)} does not hold an array of real numbers, which a vector of moments is.")
   if not np.isfinite(vector).all():

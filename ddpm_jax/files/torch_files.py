@@ -45,7 +45,7 @@ _SHARED = 2**20  # elements of a tensor that may repeat those of a smaller stora
 Unknown = Callable[[str, str], Any]
 
 
-def load(path: PathLike, unknown: Unknown | None = None, inside: Callable[[Any], list] | None = None) -> Any:
+def read(path: PathLike, unknown: Unknown | None = None, inside: Callable[[Any], list] | None = None) -> Any:
   """What `torch.save` wrote to `path`, with NumPy arrays in place of tensors.
 
   Args:
@@ -186,7 +186,7 @@ _ALLOWED: pickles.Names = {
 # ---------------------------------------------------------------- writing
 
 
-def save(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+def write(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
   """Writes a state dict of float32 tensors, for `torch.load(path, weights_only=True)`."""
   with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
     archive.writestr("model/data.pkl", _state_dict(tensors))

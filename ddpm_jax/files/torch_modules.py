@@ -44,7 +44,7 @@ def tensors(path: limits.PathLike) -> dict[str, np.ndarray]:
   Raises:
     UserError: if it is not a file of PyTorch, or damaged.
   """
-  return dict(_tensors(torch_files.load(path, _unknown, _children), ()))
+  return dict(_tensors(torch_files.read(path, _unknown, _children), ()))
 
 
 def _children(node: Any) -> list:

@@ -43,5 +43,5 @@ def measure(
   running = flows.measure(schedule, denoiser, draws(), points=points, per_pixel=per_pixel)
   for found in tqdm.tqdm(running, total=len(starts), unit="batch"):  # noqa: B007  the last one is kept
     pass
-  files.save(path, found, schedule, {"step": trained.step, "weights": trained.weights})
+  files.write(path, found, schedule, {"step": trained.step, "weights": trained.weights})
   return found

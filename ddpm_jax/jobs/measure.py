@@ -1,7 +1,7 @@
 """Evaluates trained networks: numbers as JSON, and the figures of the DDPM paper, written to a folder.
 
 run = ddpm_jax.load("runs/mnist")
-result = measure.bits_per_dim(run, "runs/mnist/evaluation", 128, covariance="optimal")
+results = measure.held_out_bits_per_dim(run, "runs/mnist/evaluation", 128, ["optimal"])
 measure.figures(run, "runs/mnist/evaluation")
 """
 
@@ -59,7 +59,7 @@ def split_ending(trained: Trained) -> str:
 # ---------------------------------------------------------------- likelihood
 
 
-def bits_per_dim(
+def held_out_bits_per_dim(
   trained: Trained, folder: str | os.PathLike, count: int, covariances: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
   """The bound on `count` test images: bits_per_dim.json, its terms and the rate-distortion curve as pictures.
@@ -122,7 +122,7 @@ def _of_bound(trained: Trained, source: data.Source, bound: BitsPerDim) -> dict[
   }
 
 
-def ode_bits_per_dim(trained: Trained, folder: str | os.PathLike, count: int) -> dict[str, Any]:
+def held_out_ode_bits_per_dim(trained: Trained, folder: str | os.PathLike, count: int) -> dict[str, Any]:
   """Bits/dim of `count` test images by the ODE, of networks of the schedule vp_sde: ode_bits_per_dim.json."""
   source = held_out(trained)
   found = trained.ode_bits_per_dim(source, count)

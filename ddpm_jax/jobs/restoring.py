@@ -86,7 +86,7 @@ def operator(name: str, shape: tuple[int, int, int], *, known: Any = None, std: 
   if not importable.is_code(name):
     raise UserError(f"Operator {name!r} is unknown; {nearest(name, OPERATORS)} Or name a function as my_pkg.ops:fn.")
   importable.trust(name)
-  found = restoring.Function(importable.load(name))
+  found = restoring.Function(importable.resolve(name))
   restoring.check_linear(found, shape)
   return found
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import named
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.classifier import Classifier
+from ddpm_jax.models.classifier import EncoderUNet
 from ddpm_jax.models.heads import TwoHeaded
 from ddpm_jax.models.ncsnpp import NCSNpp
 from ddpm_jax.models.unet_2d import UNet2D
@@ -26,7 +26,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
   "song_unet": SongUNet,
   "unet_lucidrains": UNetLucidrains,
   "two_headed": TwoHeaded,
-  "classifier": Classifier,
+  "classifier": EncoderUNet,
 }
 
 

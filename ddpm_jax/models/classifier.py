@@ -9,7 +9,7 @@ from ddpm_jax.models import layers
 from ddpm_jax.models.unet_adm import UNetADM
 
 
-class Classifier(UNetADM):
+class EncoderUNet(UNetADM):
   """`network(x [B, H, W, C], time [B]) -> logits [B, out_channels]`, float32.
 
   The published classifiers have channels=128, head_channels=64, resblock_updown=True and num_res_blocks 2 or 4 ("depth").

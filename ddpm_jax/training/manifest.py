@@ -146,7 +146,7 @@ def dump(manifest: Manifest) -> dict:
   return {"content": content, "sha256": _sha256(content)}
 
 
-def load(document: dict) -> Manifest:
+def parse(document: dict) -> Manifest:
   """The manifest from JSON of this schema or an older one.
 
   The checksum shows that the text is intact, but not that it is meaningful, so everything is checked.

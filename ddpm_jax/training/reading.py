@@ -99,7 +99,7 @@ def restore(path: epath.Path, step: int, like: Any) -> tuple[Any, Manifest]:
 def manifest_at(path: epath.Path, step: int) -> Manifest:
   """The manifest of the checkpoint of `step`, verified. Raises CheckpointError."""
   _check_files(path / str(step))
-  return manifests.load(_item_of(path, step, "manifest", ocp.args.JsonRestore()))
+  return manifests.parse(_item_of(path, step, "manifest", ocp.args.JsonRestore()))
 
 
 def _check_files(directory: epath.Path) -> None:

@@ -161,7 +161,7 @@ def place(tmp_path_factory):
     recipe = classifier.Recipe(steps=10, num_features=8)
     patch.setattr(classifier.Recipe, "suiting", classmethod(lambda cls, channels: recipe))
     judge = functools.cache(lambda: judge_of(recipe))
-    patch.setattr(inception_weights, "load", lambda *args, **options: judge())
+    patch.setattr(inception_weights, "load_inception", lambda *args, **options: judge())
     patch.setattr(fetch, "workdir", functools.cache(functools.partial(published, here / "published")))
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_rank_promotion", "allow")

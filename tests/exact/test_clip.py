@@ -45,7 +45,7 @@ def test_the_published_list_of_merges_begins_behind_its_title(tmp_path):
   lines = ['"title'] + [f"{chr(0x4E00 + n // 250)} {chr(0x4E00 + n % 250)}" for n in range(60_000)]
   with gzip.open(tmp_path / "merges.txt.gz", "wt", encoding="utf-8") as file:
     file.write("\n".join(lines))
-  tokenizer = clip_tokens.load(tmp_path / "merges.txt.gz")
+  tokenizer = clip_tokens.load_tokenizer(tmp_path / "merges.txt.gz")
   assert tokenizer([""])[0][:3].tolist() == [49_406, 49_407, 0]
 
 
@@ -120,7 +120,7 @@ def test_features_and_score_are_those_of_torch(tmp_path):
 
   weights = torch_weights(torch)
   torch.save(weights, tmp_path / "clip.pt")
-  net = clip.load(tmp_path / "clip.pt")
+  net = clip.load_clip(tmp_path / "clip.pt")
   assert net.image_size == 32 and net.name == "clip_vit_32_8"
   images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
   texts = ["the cat", "a cat", "that"]
@@ -147,6 +147,6 @@ def test_files_of_other_networks_are_refused(tmp_path):
 
   torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "RN50.pt")
   with pytest.raises(UserError, match="does not hold a CLIP with a vision transformer"):
-    clip.load(tmp_path / "RN50.pt")
+    clip.load_clip(tmp_path / "RN50.pt")
   with pytest.raises(UserError, match="no CLIP 'RN50'; ViT-B-32, ViT-B-16"):
-    clip.load(name="RN50")
+    clip.load_clip(name="RN50")

@@ -72,8 +72,8 @@ def test_the_best_grid_misses_least():
 
 def test_a_file_gives_back_what_was_measured(tmp_path):
   found = measured(GAUSSIAN, batches=1, count=4, per_pixel=True)
-  flows.save(tmp_path / "flow.npz", found, S, {"step": 1})
-  back = flows.load(tmp_path / "flow.npz", S)
+  flows.write(tmp_path / "flow.npz", found, S, {"step": 1})
+  back = flows.read(tmp_path / "flow.npz", S)
   jax.tree.map(np.testing.assert_array_equal, vars(back), vars(found))
   with pytest.raises(UserError, match="another schedule"):
-    flows.load(tmp_path / "flow.npz", schedule.cosine(1000))
+    flows.read(tmp_path / "flow.npz", schedule.cosine(1000))

@@ -15,7 +15,7 @@ import pytest
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.features import resize
-from ddpm_jax.features.inception_weights import load
+from ddpm_jax.features.inception_weights import load_inception
 from ddpm_jax.files import tf_graph, torch_modules
 
 CLASSES = 63
@@ -350,7 +350,7 @@ def graph_file(nodes, tmp_path_factory):
 def test_features_are_those_of_the_graph(nodes, graph_file, images):
   """All three outputs within 1e-4 of their largest value: float32 against float64 over 48 layers."""
   expected = evaluate_nodes(nodes, images)
-  found = jax.jit(lambda net, x: net(x))(load("tf", graph_file), images)
+  found = jax.jit(lambda net, x: net(x))(load_inception("tf", graph_file), images)
   assert found["features"].shape == (2, 128) and found["spatial"].shape == (2, 17 * 17 * 7)
   close(found["features"], expected["pool_3"].reshape(2, -1))
   close(found["spatial"], expected["mixed_6/conv"][..., :7].reshape(2, -1))
@@ -379,11 +379,11 @@ def test_damaged_or_foreign_graphs_are_one_sentence(graph_file, tmp_path):
   ):
     (tmp_path / "bad.pb").write_bytes(content)
     with pytest.raises(UserError, match=match):
-      load("tf", tmp_path / "bad.pb")
+      load_inception("tf", tmp_path / "bad.pb")
   with pytest.raises(UserError, match="no file .*classify_image_graph_def.pb"):
-    load("tf", tmp_path / "absent.pb")
+    load_inception("tf", tmp_path / "absent.pb")
   with pytest.raises(UserError, match="forms tf and torch, not 'keras'"):
-    load("keras")
+    load_inception("keras")
 
 
 # ---------------------------------------------------------------- PyTorch's files
@@ -503,7 +503,7 @@ def pytorch_fid(images):
 def test_features_are_those_of_pytorch_fid(pytorch_fid, images, tmp_path):
   net, features, weights = pytorch_fid
   net.torch.save(weights, tmp_path / "pt_inception.pth")
-  found = jax.jit(lambda net, x: net(x))(load("torch", tmp_path / "pt_inception.pth"), images)
+  found = jax.jit(lambda net, x: net(x))(load_inception("torch", tmp_path / "pt_inception.pth"), images)
   close(found["features"], features)
   close(found["logits"], features @ weights["fc.weight"].numpy().T)  # without the bias
 
@@ -567,7 +567,7 @@ def test_weights_of_nvidias_files_are_the_same(pytorch_fid, tmp_path):
   torch = net.torch
   plain = {key: torch.ones_like(value) if key.endswith("bn.weight") else value for key, value in weights.items()}
   torch.save(plain, tmp_path / "plain.pth")
-  expected = load("tf", tmp_path / "plain.pth")
+  expected = load_inception("tf", tmp_path / "plain.pth")
 
   module = nested(torch, nvidia_names(plain))
   torch.jit.script(module).save(tmp_path / "inception-2015-12-05.pt")
@@ -590,7 +590,7 @@ def test_weights_of_nvidias_files_are_the_same(pytorch_fid, tmp_path):
     patch.setitem(sys.modules, persistence.__name__, persistence)
     (tmp_path / "inception-2015-12-05.pkl").write_bytes(pickle.dumps(Persistent()))
   for file in ("inception-2015-12-05.pt", "inception-2015-12-05.pkl"):
-    found = load("tf", tmp_path / file)
+    found = load_inception("tf", tmp_path / file)
     jax.tree.map(np.testing.assert_array_equal, found.layers, expected.layers)
     np.testing.assert_array_equal(found.classes, expected.classes)
     assert found.digest == expected.digest
@@ -617,14 +617,14 @@ def test_damaged_torch_files_are_one_sentence(pytorch_fid, tmp_path):
         torch_modules.tensors(tmp_path / "a.pth")
   torch.save({"a": torch.arange(1000.0)}, tmp_path / "other.pth")
   with pytest.raises(UserError, match="does not hold the Inception-v3 of 2015: it has no 'Conv2d_1a"):
-    load("torch", tmp_path / "other.pth")
+    load_inception("torch", tmp_path / "other.pth")
 
 
 # ---------------------------------------------------------------- both
 
 
 def test_grey_images_count_as_rgb_and_other_channels_are_refused(graph_file):
-  net = load("tf", graph_file)
+  net = load_inception("tf", graph_file)
   grey = np.random.default_rng(6).integers(0, 256, (1, 20, 20, 1), np.uint8)
   apply = jax.jit(lambda net, x: net(x)["spatial"])
   np.testing.assert_array_equal(apply(net, grey), apply(net, grey.repeat(3, 3)))
@@ -634,6 +634,10 @@ def test_grey_images_count_as_rgb_and_other_channels_are_refused(graph_file):
 
 
 def test_form_and_precision_are_part_of_the_name_and_the_hash(graph_file):
-  nets = [load("tf", graph_file), load("torch", graph_file), load("tf", graph_file, dtype="bfloat16")]
+  nets = [
+    load_inception("tf", graph_file),
+    load_inception("torch", graph_file),
+    load_inception("tf", graph_file, dtype="bfloat16"),
+  ]
   assert [net.name for net in nets] == ["inception_tf", "inception_torch", "inception_tf_bfloat16"]
   assert len({net.digest for net in nets}) == 3

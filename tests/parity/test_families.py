@@ -43,7 +43,7 @@ def file_of(stored, group, tmp_path):
   tensors = weights(stored, group)
   if group == "unet_m12":
     tensors = {f"model.{key}": tensor for key, tensor in tensors.items()} | BUFFERS()
-  torch_files.save(tmp_path / "weights.pt", tensors)
+  torch_files.write(tmp_path / "weights.pt", tensors)
   return tmp_path / "weights.pt"
 
 
@@ -114,7 +114,7 @@ def test_networks_and_round_trips(stored, made, group):
     close(output(module, conversion.params, x, time, told), nhwc(stored[f"{group}/out_augment"]))
 
   table = names.entries(module, conversion.params, conversion.dialect, image_size=conversion.config.data.image_size)
-  back = names.save(table, conversion.params)
+  back = names.to_tensors(table, conversion.params)
   theirs = weights(stored, group)
   theirs = {key.removeprefix("model."): tensor for key, tensor in theirs.items()}
   assert {key for key in theirs if not key.endswith("resample_filter")} == back.keys()
@@ -142,7 +142,7 @@ def test_diffusers_network_with_options_of_its_own(stored):
   x = nhwc(stored[f"{group}/x"])
   cond = {"label": stored[f"{group}/class_labels"]}
   tree = jax.eval_shape(module.init, jax.random.key(0), x, np.zeros(2, np.float32), cond)["params"]
-  params, report = names.load(names.entries(module, tree, "diffusers"), weights(stored, group))
+  params, report = names.to_params(names.entries(module, tree, "diffusers"), weights(stored, group))
   assert not report
   for time, out in (("t", "out"), ("t_float", "out_t_float")):
     close(output(module, params, x, stored[f"{group}/{time}"], cond), nhwc(stored[f"{group}/{out}"]))

@@ -42,9 +42,9 @@ def converted(stored, group):
   network, dialect, options = ours(stored.args(group), size=x.shape[1])
   table = names.entries(network, shapes(network, x, time, cond), dialect, **options)
   tensors = stored.state_dict(group) or stored.state_dict("unet_updown_legacyattn")  # "same weights as group ..."
-  params, report = names.load(table, tensors)
+  params, report = names.to_params(table, tensors)
   assert not report, report
-  back = names.save(table, params)
+  back = names.to_tensors(table, params)
   assert back.keys() == tensors.keys()
   for key, tensor in tensors.items():
     np.testing.assert_array_equal(back[key], tensor, err_msg=key)
@@ -70,7 +70,7 @@ def test_hos_tensorflow_network_and_its_variable_names(golden):
   time = stored["unet_tf/t"].astype(np.float32)
   assert_close(forward(network, params, x, time), stored["unet_tf/out"])
 
-  variables = names.save(names.entries(network, params, "ho_tf"), params)
+  variables = names.to_tensors(names.entries(network, params, "ho_tf"), params)
   tensors = golden("unet_ddim").state_dict("model0")
   same = lambda ours, theirs, *axes: np.testing.assert_array_equal(
     np.squeeze(variables[ours]), np.squeeze(tensors[theirs].transpose(*axes))
@@ -81,7 +81,7 @@ def test_hos_tensorflow_network_and_its_variable_names(golden):
   same("mid/attn_1/norm/gamma", "mid.attn_1.norm.weight")
   same("up_1/upsample/conv/b", "up.1.upsample.conv.bias")
   same("up_0/block_1/nin_shortcut/W", "up.0.block.1.nin_shortcut.weight", 2, 3, 1, 0)
-  again, report = names.load(names.entries(network, params, "ho_tf"), variables)
+  again, report = names.to_params(names.entries(network, params, "ho_tf"), variables)
   assert not report
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
@@ -222,7 +222,7 @@ def test_networks_filled_with_known_numbers(id):
   table = names.entries(network, shapes(network, x, time, cond), dialect, attention_order=order or "legacy")
   tensors = filled(table)
   assert (sum(tensor.size for tensor in tensors.values()), len(tensors)) == size
-  params, report = names.load(table, tensors)
+  params, report = names.to_params(table, tensors)
   assert not report, report
 
   out = np.asarray(forward(network, params, x, time, cond))
@@ -240,7 +240,7 @@ def test_cifar10_network_filled_with_known_numbers():
   table = names.entries(network, shapes(network, x, time), "pesser")
   tensors = filled(table)
   assert (sum(tensor.size for tensor in tensors.values()), len(tensors)) == (35_746_307, 328)
-  params, _ = names.load(table, tensors)
+  params, _ = names.to_params(table, tensors)
   out = np.asarray(forward(network, params, x, time)).transpose(0, 3, 1, 2)
   np.testing.assert_allclose([out.mean(), out.std()], [-0.229012, 0.618914], rtol=0, atol=2e-6)
   samples = [-0.4619, -0.399, -0.47635, -1.54825, -0.56862, -0.7717, 0.40807]

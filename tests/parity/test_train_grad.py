@@ -237,7 +237,7 @@ def ours(name: str):
     cond = cond | low_res
     table = names.entries(network, shapes(network, x_0, n.astype(np.float32), cond), case.dialect)
     tensors = filled(table) if tensors is None else tensors
-    params, _ = names.load(table, tensors)
+    params, _ = names.to_params(table, tensors)
 
     def mean_loss(params):
       apply = lambda params, x, time, cond=None: network.apply({"params": params}, x, time, cond)
@@ -245,7 +245,7 @@ def ours(name: str):
       return loss.mean()
 
     grads = jit(jax.grad(mean_loss))(jax.tree.map(jnp.float64, params))
-    return tensors, names.save(table, grads)
+    return tensors, names.to_tensors(table, grads)
 
 
 def theirs(name: str):

@@ -386,7 +386,7 @@ SOUND = {"schema": 1, "step": 3, "config": {}, "leaves": {"params/a": [[2], "flo
 
 
 def test_a_manifest_that_makes_no_sense_is_refused_though_its_checksum_is_right():
-  assert manifest.load(sealed(SOUND)).leaves["params/a"].shape == (2,)
+  assert manifest.parse(sealed(SOUND)).leaves["params/a"].shape == (2,)
   for change in (
     {"schema": -1},
     {"schema": "1"},
@@ -402,10 +402,10 @@ def test_a_manifest_that_makes_no_sense_is_refused_though_its_checksum_is_right(
     {"leaves": {"params/../../a": [[2], "float32", "0" * 16]}},
   ):
     with pytest.raises(UserError):
-      manifest.load(sealed(SOUND | change))
+      manifest.parse(sealed(SOUND | change))
   for document in ({}, {"content": 1}, sealed([])):
     with pytest.raises(UserError):
-      manifest.load(document)
+      manifest.parse(document)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

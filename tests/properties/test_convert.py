@@ -183,14 +183,14 @@ def flags(answers):
 def families(golden):
   """name -> (file name, write(path), answers, golden file, group): one of every container and kind of network."""
   ddim, improved, guided, extended = (golden(f"unet_{kind}") for kind in ("ddim", "improved", "guided", "extended"))
-  torch_file = lambda stored, group: lambda path: torch_files.save(path, stored.state_dict(group))
+  torch_file = lambda stored, group: lambda path: torch_files.write(path, stored.state_dict(group))
 
   def tensorflow(path):
     tensors = ddim.state_dict("model0")
     network, dialect, _ = ours(ddim.args("model0"), 16)
     x, time, _ = inputs(ddim, "model0")
-    params, _ = names.load(names.entries(network, shapes(network, x, time), dialect), tensors)
-    variables = names.save(names.entries(network, params, "ho_tf"), params)
+    params, _ = names.to_params(names.entries(network, shapes(network, x, time), dialect), tensors)
+    variables = names.to_tensors(names.entries(network, params, "ho_tf"), params)
     raw = {f"model/{name}": tensor + 1 for name, tensor in variables.items()}
     ema = {f"model/{name}/ExponentialMovingAverage": tensor for name, tensor in variables.items()}
     adam = {f"model/{name}/Adam_1": tensor for name, tensor in variables.items()}
@@ -307,8 +307,8 @@ def write_pipeline(folder, golden, old_names=False, **config):
   stored = golden("unet_ddim")
   network, dialect, _ = ours(stored.args("model0"), 16)
   x, time, _ = inputs(stored, "model0")
-  params, _ = names.load(names.entries(network, shapes(network, x, time), dialect), stored.state_dict("model0"))
-  tensors = names.save(names.entries(network, params, "diffusers"), params)
+  params, _ = names.to_params(names.entries(network, shapes(network, x, time), dialect), stored.state_dict("model0"))
+  tensors = names.to_tensors(names.entries(network, params, "diffusers"), params)
   if old_names:
     for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
       tensors = {key.replace(f".{new}.", f".{old}."): tensor for key, tensor in tensors.items()}
@@ -396,7 +396,7 @@ def test_gradient_of_hos_network_is_that_of_diffusers(golden, tmp_path):
   theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.tensor([3, 700])).sample.square().mean().backward()
   loss = lambda params: jnp.square(module.apply({"params": params}, x, np.array([3.0, 700.0], np.float32))).mean()
   table = names.entries(module, made.params, "diffusers")
-  grads = names.save(table, jit(jax.grad(loss))(made.params))
+  grads = names.to_tensors(table, jit(jax.grad(loss))(made.params))
   largest = max(np.abs(grad).max() for grad in grads.values())
   for key, parameter in theirs.named_parameters():
     want = parameter.grad.numpy()
@@ -460,7 +460,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, tensors, capsys, damage):
   path = tmp_path / "model.pt"
-  torch_files.save(path, tensors)
+  torch_files.write(path, tensors)
   spoil, arguments, message = DAMAGE[damage]
   spoil(path)
   assert main.run(["convert", str(path), "--out", str(tmp_path / "out"), *arguments]) == 2
@@ -486,7 +486,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, tensors, cap
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, tensors, change, message):
   change(tensors)
-  torch_files.save(tmp_path / "model.pt", tensors)
+  torch_files.write(tmp_path / "model.pt", tensors)
   with pytest.raises(UserError, match=message):
     convert.convert(tmp_path / "model.pt", overrides=ANSWERS)
 
@@ -502,12 +502,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, tensors, ending, valu
 
 
 def test_known_buffers_are_left_out_and_said_so(tmp_path, tensors):
-  torch_files.save(tmp_path / "model.pt", tensors | {"logvar": np.zeros(1000, np.float32)})
+  torch_files.write(tmp_path / "model.pt", tensors | {"logvar": np.zeros(1000, np.float32)})
   assert convert.convert(tmp_path / "model.pt", overrides=ANSWERS).buffers == ("logvar",)
 
 
 def test_a_checkpoint_is_not_written_over(tmp_path, tensors):
-  torch_files.save(tmp_path / "model.pt", tensors)
+  torch_files.write(tmp_path / "model.pt", tensors)
   made = convert.convert(tmp_path / "model.pt", overrides=ANSWERS)
   convert.save(made, tmp_path / "out", "model.pt")
   with pytest.raises(UserError, match="already holds checkpoints"):
@@ -515,7 +515,7 @@ def test_a_checkpoint_is_not_written_over(tmp_path, tensors):
 
 
 def test_time_scale_is_asked_where_codebases_differ(golden, tmp_path):
-  torch_files.save(tmp_path / "model.pt", golden("unet_improved").state_dict("unet_plain"))
+  torch_files.write(tmp_path / "model.pt", golden("unet_improved").state_dict("unet_plain"))
   answers = ["data.image_size=16", "network.num_heads=1", "schedule.T=4000", "schedule.name=cosine"]
   with pytest.raises(UserError, match="do not determine prediction.time_scale"):
     convert.convert(tmp_path / "model.pt", overrides=answers)
@@ -561,7 +561,7 @@ def test_weights_by_name_say_which_file_to_fetch_and_where_to_put_it(monkeypatch
 
   # a small model in the place of a published one, "downloaded" from a file
   source = tmp_path / "model-000790.ckpt"
-  torch_files.save(source, tensors)
+  torch_files.write(source, tensors)
   md5 = hashlib.md5(source.read_bytes()).hexdigest()
   small = registry.Published(
     "small", "small.ckpt", "nothing", str(tmp_path / "small.py"), "", source.as_uri(), md5, step=790, averaged=True
@@ -587,7 +587,7 @@ def test_weights_by_name_say_which_file_to_fetch_and_where_to_put_it(monkeypatch
 
 
 def test_weights_of_another_training_run_are_recognised_by_their_output(monkeypatch, tmp_path, tensors):
-  torch_files.save(tmp_path / "model.pt", tensors)
+  torch_files.write(tmp_path / "model.pt", tensors)
   made = convert.convert(tmp_path / "model.pt", overrides=ANSWERS)
   network = build.model(made.config, 3, None)
   print_of = fingerprint.fingerprint(network, made.params, made.config)

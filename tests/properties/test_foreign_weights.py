@@ -293,14 +293,14 @@ def test_json_that_is_no_object_is_one_sentence(tmp_path, of_diffusers, name, co
   "prefix", ["_orig_mod.", "module.", "_orig_mod.module.", "unet.", "net.", "diffusion.model.", "state.of.my.own.net."]
 )
 def test_a_prefix_of_all_names_is_a_wrapper(tmp_path, pesser, prefix):
-  torch_files.save(tmp_path / "model.pt", {prefix + key: tensor for key, tensor in pesser.items()})
+  torch_files.write(tmp_path / "model.pt", {prefix + key: tensor for key, tensor in pesser.items()})
   assert weight_files.read(tmp_path / "model.pt").tensors.keys() == pesser.keys()
 
 
 @pytest.mark.parametrize("average", ["ema_model.", "model_ema.", "ema.module.", "averaged_model.", "shadow."])
 def test_sets_are_told_apart_by_prefix(tmp_path, pesser, average):
   both = {f"model.{key}": tensor + 1 for key, tensor in pesser.items()} | {average + k: t for k, t in pesser.items()}
-  torch_files.save(tmp_path / "model.pt", both | {"betas": np.ones(3, np.float32)})
+  torch_files.write(tmp_path / "model.pt", both | {"betas": np.ones(3, np.float32)})
   contents = weight_files.read(tmp_path / "model.pt")
   assert contents.averaged and contents.beside.keys() == {"betas"}
   np.testing.assert_array_equal(contents.tensors["conv_in.weight"], pesser["conv_in.weight"])
@@ -310,7 +310,7 @@ def test_sets_are_told_apart_by_prefix(tmp_path, pesser, average):
 
 def test_names_without_dots_are_lightning_s_average(tmp_path, pesser):
   flat = {"model_ema.model" + key.replace(".", ""): tensor for key, tensor in pesser.items()}
-  torch_files.save(tmp_path / "model.ckpt", {f"model.{key}": tensor + 1 for key, tensor in pesser.items()} | flat)
+  torch_files.write(tmp_path / "model.ckpt", {f"model.{key}": tensor + 1 for key, tensor in pesser.items()} | flat)
   contents = weight_files.read(tmp_path / "model.ckpt")
   assert contents.averaged and contents.which == "model_ema"
   np.testing.assert_array_equal(contents.tensors["conv_in.weight"], pesser["conv_in.weight"])
@@ -333,12 +333,12 @@ def test_a_list_of_shadows_is_an_average(pesser):
 )
 def test_words_in_a_path_are_no_average(tmp_path, pesser, name, averaged):
   (tmp_path / name).parent.mkdir(exist_ok=True)
-  torch_files.save(tmp_path / name, pesser)
+  torch_files.write(tmp_path / name, pesser)
   assert weight_files.read(tmp_path / name).averaged is averaged
 
 
 def test_compressed_files_say_how_to_unpack_them(tmp_path, pesser):
-  torch_files.save(tmp_path / "model.pt", pesser)
+  torch_files.write(tmp_path / "model.pt", pesser)
   (tmp_path / "model.pt.gz").write_bytes(gzip.compress((tmp_path / "model.pt").read_bytes()[:999]))
   with pytest.raises(UserError, match="compressed with gzip: unpack it first .gunzip model.pt.gz"):
     weight_files.read(tmp_path / "model.pt.gz")
@@ -378,7 +378,7 @@ def test_float8_is_read(tmp_path):
 def test_settings_beside_weights_are_harmless(tmp_path, thing, protocol):
   with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
     archive.writestr("c/data.pkl", pickle.dumps({"step": 1, "beside": thing}, protocol))
-  found = torch_files.load(tmp_path / "c.pt")
+  found = torch_files.read(tmp_path / "c.pt")
   assert found["step"] == 1
   if isinstance(thing, np.generic):
     assert found["beside"] == thing
@@ -394,7 +394,7 @@ def test_what_is_not_known_to_be_harmless_is_refused(tmp_path, name):
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("c/data.pkl", f"c{module}\n{function}\n(S'ls'\ntR.".encode())
   with pytest.raises(UserError, match="only files of plain tensors are read") as error:
-    torch_files.load(path)
+    torch_files.read(path)
   assert str(error.value).endswith(' = dict(model.state_dict()); torch.save(weights, "w.pt")')
 
 

@@ -88,7 +88,10 @@ META = np.array(json.dumps({"a": 1, npz.ARRAYS: "0"}))
 # reader: (read(path), valid files)
 READERS = {
   "json": (tables.read_json, [b'{"a": [1, 2.5, null, {"b": "c"}]}']),
-  "csv": (tables.read_csv, ["a.png,1\nb.png,ü\n".encode(), "a.png,1\r\n".encode("utf-16"), b'"a,b",c\r']),
+  "csv": (
+    lambda path: tables.parse_csv(limits.read_bytes(path), path),
+    ["a.png,1\nb.png,ü\n".encode(), "a.png,1\r\n".encode("utf-16"), b'"a,b",c\r'],
+  ),
   "npy": (arrays.read_npy, [npy(np.arange(12.0).reshape(3, 4)), npy(np.array("text")), npy(np.asfortranarray(np.eye(3)))]),
   "npz": (npz.read, [packed(**{"a.npy": npy(np.arange(5)), "meta.npy": npy(META)})]),
   "image": (
@@ -99,10 +102,10 @@ READERS = {
   "gzip": (archives.read_maybe_gzip, [gzip.compress(b"abc" * 100), b"plain"]),
   "tar": (lambda path: archives.tar_members(path, ["a", "b"]), [tarred(a=b"1" * 600, b=b"2")]),
   "safetensors": (safetensors.read, [written(safetensors.write, TENSORS)]),
-  "torch": (torch_files.load, [written(torch_files.save, TENSORS), pickle.dumps({"a": np.arange(3)}, 2)]),
+  "torch": (torch_files.read, [written(torch_files.write, TENSORS), pickle.dumps({"a": np.arange(3)}, 2)]),
   "modules": (
     torch_modules.tensors,
-    [written(torch_files.save, TENSORS), pickle.dumps({"a": pathlib.PurePosixPath("b")}, 0)],
+    [written(torch_files.write, TENSORS), pickle.dumps({"a": pathlib.PurePosixPath("b")}, 0)],
   ),
   "graph": (tf_graph.read, [node("a", "Identity", "b") + node("b", "Identity", "a")]),
 }

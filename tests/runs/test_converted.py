@@ -197,8 +197,10 @@ def tensorflow(path, tensors):
   """Ho's variables, raw and averaged, with Adam's."""
   network, dialect, _ = ours(dict(ch=32, out_ch=3, ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[8]), 16)
   tree = shapes(network, np.zeros((1, 16, 16, 3), np.float32), np.zeros(1, np.float32))
-  params, _ = names.load(names.entries(network, tree, dialect), tensors)
-  variables = {f"model/{name}": value for name, value in names.save(names.entries(network, tree, "ho_tf"), params).items()}
+  params, _ = names.to_params(names.entries(network, tree, dialect), tensors)
+  variables = {
+    f"model/{name}": value for name, value in names.to_tensors(names.entries(network, tree, "ho_tf"), params).items()
+  }
   write_bundle(
     path,
     {name: value + 1 for name, value in variables.items()}

@@ -119,7 +119,7 @@ def untrained(tmp_path_factory):
   plan = experiment.prepare(config.override(config.load("digits:smoke"), [*small, "schedule.T=4"]))
   weights = state.place(plan.init, plan.mesh).params
   save_weights(str(directory / "checkpoints"), weights, plan.config.to_dict(), rate="0.999", step=0)
-  params = classifier.Classifier(8, 10).init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))["params"]
+  params = classifier.SmallConvNet(8, 10).init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))["params"]
   net = classifier.FeatureNet(
     params, (8, 8, 1), 10, classifier.Recipe(num_features=8), "none", test_images=0, test_accuracy=0.0
   )
