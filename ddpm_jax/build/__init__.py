@@ -1,7 +1,7 @@
 """From a config to objects: build.schedule, build.model, build.sampler ...
 
-Only the modules of build/ read a config, one idea each; their functions are collected here. Everything is small, and
-checked before anything is traced. config.py says what the fields mean.
+Only the modules of build/ read a config, one idea each. This package collects their functions. Everything is checked before
+anything is traced. config.py documents the fields.
 """
 
 from ddpm_jax.build.checks import check, check_second_head, lacks_moments

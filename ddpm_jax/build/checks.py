@@ -1,4 +1,4 @@
-"""Whether a config can work: everything that is wrong with it is said before anything is spent."""
+"""Checks of a config, before anything is traced or downloaded."""
 
 from ml_collections import ConfigDict
 
@@ -21,8 +21,8 @@ from ddpm_jax.errors import UserError
 def check(config: ConfigDict) -> None:
   """Raises UserError for anything in a complete config that cannot work, or that would have no effect.
 
-  It builds the process, the sampler and the bound, without a network. Moments that a sampler still has to measure are not
-  missed. Data and network are checked where they are opened and built.
+  It builds the process, the sampler and the bound, without a network. Moments that are still to be measured may be absent.
+  Data and network are checked where they are opened and built.
   """
   fields.check(config)
   if is_classifier(config):
@@ -98,6 +98,6 @@ def _check_sampling(config: ConfigDict) -> None:
 def _check_bound(config: ConfigDict) -> None:
   named = bound_covariance(config)
   if config.sampling.moments is None and _needs_moments(config, named):
-    grid(config, "evaluation")  # the rest is checked when its moments are there
+    grid(config, "evaluation")  # the rest is checked once its moments are measured
     return
   bound(config)

@@ -1,4 +1,4 @@
-"""Covariances by name, and the bound on bits/dim that one gives."""
+"""Covariances by name, and the bound on bits/dim with one of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from ddpm_jax.named import Entry
 
 
 def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
-  """(rows, kernel) of the bits/dim that `config.evaluation` asks for."""
+  """(rows, kernel) of the bound on bits/dim that `config.evaluation` describes."""
   levels = schedule(config)
   section = config.evaluation
   which = covariance_of(config, bound_covariance(config), eta=1.0)
@@ -35,7 +35,7 @@ def bound(config: ConfigDict) -> tuple[tables.GaussianSteps, ReverseKernel]:
 
 
 def bound_covariance(config: ConfigDict) -> str:
-  """The name of the covariance whose bits/dim `config.evaluation` asks for."""
+  """The name of the covariance of the bound on bits/dim."""
   return covariance_name(config, "evaluation")
 
 
@@ -83,11 +83,11 @@ def of_second_head(config: ConfigDict) -> str:
 
 
 def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
-  """The covariance `name`; None: what the network's second head is for, or the posterior's."""
+  """The covariance `name`. None is that of the network's second head, or the posterior."""
   if name is None:
     name = of_second_head(config)
     if name.startswith("learned") and eta != 1:
-      name = "posterior"  # a learned variance is of the ancestral chain; OpenAI's DDIM ignores it too
+      name = "posterior"  # a learned variance belongs to the ancestral chain; OpenAI's DDIM ignores it too
   which = named.find(COVARIANCES, name, "Covariance")
   if config.sampling.moments is None and name in FROM_MOMENTS:
     per_pixel = " --per_pixel" if name == "optimal_diagonal" else ""
@@ -96,13 +96,13 @@ def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
     )
   if name.startswith("optimal") and config.sampling.moments is None and config.prediction.second not in OPTIMAL_HEADS:
     raise UserError(
-      f'covariance = "{name}" needs to know how wrong the network is: measure it with ddpm-jax moments and set '
+      f'covariance = "{name}" needs the error of the network: measure it with ddpm-jax moments and set '
       "sampling.moments to the file, or train a head with --config npr, sn or ocm."
     )
   if name in ("marginal", "learned_range", "learned_diagonal") and eta != 1:
     raise UserError(
-      f'covariance = "{name}" is of the ancestral chain, eta = 1, and means nothing at eta = {eta}. '
-      'Use covariance = "posterior" or "optimal" there.'
+      f'covariance = "{name}" belongs to the ancestral chain, eta = 1, and is not defined at eta = {eta}. '
+      'Set covariance to "posterior" or "optimal".'
     )
   if name == "full":
     if config.sampling.jacobian.products < 1:

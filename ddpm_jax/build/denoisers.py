@@ -1,4 +1,4 @@
-"""A network with everything around it: moments, guidance, clipping."""
+"""Denoisers: a network with the moments, guidance and clipping of a config."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def clipped(config: ConfigDict, net: Any) -> Any:
 def guided(config: ConfigDict, net: Any, guide: Any = None) -> Any:
   """The denoiser of `net`, guided as `config.sampling.guidance` says.
 
-  Two beliefs are mixed before clipping, a classifier shifts what was clipped, as in ADM.
+  Guidance by two predictions comes before clipping. Guidance by a classifier comes after it, as in ADM.
 
   Args:
     guide: the classifier, or the weaker network; one that passes `check_guide`.
@@ -90,13 +90,13 @@ def check_guide(config: ConfigDict, guide: ConfigDict) -> None:
   if not np.array_equal(schedule(config).alpha_bar, schedule(guide).alpha_bar):
     raise UserError(
       f"{model} was trained on the schedule {guide.schedule.to_dict()}, but this network on {config.schedule.to_dict()}: "
-      "the same level is other noise to them. Train one of them on the other's schedule."
+      "the same level is different noise for them. Train one of them on the other's schedule."
     )
   for field in ("image_size", "channels", "num_classes"):
     if guide.data[field] != config.data[field]:
       raise UserError(
         f"{model} was trained with data.{field} = {guide.data[field]}, but this network with {config.data[field]}. "
-        "Both have to see the same images."
+        "Both need the same images."
       )
 
 
@@ -113,7 +113,7 @@ def _perturbed(config: ConfigDict, net: Any, inner: Any) -> guidance.Perturbed:
 
 
 def _rule(config: ConfigDict) -> Any:
-  """How a strong and a weak prediction are combined; None: linearly."""
+  """The rule that combines a strong and a weak prediction. None is the linear one."""
   section = config.sampling.guidance
   if section.rule == "linear":
     return None
@@ -137,7 +137,7 @@ def strength_of(config: ConfigDict) -> dict[str, Any]:
   section = config.sampling.guidance
   if section.sigma_interval is not None:
     if section.interval is not None:
-      raise UserError("sampling.guidance.interval and sigma_interval say the same in levels and in sigma: give one of them.")
+      raise UserError("sampling.guidance.interval (in levels) and sigma_interval exclude each other: give one of them.")
     found = guidance.levels_between(schedule(config), *section.sigma_interval)
     return dict(scale=np.float32(section.scale), interval=found)
   interval = guidance.EVERYWHERE if section.interval is None else section.interval
@@ -150,7 +150,7 @@ def strength_of(config: ConfigDict) -> dict[str, Any]:
 
 
 def form_of(section: ConfigDict) -> str:
-  """By which of ADM's algorithms a classifier guides the sampler of `section`."""
+  """The form of classifier guidance for the sampler of `section`: "mean" (ADM's algorithm 1) or "score" (algorithm 2)."""
   form = section.guidance.form
   noisy = section.solver == "gaussian" and section.eta > 0
   if form is None:
@@ -158,5 +158,7 @@ def form_of(section: ConfigDict) -> str:
   if form not in ("mean", "score"):
     raise UserError(f'sampling.guidance.form must be "mean", "score" or None, not {form!r}.')
   if form == "mean" and not noisy:
-    raise UserError('sampling.guidance.form = "mean" shifts by the variance of a step, but these have none: use "score".')
+    raise UserError(
+      'sampling.guidance.form = "mean" shifts by the variance of a step, but these steps have none: use "score".'
+    )
   return form

@@ -15,7 +15,7 @@ def on_backbone(config: ConfigDict, of: ConfigDict) -> ConfigDict:
   The head takes data, levels, network and prediction from its backbone. Its config may change details of the data.
 
   Raises:
-    UserError: if the config has no second head that tells the variance of eps, or another loss than the head's.
+    UserError: if the config has no second head for the variance of eps, or a loss other than the head's.
   """
   if config.prediction.second not in OPTIMAL_HEADS or config.loss.name != "second_head":
     raise UserError(

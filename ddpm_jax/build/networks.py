@@ -1,4 +1,4 @@
-"""The network of a config, its weights, and what its output means."""
+"""The network of a config, its weights, and the meaning of its output."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ def model(config: ConfigDict, channels: int, num_classes: int | None) -> nn.Modu
     )
   if config.data.low_res_size is not None:
     if unet["name"] != "unet_adm":
-      raise UserError('data.low_res_size is for super-resolution, which only network.name = "unet_adm" can do.')
+      raise UserError('data.low_res_size is for super-resolution, which only network.name = "unet_adm" supports.')
     unet["low_res"] = True
   if config.train.class_conditional:
     unet.update(num_classes=num_classes, null_label=config.train.label_dropout > 0)
@@ -68,7 +68,7 @@ def check_draws(config: ConfigDict) -> None:
 
 
 def conditions(config: ConfigDict) -> tuple[str, ...]:
-  """What a batch must hold besides its images."""
+  """The names of the arrays that a batch must contain besides its images."""
   labels = config.train.class_conditional or is_classifier(config)
   return ("label",) * labels + ("low_res",) * (config.data.low_res_size is not None)
 
@@ -83,7 +83,7 @@ class Apply:
     return self.module.apply({"params": params}, x, time, cond)
 
   def prepare(self, params: Any) -> Any:
-    """`params` as a loop that calls this should have them: converted to the network's dtype once."""
+    """`params` converted to the network's dtype, once, for a loop that calls this."""
     module = getattr(self.module, "network", self.module)  # of Patches
     module = getattr(module, "backbone", module)
     return compute_weights(params, module.dtype) if hasattr(module, "dtype") else params
@@ -137,14 +137,14 @@ def _network(config: ConfigDict) -> Callable[[Any, Callable], Any]:
 
 
 def time_scale(config: ConfigDict) -> Any:
-  """What the network is told of a level."""
+  """The time input of the network, by level."""
   if config.prediction.mean in preconditioning.PRECONDITIONINGS:
     return _preconditioned(config)[1]
   return prediction.TimeScale(config.prediction.time_scale, config.prediction.time_shift)
 
 
 def parameterization(config: ConfigDict, steps: tables.GaussianSteps | None = None) -> Any:
-  """What the network's output means; x_prev is tied to the chain `steps` (default: the full one)."""
+  """The meaning of the network's output. x_prev belongs to the chain `steps` (default: the full one)."""
   mean = config.prediction.mean
   second = config.prediction.second
   if mean == "x_prev":

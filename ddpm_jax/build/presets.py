@@ -32,8 +32,8 @@ class Preset:
     about: one line for lists.
     sampling: fields of the sampling section. Those of `METHOD` that are not here go back to their defaults.
     grid: which levels are visited, given a number of steps. "sections" is OpenAI's even spacing.
-    steps: the number of steps, unless one is asked for. None: every level.
-    second: the second head that the network must have. None: any, or none.
+    steps: the default number of steps. None: every level.
+    second: the second head that the network must have. None allows any network.
   """
 
   about: str
@@ -81,11 +81,11 @@ def presets() -> dict[str, Preset]:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What a user asks of sampling, in short.
+  """The short options of sampling, as a user gives them.
 
   Attributes:
     sampler: a name of `presets`, or a solver as "package.module:Object".
-    steps: how many.
+    steps: the number of steps.
     eta: the share of the ancestral step's noise: 0 is DDIM, 1 is DDPM.
     guidance: the guidance scale.
     classifier: the run of the noisy classifier that guides.
@@ -104,7 +104,7 @@ class Request:
 
 
 def configure(config: ConfigDict, assignments: Sequence[str] = (), request: Request | None = None) -> ConfigDict:
-  """`config` with what was asked for, in place: a `request`, then `assignments`, which win.
+  """Applies a `request` and then `assignments`, which take precedence, to `config` in place, and returns it.
 
   Arguments of a section that its new name does not take are dropped, and logged.
 
@@ -191,7 +191,7 @@ _REMEDY = {
 
 
 def _ancestral(config: ConfigDict) -> str:
-  """DDPM's covariance for this network: the config's if it is one of the ancestral chain, else that of the head."""
+  """DDPM's covariance for this network: the config's if it belongs to the ancestral chain, else that of the head."""
   named_there = config.sampling.covariance
   if named_there == "posterior" or named_there in configs.ANCESTRAL:
     return named_there
@@ -201,7 +201,7 @@ def _ancestral(config: ConfigDict) -> str:
 
 def _guidance(config: ConfigDict, asked: Request) -> dict[str, Any]:
   if asked.classifier is not None and asked.weaker is not None:
-    raise UserError("A classifier and a weaker network cannot guide at once: leave out --classifier or --weaker.")
+    raise UserError("A classifier and a weaker network cannot both guide: leave out --classifier or --weaker.")
   section: dict[str, Any] = {}
   if asked.guidance is not None:
     section["scale"] = float(asked.guidance)

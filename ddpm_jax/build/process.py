@@ -1,4 +1,4 @@
-"""The process of a config: its noise levels, and which of them are visited."""
+"""The noise levels of a config, and the grids that visit them."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def chain(config: ConfigDict) -> tables.GaussianSteps:
 
 
 def sde(config: ConfigDict) -> VpSde:
-  """The SDE of config.schedule, whose networks know continuous time."""
+  """The SDE of config.schedule, for networks of continuous time."""
   fields = config.schedule.to_dict()
   if fields.pop("name") != "vp_sde":
     raise UserError(f"The ODE of a network needs the schedule vp_sde, but this one was trained on {config.schedule.name!r}.")
@@ -60,7 +60,7 @@ def grid(config: ConfigDict, which: str = "sampling") -> np.ndarray:
 
 
 def moments(config: ConfigDict) -> np.ndarray | None:
-  """Gamma [T+1] of the file sampling.moments."""
+  """Gamma [T+1] of the file sampling.moments, or None without one."""
   section = config.sampling
   if section.moments is None:
     return None

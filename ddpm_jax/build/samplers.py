@@ -1,4 +1,4 @@
-"""How a config draws images: solver, grid, covariance, and the denoiser that goes with them."""
+"""The sampler of a config: solver, grid and covariance, and the denoiser that belongs to them."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a config trains on: its loss, and which levels a batch sees."""
+"""The training loss of a config, and the distribution of training levels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,5 +60,5 @@ LOSSES: dict[str, Callable] = {
 
 
 def time_sampler(config: ConfigDict) -> Any:
-  """Which levels a batch trains on."""
+  """The distribution of training levels."""
   return named.make(time_sampling.TIME_SAMPLERS, config.time_sampler, "time_sampler", T=schedule(config).T)

@@ -1,4 +1,4 @@
-"""What a denoiser says about Var[eps | x_t], as the covariance of a config needs it."""
+"""The estimate of Var[eps | x_t] that the covariance of a config needs."""
 
 from typing import Any
 

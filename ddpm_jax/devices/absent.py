@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from ddpm_jax.devices.chips import GPUS, Gpu
 from ddpm_jax.errors import UserError
 
-# These make libtpu neither look for the slice of this machine, nor complain that there is none, nor lock out others.
+# With these, libtpu does not look for the slice of this machine, does not warn that there is none, and takes no lock.
 _NOWHERE = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",

@@ -29,10 +29,10 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Gpu(Chip):
-  """What XLA's compiler asks of a GPU besides: `target_config`.
+  """A GPU, with the further figures that XLA's compiler needs; see `target_config`.
 
   Attributes:
-    kind: name by which CUDA knows it.
+    kind: its name in CUDA.
     capability: compute capability, (major, minor).
     cores: streaming multiprocessors.
     clock: boost clock in GHz.

@@ -1,4 +1,4 @@
-"""The kernels of a compiled GPU program: how many, what each moves, and what for."""
+"""The kernels of a compiled GPU program: their number, purpose and memory traffic."""
 
 import collections
 import dataclasses
@@ -18,10 +18,10 @@ class Kernel:
 
   Attributes:
     name: of the instruction.
-    kind: what it is for; see `kind_of`.
-    library: of a library call its name, such as "__cudnn$convForward"; otherwise "".
+    kind: its purpose; see `kind_of`.
+    library: the name of a library call, such as "__cudnn$convForward"; otherwise "".
     moved: bytes read and written.
-    operation: the JAX operation it stems from.
+    operation: the JAX operation that it implements.
   """
 
   name: str
@@ -40,7 +40,7 @@ class Summary:
     small: of those, the ones that move less than SMALL bytes.
     moved: bytes by kind, largest first.
     libraries: calls of attention and convolution libraries by name.
-    largest: the kernels that move most.
+    largest: the kernels with the most traffic.
     in_loop: whether this is one step of a loop.
   """
 
@@ -81,7 +81,7 @@ def summary(text: str, detail: int = 25) -> Summary:
 
 
 def kind_of(instruction: str, library: str, operation: str) -> str:
-  """What a kernel is for, by the instruction, the library that it calls, and the JAX operation."""
+  """The purpose of a kernel, from its instruction, the library that it calls, and the JAX operation."""
   if instruction.removesuffix("-start") in hlo.COLLECTIVES:
     return "collectives"
   if "fmha" in library or "dot_product_attention" in operation:

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.devices import processes
 from ddpm_jax.errors import UserError
 
-# Arrays of fewer elements (biases, counters) are replicated: gathering them would cost more than storing them.
+# Arrays of fewer elements (biases, counters) are replicated, since gathering them would cost more than storing them.
 SMALLEST_CUT = 1024
 
 
@@ -70,7 +70,7 @@ def shaped(tree: Any, shardings: Any) -> Any:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Transfers host arrays to the devices. Of several processes each passes its own [B / processes, ...], in their order."""
+  """Transfers host arrays to the devices. Each of several processes passes its own [B / processes, ...]."""
   sharding = over_batch(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
@@ -97,7 +97,7 @@ def to_host(tree: Any) -> Any:
 def accumulation(batch_size: int, mesh: Mesh, per_device: int | None = None) -> int:
   """The smallest number of equal microbatches with at most `per_device` images per device; None means one microbatch.
 
-  So the global batch size is the same on a laptop and on a pod.
+  The global batch size is then the same on a laptop and on a pod.
 
   Raises:
     UserError: if the devices do not divide the batch.

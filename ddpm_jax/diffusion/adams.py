@@ -92,7 +92,7 @@ def _table(
   s = grid[1:]
   alpha = np.sqrt(schedule.alpha_bar)
   sigma = np.sqrt(1 - schedule.alpha_bar)
-  steps = first_order(schedule, t, s, beliefs=order)
+  steps = first_order(schedule, t, s, predictions=order)
   # Rows out of pure noise or into an image are (1) of solvers.py and keep x0. All others keep eps.
   kept_x = np.zeros(len(t))
   kept_x0 = np.ones(len(t))

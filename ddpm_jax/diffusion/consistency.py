@@ -1,6 +1,6 @@
 """Sampling a consistency model in one or a few steps (Song et al. 2023, arXiv 2303.01469, algorithm 1).
 
-The model takes x_t to the end of its trajectory at once. Every further step adds new noise to that x_0, and asks again:
+The model maps x_t to the end of its trajectory. Each further step adds new noise to that x_0 and evaluates the model again:
 
     x_s = alpha_s x_0 + alpha_s sqrt(r_s^2 - r_1^2) z,        r = sigma / alpha,
 
@@ -16,7 +16,7 @@ from ddpm_jax.errors import UserError
 
 
 def consistency(schedule: Schedule, grid: np.ndarray) -> GaussianSteps:
-  """The table of that loop along `grid`, [K+1] levels T ... 0: K evaluations of the network.
+  """The table of these steps along `grid`, [K+1] levels T ... 0: K evaluations of the network.
 
   Raises:
     UserError: for a grid that goes up.

@@ -54,7 +54,7 @@ def multistep(
   t = grid[:-1]
   s = grid[1:]
   log_snr = schedule.log_snr[grid]
-  steps = first_order(schedule, t, s, beliefs=order)
+  steps = first_order(schedule, t, s, predictions=order)
   alpha_s = np.sqrt(schedule.alpha_bar[s])
   h = np.diff(log_snr)
   if sde:
@@ -108,7 +108,7 @@ def cfg_multistep(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.floa
   bend = np.zeros(len(t))
   inner = np.isfinite(h) & np.isfinite(np.append(np.inf, h[:-1]))
   bend[inner] = (-np.expm1(-h) * h / np.append(np.inf, h[:-1]) / 2)[inner]
-  steps = first_order(schedule, t, s, beliefs=2)
+  steps = first_order(schedule, t, s, predictions=2)
   steps.next_x0[:, 0] = -alpha[s] * fall
   steps.next_x0[:, 1] = -alpha[s] * bend
   weak = dict(kept_x=1 / alpha[t], kept_x0=np.zeros(len(t)), kept_eps=-sigma[t] / alpha[t])
@@ -123,7 +123,7 @@ def singlestep(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32
   """
   grid = check(schedule, grid)
   log_snr = schedule.log_snr[grid]
-  steps = first_order(schedule, grid[:-1], grid[1:], beliefs=2)
+  steps = first_order(schedule, grid[:-1], grid[1:], predictions=2)
   sigma = np.sqrt(1 - schedule.alpha_bar[grid])
   finite = np.isfinite(log_snr)
   for t in range(np.argmax(finite), np.argmax(finite) + finite.sum() - 2, 2):

@@ -42,7 +42,7 @@ class Statistics:
     low = self.log_snr[after - 1]
     high = self.log_snr[after]
     share = np.clip((points - low) / (high - low), 0, 1)
-    at = lambda a: a[after - 1] + _wide(share, a) * (a[after] - a[after - 1])
+    at = lambda a: a[after - 1] + wide(share, a) * (a[after] - a[after - 1])
     return Statistics(points, at(self.l), at(self.s), at(self.b))
 
 
@@ -85,8 +85,8 @@ def dpm_solver_v3(
   fit = _Integrals(statistics.merged(log_snr[finite]), np.sqrt(schedule.alpha_bar[grid]), log_snr)
   pixels = fit.shape
   K = len(grid) - 1
-  plain = first_order(schedule, grid[:-1], grid[1:], beliefs=order)
-  widen = lambda column: np.broadcast_to(_wide(column, np.empty((*column.shape, *pixels))), (*column.shape, *pixels)).copy()
+  plain = first_order(schedule, grid[:-1], grid[1:], predictions=order)
+  widen = lambda column: np.broadcast_to(wide(column, np.empty((*column.shape, *pixels))), (*column.shape, *pixels)).copy()
   steps = plain.replace(
     anchor_x=widen(plain.anchor_x),
     anchor_a=widen(plain.anchor_a),
@@ -138,7 +138,7 @@ class _Integrals:
 
   def _integral(self, values: np.ndarray) -> np.ndarray:
     """The trapezoidal integral of `values` [N, ...] from the first point to each."""
-    pieces = _wide(np.diff(self._fit.log_snr), values) * (values[1:] + values[:-1]) / 2
+    pieces = wide(np.diff(self._fit.log_snr), values) * (values[1:] + values[:-1]) / 2
     return np.concatenate([np.zeros_like(values[:1]), np.cumsum(pieces, axis=0)])
 
   def kept_x(self, k: int) -> np.ndarray:
@@ -162,7 +162,7 @@ class _Integrals:
     of_g = np.zeros((len(points), *L.shape[1:]))
     of_g[0] = -np.exp(-L[j] - S[i]) * (I[j] - I[i])
     for k, derivative in enumerate(_derivatives(self._log_snr[points], pseudo), start=1):
-      of_g -= shrink * self._moment(i, j, k) * _wide(derivative, of_g)
+      of_g -= shrink * self._moment(i, j, k) * wide(derivative, of_g)
     weights = np.zeros_like(of_g)
     for m, point in enumerate(self._at[points]):
       weights[m] = of_g[m] * np.exp(S[i] - S[point])
@@ -175,8 +175,8 @@ class _Integrals:
     part = slice(i, j + 1)
     x = self._fit.log_snr[part]
     values = np.exp(self._L[part] + self._S[part] - self._L[i] - self._S[i])
-    values = values * _wide((x - x[0]) ** k / math.factorial(k), values)
-    return (_wide(np.diff(x), values) * (values[1:] + values[:-1]) / 2).sum(0)
+    values = values * wide((x - x[0]) ** k / math.factorial(k), values)
+    return (wide(np.diff(x), values) * (values[1:] + values[:-1]) / 2).sum(0)
 
 
 def _derivatives(at: np.ndarray, pseudo: bool) -> list[np.ndarray]:
@@ -196,6 +196,6 @@ def _derivatives(at: np.ndarray, pseudo: bool) -> list[np.ndarray]:
   return [solution[i - 1] * math.factorial(i) for i in range(1, p)]
 
 
-def _wide(column: np.ndarray, like: np.ndarray) -> np.ndarray:
+def wide(column: np.ndarray, like: np.ndarray) -> np.ndarray:
   """`column` with trailing axes of size 1, to broadcast against `like`."""
   return np.reshape(column, np.shape(column) + (1,) * (np.ndim(like) - np.ndim(column)))

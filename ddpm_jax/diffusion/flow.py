@@ -1,14 +1,14 @@
-"""What a few exact trajectories say about a network: the statistics of DPM-Solver-v3, and the best levels for few steps.
+"""Statistics of a few exact trajectories of a network: those of DPM-Solver-v3, and the best levels for few steps.
 
 Trajectories follow the probability flow in u = x / alpha, rho = sigma / alpha, with many steps of a fast solver. Along them
 
     l = E[eps_hat^2]                which is sigma E[d eps_hat / dx], by Stein's identity for a network that is right     (1)
     s, b                            the regression of df / dlambda on f = (1 - l) u - x0       (DPM-Solver-v3, eq. 11)   (2)
-    error(t, s)                     RMS of alpha_s (u_s - u_t - (rho_s - rho_t) eps_t), what DDIM from t to s misses     (3)
+    error(t, s)                     RMS of alpha_s (u_s - u_t - (rho_s - rho_t) eps_t), the error of DDIM from t to s    (3)
 
 df / dlambda is the difference between neighboring levels. The grid of least total error is a shortest path, as in GITS (Chen
 et al. 2024, arXiv 2405.11326). The error is that of x_s, since in u nearly all steps would go to
-high noise. Both serve any guidance and clipping, since the trajectories are those of the same denoiser.
+high noise. Both work with any guidance and clipping, since the trajectories are those of the same denoiser.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion.dpm_solver import multistep
-from ddpm_jax.diffusion.dpm_solver_v3 import Statistics
+from ddpm_jax.diffusion.dpm_solver_v3 import Statistics, wide
 from ddpm_jax.diffusion.noise import PerImage
 from ddpm_jax.diffusion.prediction import Denoiser, Prediction
 from ddpm_jax.diffusion.samplers import sample
@@ -51,7 +51,7 @@ class Flow:
     """l, s and b of (1) and (2)."""
     log_snr = schedule.log_snr[self.levels]
     l = self.eps_squared
-    step = _column(np.diff(log_snr), l)
+    step = wide(np.diff(log_snr), l)
     one = np.zeros((5, *l[1:].shape))
     one[0] = 1
     before = 0 * one  # f at a level and at the next, as combinations of the five
@@ -65,7 +65,7 @@ class Flow:
     slope = (after - before) / step[None]
     variance = mean(middle, middle) - mean(one, middle) ** 2
     covariance = mean(middle, slope) - mean(one, middle) * mean(one, slope)
-    # where f varies by less than a hundredth, the slope of a regression would be that of rounding errors
+    # where f varies by less than a hundredth, rounding errors would determine the slope of a regression
     s = covariance / np.maximum(variance, 1e-4 * mean(middle, middle))
     b = mean(one, slope) - s * mean(one, middle)
     # s and b lie between the levels
@@ -73,7 +73,7 @@ class Flow:
     return Statistics(log_snr, l, at_levels(s), at_levels(b))
 
   def grid(self, K: int) -> np.ndarray:
-    """The grid [K+1] whose steps of DDIM miss least in sum, from the first level of the trajectories to 1 and 0.
+    """The grid [K+1] with the least total error of DDIM, from the first level of the trajectories to 1 and 0.
 
     Raises:
       UserError: if there are fewer levels than steps.
@@ -113,7 +113,7 @@ def measure(
     x_T = PerImage(keys).initial(shape)
     _, (states, x0) = sample(keys, denoiser, solver, x_T, cond, save=_state_and_x0)
     x = np.concatenate([np.asarray(x_T)[None], np.asarray(states)[:-1]])  # at the levels that steps leave
-    batch = _flow(levels, x / _column(alpha, x), np.asarray(x0), rho, per_pixel)
+    batch = _flow(levels, x / wide(alpha, x), np.asarray(x0), rho, per_pixel)
     total = batch if total is None else total.merge(batch)
     yield total
 
@@ -122,20 +122,16 @@ def _flow(levels: np.ndarray, u: np.ndarray, x0: np.ndarray, rho: np.ndarray, pe
   """The means over one batch, u and x0 [M,B,H,W,C]."""
   u = u.astype(np.float64)
   x0 = x0.astype(np.float64)
-  eps = (u - x0) / _column(rho, u)
+  eps = (u - x0) / wide(rho, u)
   mean = lambda a: a.mean(1) if per_pixel else a.mean(tuple(range(1, a.ndim)))
   five = [np.ones_like(u[:-1]), x0[:-1], u[:-1], x0[1:], u[1:]]
   moments = np.stack([np.stack([mean(a * b) for a in five], 1) for b in five], 1)
   alpha = 1 / np.hypot(1, rho)
   pixels = tuple(range(1, u.ndim))
-  missed = lambda t: _column(alpha, u) * (u - u[t] - _column(rho - rho[t], u) * eps[t])
+  missed = lambda t: wide(alpha, u) * (u - u[t] - wide(rho - rho[t], u) * eps[t])
   error = np.array([(missed(t) ** 2).mean(pixels) for t in range(len(u))])
   return Flow(levels, u.shape[1], mean(eps**2), moments, error)
 
 
 def _state_and_x0(x: jax.Array, pred: Prediction) -> tuple[jax.Array, jax.Array]:
   return x, pred.x0
-
-
-def _column(values: np.ndarray, like: np.ndarray) -> np.ndarray:
-  return values.reshape(-1, *[1] * (like.ndim - 1))

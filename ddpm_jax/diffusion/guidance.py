@@ -34,7 +34,7 @@ import numpy as np
 from flax import struct
 
 from ddpm_jax.diffusion.gaussian import Gaussian
-from ddpm_jax.diffusion.prediction import Prediction, TimeScale
+from ddpm_jax.diffusion.prediction import Prediction, TimeScale, finite_or
 from ddpm_jax.diffusion.schedule import Level, Schedule, like
 from ddpm_jax.diffusion.steps import GaussianSteps
 from ddpm_jax.errors import UserError
@@ -121,8 +121,7 @@ class Perturbed:
     strong = self.strong(x_t, level, cond)
     weak = self.weak(x_t, level, cond)
     x0 = pred.x0 + scale * (strong.x0 - weak.x0)
-    x0 = jnp.where(jnp.isfinite(x0), x0, pred.x0)  # at pure noise, eps makes x0 infinite
-    return pred.replace(x0=x0, eps=pred.eps + scale * (strong.eps - weak.eps))
+    return pred.replace(x0=finite_or(x0, pred.x0), eps=pred.eps + scale * (strong.eps - weak.eps))
 
 
 @struct.dataclass
@@ -200,7 +199,7 @@ def between(weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Arr
   """(3), in x0 and eps alike."""
   scale = like(scale, x_t)
   x0, eps = (w + scale * (s - w) for w, s in ((weak.x0, strong.x0), (weak.eps, strong.eps)))
-  return strong.replace(x0=jnp.where(jnp.isfinite(x0), x0, strong.x0), eps=eps)  # at pure noise, eps makes x0 infinite
+  return strong.replace(x0=finite_or(x0, strong.x0), eps=eps)
 
 
 def _scale_at(level: Level, scale: Any, interval: Any, outside: float) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ddpm_jax.diffusion.prediction import Prediction, eps_from_x0, x0_from_eps
+from ddpm_jax.diffusion.prediction import Prediction, eps_from_x0, finite_or, x0_from_eps
 from ddpm_jax.diffusion.schedule import Level, like
 
 
@@ -29,8 +29,7 @@ class Projected:
 
   def __call__(self, weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     update = projected(strong.x0 - weak.x0, strong.x0, self.parallel, self.norm)
-    x0 = strong.x0 + (like(scale, x_t) - 1) * update
-    x0 = jnp.where(jnp.isfinite(x0), x0, strong.x0)  # at pure noise, eps makes x0 infinite
+    x0 = finite_or(strong.x0 + (like(scale, x_t) - 1) * update, strong.x0)
     return strong.replace(x0=x0, eps=eps_from_x0(x0, x_t, level))
 
 
@@ -40,7 +39,7 @@ class Renoised:
 
   def __call__(self, weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     x0 = weak.x0 + like(scale, x_t) * (strong.x0 - weak.x0)
-    return strong.replace(x0=jnp.where(jnp.isfinite(x0), x0, strong.x0), eps=weak.eps)
+    return strong.replace(x0=finite_or(x0, strong.x0), eps=weak.eps)
 
 
 @struct.dataclass
@@ -52,7 +51,7 @@ class Rescaled:
   def __call__(self, weak: Prediction, strong: Prediction, scale: jax.Array, x_t: jax.Array, level: Level) -> Prediction:
     eps = rescaled(weak.eps + like(scale, x_t) * (strong.eps - weak.eps), strong.eps, self.share)
     x0 = x0_from_eps(eps, x_t, level)
-    return strong.replace(x0=jnp.where(jnp.isfinite(x0), x0, strong.x0), eps=eps)  # at pure noise, eps makes x0 infinite
+    return strong.replace(x0=finite_or(x0, strong.x0), eps=eps)
 
 
 def rescaled(guided: jax.Array, strong: jax.Array, share: jax.Array) -> jax.Array:

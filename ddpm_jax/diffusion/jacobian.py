@@ -4,7 +4,7 @@ Tweedie's identity of second order says, for the exact denoiser,
 
     Cov[eps | x_t] = I - sigma_t d eps_hat / d x_t         Cov[x_0 | x_t] = (sigma_t / alpha_t)^2 Cov[eps | x_t]          (1)
 
-so any network tells its covariance without further training. Products with (1) cost one evaluation. The diagonal follows
+so any network gives its covariance without further training. Products with (1) cost one evaluation. The diagonal follows
 from products with random signs v, since E[v (J v)] = diag J (Hutchinson's estimate).                                    (2)
 
 The Jacobian of an imperfect network is not a covariance: it is asymmetric and has negative eigenvalues. So (2) is kept above
@@ -95,7 +95,7 @@ class JacobianOperator:
 
   Attributes:
     inner: the denoiser, unclipped.
-    floor: [T+1], the least eigenvalue of Cov[eps | x_n] that users of the operator should allow.
+    floor: [T+1], the lower bound on the eigenvalues of Cov[eps | x_n].
   """
 
   inner: Any

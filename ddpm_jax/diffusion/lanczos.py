@@ -92,7 +92,7 @@ class CorrelatedGaussian:
   steps: int = struct.field(pytree_node=False)
 
   def draw(self, z: jax.Array) -> jax.Array:
-    """The sample that white noise z [B,H,W,C] stands for."""
+    """The sample for white noise z [B,H,W,C]."""
     shift, scale, floor, largest = (jnp.reshape(a, (-1, 1)) for a in (self.shift, self.scale, self.floor, self.largest))
 
     def deviation(values: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ def min_snr(schedule: Schedule, mean: str, gamma: float = 5.0) -> np.ndarray:
 
 
 def p2(schedule: Schedule, mean: str, gamma: float = 1.0, k: float = 1.0) -> np.ndarray:
-  """1 / (k + snr)^gamma on eps' error (Choi et al. 2022, arXiv 2204.00227), less weight on the last, invisible noise."""
+  """1 / (k + snr)^gamma on eps' error, less on the last, invisible noise (Choi et al. 2022, arXiv 2204.00227)."""
   return _of_x0(schedule, mean, lambda snr: snr / (k + snr) ** gamma)
 
 
@@ -61,5 +61,5 @@ def _of_x0(schedule: Schedule, mean: str, weight: Callable) -> np.ndarray:
   ratio = schedule.alpha_bar[1:] / (1 - schedule.alpha_bar[1:])
   with np.errstate(invalid="ignore", divide="ignore"):
     found = weight(ratio) / per_output[mean](ratio)
-  # at a last level without signal an error of eps says nothing of x_0, and its weight would be 0 / 0
+  # at a last level without signal, an error of eps carries no information about x_0, and its weight would be 0 / 0
   return np.append(0.0, np.nan_to_num(found, nan=1.0))

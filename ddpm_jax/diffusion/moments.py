@@ -3,9 +3,9 @@
     Gamma_n = E |eps_hat(x_n, n)|^2 / d,             E Var[eps | x_n] = 1 - Gamma_n            (Analytic-DPM eq. 8)   (1)
                                                      E Var[eps | x_n] = E |eps - eps_hat|^2 / d                       (2)
 
-The authors use (1). The two agree for an exact network. For any other network, (2) is the variance that its mean really
-needs (Extended-Analytic-DPM eq. 12, averaged). Near pure noise (2) is also estimated much better: 1 - Gamma is there a small
-difference of numbers near 1, and (sigma / alpha)^2 multiplies its error. Both are measured at the same time.
+The authors use (1). The two agree for an exact network. For any other network, (2) is the actual error of its mean
+(Extended-Analytic-DPM eq. 12, averaged). Near pure noise, (2) is also estimated much more precisely. There 1 - Gamma is a
+small difference of numbers near 1, and (sigma / alpha)^2 multiplies its error. Both are measured at the same time.
 
 Without the mean over pixels, (1) and (2) give a variance per pixel and level, the best diagonal covariance that does not
 depend on x_n (the first generalization in the Extended-Analytic-DPM paper). It is one image per level, so it is measured on
@@ -130,9 +130,13 @@ def estimate(
     raise UserError(f"Moments exist at levels 1 ... {schedule.T} of this schedule, not at {levels[0]} ... {levels[-1]}.")
   moments = start or Moments.none(levels)
   if not np.array_equal(moments.levels, levels):
-    raise UserError(f"These moments were begun at {len(moments.levels)} levels and cannot go on at {len(levels)} others.")
+    raise UserError(
+      f"These moments were measured at {len(moments.levels)} levels and cannot be continued at {len(levels)} others."
+    )
   if moments.count and per_pixel != (moments.pixels is not None):
-    raise UserError("These moments were begun with another per_pixel and cannot go on; measure them again from the start.")
+    raise UserError(
+      "These moments were measured with another per_pixel and cannot be continued; measure them again from the start."
+    )
   steps = gaussian(schedule, np.append(levels[::-1], 0))
   for x_0, cond in batches:
     keys = numbered_keys(seed, moments.count, len(x_0))

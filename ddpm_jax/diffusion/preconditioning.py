@@ -1,4 +1,4 @@
-"""Networks that are told of noise by its standard deviation: EDM, VE, and consistency models.
+"""Networks whose time input is the standard deviation of the noise: EDM, VE, and consistency models.
 
 Those papers write a noisy image as x = x_0 + sigma eps. In our levels x = x_t / alpha and their sigma is r = sigma / alpha,
 so alpha = 1 / sqrt(1 + r^2) (schedule.karras). Their networks are one affine form (EDM eq. 7),
@@ -67,7 +67,7 @@ class NoiseTime:
 def preconditioned(
   name: str, schedule: Schedule, sigma_data: float = 0.5, time_scale: float = 1.0
 ) -> tuple[Preconditioned, NoiseTime]:
-  """What the output of such a network means, and what it is told of a level.
+  """The parameterization and the time input of such a network.
 
   Args:
     name: "edm", "consistency", "ve" or "vp".
@@ -85,7 +85,7 @@ def preconditioned(
   alpha = np.sqrt(schedule.alpha_bar[1:])
   r = np.sqrt(1 / schedule.alpha_bar[1:] - 1)
   skip, out, scale, time = PRECONDITIONINGS[name](r, sigma_data)
-  # Level 0 is never asked about. It has the entries of level 1.
+  # Level 0 is not used. It has the entries of level 1.
   tables = (
     np.concatenate([column[:1], column]).astype(np.float32)
     for column in (skip / alpha, out, scale / alpha, time_scale * time)

@@ -1,4 +1,4 @@
-"""Predictions: what a network's output says about x_0.
+"""Predictions: the estimate of x_0 that a network's output encodes.
 
 A *denoiser* is anything callable as (x_t, level, cond) -> Prediction. `Network` is the innermost denoiser. Clipping,
 guidance and analytic moments (transforms.py, guidance.py) are denoisers that wrap a denoiser.
@@ -54,6 +54,11 @@ def eps_from_x0(x_0: jax.Array, x_t: jax.Array, level: Level) -> jax.Array:
   """eps = (x_t - alpha x_0) / sigma."""
   level = like(level, x_t)
   return (x_t - level.alpha * x_0) / level.sigma
+
+
+def finite_or(x0: jax.Array, instead: jax.Array) -> jax.Array:
+  """`x0` where it is finite, else `instead`. At pure noise, an eps makes x0 infinite."""
+  return jnp.where(jnp.isfinite(x0), x0, instead)
 
 
 def of_level(table: jax.Array, level: Level, x_t: jax.Array) -> jax.Array:

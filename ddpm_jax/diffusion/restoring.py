@@ -29,7 +29,7 @@ from ddpm_jax.diffusion.prediction import Prediction
 from ddpm_jax.diffusion.schedule import Level, like
 from ddpm_jax.errors import UserError
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- measurements
 
 
 @struct.dataclass
@@ -63,7 +63,7 @@ class Grey:
 
 @struct.dataclass
 class Function:
-  """A function of one's own, (x [B,H,W,C]) -> y [B,...]. It must compare equal from call to call."""
+  """A user-defined function, (x [B,H,W,C]) -> y [B,...]. It must compare equal from call to call."""
 
   function: Callable = struct.field(pytree_node=False)
 
@@ -114,7 +114,7 @@ def transpose(operator: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
   return jax.vjp(operator, jnp.zeros_like(x))[1](y)[0]
 
 
-# ---------------------------------------------------------------- what is believed of x_0
+# ---------------------------------------------------------------- the covariance of x_0
 
 
 @struct.dataclass
@@ -139,7 +139,7 @@ def unit_gaussian(pred: Prediction, level: Level) -> Operator:
 
 
 def believed(pred: Prediction, level: Level) -> Operator:
-  """What the denoiser says, with all correlations if it fills eps_cov."""
+  """The denoiser's own estimate, with all correlations if it fills eps_cov."""
   level = like(level, pred.x0)
   factor = (level.sigma / level.alpha) ** 2
   if pred.eps_cov is not None:
@@ -147,7 +147,7 @@ def believed(pred: Prediction, level: Level) -> Operator:
   if pred.eps_var is not None:
     return Diagonal(factor * jnp.maximum(pred.eps_var, 0.0))
   raise UserError(
-    "This network says nothing about its uncertainty: measure it with ddpm-jax moments, or use the covariance full."
+    "This network has no estimate of its variance: measure moments with ddpm-jax moments, or use the covariance full."
   )
 
 
@@ -156,7 +156,7 @@ def believed(pred: Prediction, level: Level) -> Operator:
 
 @struct.dataclass
 class Restore:
-  """A denoiser of images whose measurement is known, by (1).
+  """A denoiser of images of which a linear measurement is known, by (1).
 
   Attributes:
     inner: the denoiser, unclipped.

@@ -91,8 +91,8 @@ def from_betas(betas: np.ndarray) -> Schedule:
 def linear(T: int = 1000, start: float | None = None, end: float | None = None) -> Schedule:
   """Equally spaced betas (DDPM section 4).
 
-  Without ends this is OpenAI's form: 1e-4 ... 0.02 scaled by 1000 / T, so that the last level is about the same noise for
-  every T. With ends it is Ho's form, exactly start ... end. The two agree at T = 1000.
+  Without ends this is OpenAI's form: 1e-4 ... 0.02 scaled by 1000 / T, so that the last level has about the same noise
+  for every T. With ends it is Ho's form, exactly start ... end. The two agree at T = 1000.
   """
   return from_betas(np.linspace(*_ends(T, start, end), T))
 
@@ -161,7 +161,7 @@ def karras(T: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: 
 
 
 def zero_snr(T: int = 1000, base: str = "linear", start: float | None = None, end: float | None = None) -> Schedule:
-  """The schedule `base`, shifted and scaled so that nothing of the image is left at level T (Lin et al. 2024, algorithm 1).
+  """The schedule `base`, shifted and scaled so that level T is pure noise (Lin et al. 2024, algorithm 1).
 
   The square roots of alpha_bar lose their last value and are scaled to keep their first. As with `jsd`, predict x_0 or v.
 

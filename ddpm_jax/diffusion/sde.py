@@ -5,7 +5,7 @@
     ODE       dx = (-beta/2 x + beta/2 eps / sigma) dt,      with the same marginals as (2)                          (3)
 
 where -eps / sigma is the score. Discretized as a chain (`schedule.vp_sde`), networks of the SDE work with every other
-sampler and covariance of this package. This file holds what needs continuous time.
+sampler and covariance of this package. This module holds the parts that need continuous time.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Second heads: what the other half of a network's output says about the uncertainty of the first half.
+"""Second heads: the second half of a network's output, which estimates the uncertainty of the first.
 
 A head is a type with two methods:
 
@@ -59,7 +59,7 @@ class LogVar(SecondHead):
 
 @struct.dataclass
 class Residual(SecondHead):
-  """NPR-DPM: E[(y - mean)^2 | x_t], the variance that the imperfect mean really needs (Bao et al. 2022, section 4.1)."""
+  """NPR-DPM: E[(y - mean)^2 | x_t], the variance around the imperfect mean (Bao et al. 2022, section 4.1)."""
 
   optimal = True
 

@@ -93,31 +93,31 @@ class Solver:
       newest = row.kept_x * x + row.kept_x0 * pred.x0
     if row.kept_eps is not None:
       newest = newest + row.kept_eps * pred.eps
-    beliefs = (newest, *older)
-    anchor = row.anchor_x * x + row.anchor_a * anchor + _weighted(row.anchor_x0, beliefs)
+    predictions = (newest, *older)
+    anchor = row.anchor_x * x + row.anchor_a * anchor + _weighted(row.anchor_x0, predictions)
     if row.anchor_bias is not None:
       anchor = anchor + row.anchor_bias
-    x = row.next_a * anchor + _weighted(row.next_x0, beliefs)
+    x = row.next_a * anchor + _weighted(row.next_x0, predictions)
     if row.next_pred is not None:
       x = x + row.next_pred * pred.x0
     if row.next_bias is not None:
       x = x + row.next_bias
     if row.std is not None:
       x = x + row.std * noise(row, x)
-    return (x, anchor, beliefs[:-1]), pred
+    return (x, anchor, predictions[:-1]), pred
 
   def image(self, state: State) -> jax.Array:
     return state[0]
 
 
-def first_order(schedule: Schedule, t: np.ndarray, s: np.ndarray, *, anchor: int = 0, beliefs: int = 1) -> SolverSteps:
+def first_order(schedule: Schedule, t: np.ndarray, s: np.ndarray, *, anchor: int = 0, predictions: int = 1) -> SolverSteps:
   """Rows of (1) from levels t [K] to levels s [K] in float64. The weights of older predictions are 0.
 
-  anchor, beliefs: the number of predictions in (2) and (3).
+  anchor, predictions: the number of predictions in (2) and (3).
   """
   sigma = np.sqrt(1 - schedule.alpha_bar)
   anchor_x0 = np.zeros((len(t), anchor))
-  next_x0 = np.zeros((len(t), beliefs))
+  next_x0 = np.zeros((len(t), predictions))
   next_x0[:, 0] = np.sqrt(schedule.alpha_bar[s]) * -np.expm1(schedule.log_snr[t] - schedule.log_snr[s])
   return SolverSteps(
     schedule.level(t),
@@ -146,5 +146,5 @@ def orders(log_snr: np.ndarray, order: int, lower_order_final: bool, *, image: b
   return np.where(finite[1:] | image, np.maximum(result, 1), 1)
 
 
-def _weighted(weights: np.ndarray, beliefs: tuple[jax.Array, ...]) -> jax.Array:
-  return sum(weight * x0 for weight, x0 in zip(weights, beliefs, strict=False))
+def _weighted(weights: np.ndarray, predictions: tuple[jax.Array, ...]) -> jax.Array:
+  return sum(weight * x0 for weight, x0 in zip(weights, predictions, strict=False))

@@ -50,7 +50,7 @@ def unipc(
   t = grid[:-1]
   s = grid[1:]
   log_snr = schedule.log_snr[grid]
-  steps = first_order(schedule, t, s, anchor=order + 1, beliefs=order)
+  steps = first_order(schedule, t, s, anchor=order + 1, predictions=order)
   alpha_s = np.sqrt(schedule.alpha_bar[s])
   h = np.diff(log_snr)
   x0 = np.eye(order + 1)  # x0[j] are the weights of prediction j

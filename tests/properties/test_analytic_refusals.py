@@ -65,7 +65,7 @@ CASES = {
   ),
   "going on at other levels": (
     lambda: next(moments.estimate(CHAIN, DATA, [(X, None)], levels=[5], start=moments.Moments.none([1, 2]))),
-    "cannot go on",
+    "cannot be continued",
   ),
   "Euler-Maruyama upwards": (lambda: euler_maruyama(CHAIN, np.array([1, 50])), "follows the reverse SDE"),
   "an ODE that cannot be followed": (
