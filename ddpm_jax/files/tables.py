@@ -101,8 +101,13 @@ def decode_any(data: bytes, name: object) -> tuple[str, str]:
   return data.decode("latin-1"), "latin-1"  # which has a character for every byte
 
 
+def read_csv(path: PathLike, most: int = limits.TEXT) -> list[list[str]]:
+  """The rows of a CSV file with commas, whatever its line ends; encodings as in `read_text`. Raises UserError."""
+  return parse_csv(limits.read_bytes(path, most), path)
+
+
 def parse_csv(data: bytes | str, name: object, separator: str = ",", *, skip_space: bool = False) -> list[list[str]]:
-  """The rows of a CSV text; `name` is its file for messages. Raises UserError as `decode`.
+  """The rows of a CSV text; `name` is its file for messages. Raises UserError as `read_csv`.
 
   Args:
     separator: the character between cells.
