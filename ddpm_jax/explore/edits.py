@@ -38,7 +38,7 @@ def mix(
   label = 0 if label is None else whole(label, "Class")
   run = settings.of(trained, say)
   with compiling(("mix", program(run, 1 + FRAMES)), f"{1 + FRAMES} images between two seeds", say):
-    return edit.between_seeds(run, *ends, [weight, *np.linspace(0, 1, FRAMES)], label)
+    return edit.between_seeds(run, ends[0], ends[1], [weight, *np.linspace(0, 1, FRAMES)], label)
 
 
 def encode(trained: Trained, settings: Settings, index: int, say: Say = silent) -> tuple[np.ndarray, float]:

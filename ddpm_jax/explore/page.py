@@ -255,7 +255,7 @@ class _Page:
       with concurrent.futures.ThreadPoolExecutor(1) as pool:
         future = pool.submit(work, say, *values)
         while concurrent.futures.wait([future], timeout=0.2).not_done:
-          yield {status: pictures.progress(*said, time.monotonic() - began)}
+          yield {status: pictures.progress(said[0], said[1], time.monotonic() - began)}
       yield {status: ""}
       yield future.result()
 

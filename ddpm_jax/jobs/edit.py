@@ -5,6 +5,7 @@ images, error = edit.reconstruct(run, run.dataset("test"), range(16), steps=50)
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def known_pixels(hidden: str, height: int, width: int) -> np.ndarray:
   Raises:
     UserError: for a part other than "center", "left", and "top".
   """
-  areas = {
+  areas: dict[str, Any] = {
     "center": np.s_[height // 4 : -(height // 4), width // 4 : -(width // 4)],
     "left": np.s_[:, : width // 2],
     "top": np.s_[: height // 2],
