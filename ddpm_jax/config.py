@@ -250,9 +250,20 @@ def check_effect(config: ConfigDict, assignments: Sequence[str]) -> None:
         raise UserError(f"--config.{path}={value} means nothing {why.format(config=config)}")
 
 
+def is_path(name: str) -> bool:
+  """Whether the name of a data set is the path of a folder, of a zip or of a Parquet file."""
+  return name.startswith(("./", "../", "~", "/")) or name.lower().endswith((".zip", ".parquet"))
+
+
+def _has_variance(config: ConfigDict) -> bool:
+  """Whether a Gaussian step has a variance: at eta = 0 only where the network's error is known."""
+  sampling = config.sampling
+  return sampling.eta > 0 or sampling.covariance not in (None, "posterior") or config.prediction.second is not None
+
+
 _GUIDES = ("classifier", "autoguidance")
 _HARMLESS = ("sampling.guidance.kind",)
-_EFFECTS = (  # (start of a path, whether such a field has an effect, why not and what to do)
+_EFFECTS = (  # (start of a path or of several, whether such a field has an effect, why not and what to do)
   (
     "sampling.eta",
     lambda config: config.sampling.solver == "gaussian",
@@ -273,7 +284,18 @@ _EFFECTS = (  # (start of a path, whether such a field has an effect, why not an
     lambda config: config.sampling.grid == "dp_vb",
     'to another grid than "dp_vb": set sampling.grid=dp_vb.',
   ),
+  ("sampling.cap_pixels", _has_variance, "at eta = 0, where steps have no variance: set sampling.eta above 0."),
   ("sampling.keep_eps", lambda config: config.sampling.clip != "none", "where nothing is clipped: leave it out."),
+  (
+    "sampling.clip_range",
+    lambda config: config.sampling.clip == "x0",
+    'to sampling.clip="{config.sampling.clip}": set sampling.clip=x0.',
+  ),
+  (
+    ("sampling.clip_quantile", "sampling.clip_max"),
+    lambda config: config.sampling.clip == "dynamic",
+    'to sampling.clip="{config.sampling.clip}": set sampling.clip=dynamic.',
+  ),
   (
     "sampling.guidance.",
     lambda config: config.sampling.guidance.kind is not None,
@@ -288,6 +310,46 @@ _EFFECTS = (  # (start of a path, whether such a field has an effect, why not an
     "sampling.guidance.model",
     lambda config: config.sampling.guidance.kind in _GUIDES,
     "to guidance without a second network: leave it out.",
+  ),
+  (
+    ("sampling.guidance.norm", "sampling.guidance.parallel"),
+    lambda config: config.sampling.guidance.rule == "apg",
+    'to the rule "{config.sampling.guidance.rule}": set sampling.guidance.rule=apg.',
+  ),
+  (
+    "sampling.guidance.rescale",
+    lambda config: config.sampling.guidance.rule == "rescaled",
+    'to the rule "{config.sampling.guidance.rule}": set sampling.guidance.rule=rescaled.',
+  ),
+  (
+    "sampling.guidance.fade",
+    lambda config: config.sampling.guidance.perturbed,
+    "without perturbed attention: set sampling.guidance.perturbed.",
+  ),
+  (
+    "sampling.guidance.blocks",
+    lambda config: config.sampling.guidance.kind == "perturbed_attention" or config.sampling.guidance.perturbed,
+    "without perturbed attention: set sampling.guidance.kind=perturbed_attention.",
+  ),
+  (
+    ("data.holdout", "data.labels"),
+    lambda config: is_path(config.data.name),
+    'to the data set "{config.data.name}", which is not a folder or zip: leave it out.',
+  ),
+  (
+    "prediction.sigma_data",
+    lambda config: config.prediction.mean in ("edm", "consistency"),
+    'to prediction.mean="{config.prediction.mean}": set prediction.mean=edm.',
+  ),
+  (
+    ("network.num_classes", "network.null_label"),
+    lambda config: False,
+    "because it follows from data and labels: leave it out, and set train.class_conditional.",
+  ),
+  (
+    "ema.widths",
+    lambda config: config.train.keep_every is not None,
+    "without the checkpoints that it combines: set train.keep_every.",
   ),
   (
     "train.label_dropout",

@@ -54,7 +54,8 @@ class Field:
     if value is None and self.nullable:
       return
     if not any(_is(value, kind) for kind in self.types):
-      raise UserError(f"{path} = {value!r} should be {self.kinds}{' or None' if self.nullable else ''}.")
+      like = ", such as (1, 2)" if not self.nullable and set(self.types) <= {tuple, list} else ""
+      raise UserError(f"{path} = {value!r} should be {self.kinds}{like}{' or None' if self.nullable else ''}.")
     if self.choices and value not in self.choices:
       raise UserError(f"{path} = {value!r} should be one of {', '.join(map(str, self.choices))}.")
     if self.longest is not None and isinstance(value, (tuple, list)) and len(value) > self.longest:
@@ -98,7 +99,15 @@ def _is(value: Any, kind: type) -> bool:
 
 def kind_name(kind: Any) -> str:
   """A type in plain words."""
-  names = {int: "an integer", float: "a number", str: "a text", bool: "True or False", tuple: "a tuple", type(None): "None"}
+  names = {
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    tuple: "a tuple",
+    list: "a list",
+    type(None): "None",
+  }
   return names.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
 
@@ -172,7 +181,7 @@ FIELDS: dict[str, Field] = {
   "train.backbone": Field(None, "a finished run that is frozen; only a second head is trained on it (NPR-DPM, SN-DPM)", str),
   "train.init": Field(None, "a run or published weights to start from, instead of random weights (fine-tuning)", str),
   "train.label_dropout": Field(
-    0.0, "share of labels replaced by the null label, for classifier-free guidance", least=0, most=1
+    0.0, "share of labels replaced by the null label, for classifier-free guidance", least=0, below=1
   ),
   "train.low_res_noise": Field(
     0.0, "standard deviation of noise on the low-resolution images, for cascades", least=0, most=10
@@ -261,7 +270,7 @@ FIELDS: dict[str, Field] = {
 # Limits of arguments in open sections, beside what their own annotations say. Sizes are checked before they are believed.
 LIMITS: dict[str, Field] = {
   "network.channels": Field(1, "width of the first level", least=1, most=65_536),
-  "network.channel_mult": Field((1,), "width of each level, as a multiple", (tuple, list, float), least=0, longest=20),
+  "network.channel_mult": Field((1,), "width of each level, as a multiple", (tuple, list), above=0, longest=20),
   "network.num_res_blocks": Field(1, "residual blocks per level", least=1, most=100),
   "network.dropout": Field(0.0, "share of activations that is dropped", least=0, below=1),
   "network.groups": Field(1, "groups of GroupNorm", least=1, most=65_536),
@@ -271,7 +280,7 @@ LIMITS: dict[str, Field] = {
   "network.head_channels": Field(None, "channels per attention head", int, least=1, most=65_536),
   "network.out_channels": Field(1, "outputs per pixel", least=1, most=1_000_000),
   "network.num_classes": Field(None, "classes", int, least=1, most=1_000_000),
-  "loss.weight": Field(1.0, "weight of the bound", least=0),
+  "loss.weight": Field(1.0, "weight of the bound", above=0),
   "loss.reduce": Field("mean", "how the squares of an image are reduced", choices=("mean", "sum")),
   "loss.scale": Field(1.0, "factor of the bound", above=0),
 }

@@ -12,7 +12,7 @@ from ddpm_jax.build.covariances import (
   of_second_head,
 )
 from ddpm_jax.build.denoisers import guided
-from ddpm_jax.build.networks import is_classifier, parameterization
+from ddpm_jax.build.networks import is_classifier, network, parameterization
 from ddpm_jax.build.process import grid
 from ddpm_jax.build.samplers import sampler
 from ddpm_jax.errors import UserError
@@ -91,7 +91,7 @@ def _check_sampling(config: ConfigDict) -> None:
       config.sampling.covariance = "posterior"
     if moments_to_come and config.sampling.grid == "dp_seg":
       config.sampling.grid = "uniform"
-  guided(config, None)
+  guided(config, network(config, None, None))
   sampler(config)
 
 

@@ -104,6 +104,12 @@ def covariance_of(config: ConfigDict, name: str | None, eta: float) -> Any:
       f'covariance = "{name}" belongs to the ancestral chain, eta = 1, and is not defined at eta = {eta}. '
       'Set covariance to "posterior" or "optimal".'
     )
+  if name.startswith("learned") and name != of_second_head(config):
+    second = {"learned_range": "range", "learned_diagonal": "log_var"}[name]
+    raise UserError(
+      f'covariance = "{name}" needs a network with the second head "{second}", and this one has '
+      f"{config.prediction.second or 'none'}: leave it out, or train with prediction.second={second}."
+    )
   if name == "full":
     if config.sampling.jacobian.products < 1:
       raise UserError(f"sampling.jacobian.products = {config.sampling.jacobian.products} must be at least 1.")

@@ -146,6 +146,8 @@ def strength_of(config: ConfigDict) -> dict[str, Any]:
   low, high = interval
   if low > high:
     raise UserError(f"sampling.guidance.interval = {interval} is empty: the lower level comes first.")
+  if section.interval is not None and (high < 1 or low > (T := schedule(config).T)):
+    raise UserError(f"sampling.guidance.interval = {interval} holds no level: they are 1 to {T}.")
   return dict(scale=np.float32(section.scale), interval=(np.int32(low), np.int32(high)))
 
 

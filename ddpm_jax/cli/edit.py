@@ -29,6 +29,7 @@ import ddpm_jax
 from ddpm_jax.cli import short
 
 HIDDEN = ("center", "left", "top")
+OF_OPERATOR = {"hide": "mask", "blur": "blur", "factor": "downsample"}  # flags of edit restore
 SHOWN = 16  # largest number of images in a row of the picture; an interpolation shows all frames
 
 
@@ -80,11 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   restore.add_argument(
     "--operator", default="mask", help="mask, blur, downsample, grey, or my_pkg.ops:fn (default %(default)s)"
   )
-  restore.add_argument("--hide", choices=HIDDEN, default="center", help="what a mask hides (default %(default)s)")
-  restore.add_argument(
-    "--blur", type=float, metavar="STD", default=1.0, help="standard deviation of the blur in pixels (default %(default)s)"
-  )
-  restore.add_argument("--factor", type=int, metavar="N", default=2, help="factor of downsampling (default %(default)s)")
+  restore.add_argument("--hide", choices=HIDDEN, help="what a mask hides (default center)")
+  restore.add_argument("--blur", type=float, metavar="STD", help="standard deviation of a blur in pixels (default 1)")
+  restore.add_argument("--factor", type=int, metavar="N", help="factor of downsampling (default 2)")
   restore.add_argument(
     "--noise", type=float, metavar="STD", default=0.05, help="of the measurements; pixels are from -1 to 1 (default 0.05)"
   )
@@ -116,7 +115,13 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.jobs import edit, measure
 
   how = short.of(args)
+  if args.task == "restore":
+    for name, operator in OF_OPERATOR.items():
+      if getattr(args, name) is not None and args.operator != operator:
+        raise UserError(f"--{name} has no effect on --operator {args.operator}: it is for {operator}.")
   if args.task == "reconstruct":
+    if args.eta:
+      raise UserError(f"--eta {args.eta:g} has no effect here: images are reconstructed without noise. Leave it out.")
     how.pop("steps", None)  # which are numbers of steps, one after the other
   trained = ddpm_jax.load(args.workdir, ema=args.ema, step=args.step, overrides=args.overrides, **how).with_moments()
   out = pathlib.Path(args.workdir) / "edits"
@@ -208,8 +213,10 @@ def _restore(args: argparse.Namespace, trained: Any, source: Any, numbers: list[
   """Rows of a picture: originals, measurements, restored images. Prints and writes their quality."""
   from ddpm_jax.jobs import edit, measure, restoring
 
-  known = edit.known_pixels(args.hide, *trained.image_shape[:2])
-  operator = restoring.operator(args.operator, trained.image_shape, known=known, std=args.blur, factor=args.factor)
+  known = edit.known_pixels(args.hide or "center", *trained.image_shape[:2])
+  blur = 1.0 if args.blur is None else args.blur
+  factor = 2 if args.factor is None else args.factor
+  operator = restoring.operator(args.operator, trained.image_shape, known=known, std=blur, factor=factor)
   how = dict(noise=args.noise, covariance=args.covariance, iterations=args.iterations)
   found = restoring.restore(trained, source, numbers, seeds, operator, **how)
   print(f"PSNR {found.psnr.mean():.2f} dB, SSIM {found.ssim.mean():.3f}, means over {len(numbers)} images")

@@ -145,6 +145,11 @@ def run(args: argparse.Namespace) -> int:
       raise UserError(f"--{flag} is about a network and has no effect on --samples: leave it out, or give a --workdir.")
     if not compared:
       raise UserError("--samples needs something to compare with: give --reference, --make_reference or --captions.")
+    for name in ("samples", "reference"):
+      if (given := getattr(args, name) or "").startswith("@"):
+        raise UserError(
+          f"--{name} {given} is a split of a run's data: give a --workdir, or name a data set, as in mnist{given}."
+        )
     fit = against.fit_of(args)
     against.run(args, image_sets.open_set(*against.named_set(args.samples), **fit), args.out or "metrics.json", fit)
     return 0

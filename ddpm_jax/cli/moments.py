@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--flow", action="store_true", help="measure trajectories instead, for the solver dpm_v3 and the grid gits (flow.npz)"
   )
-  parser.add_argument("--seed", type=int, default=0, help="selects the images and their noise (default %(default)s)")
+  parser.add_argument("--seed", type=int, help="selects the images and their noise (default 0)")
   costs = dict(choices=("marginal", "posterior", "optimal"), metavar="COVARIANCE")
   parser.add_argument(
     "--costs", **costs, help="also measure the cost of every step with this covariance: marginal, posterior or optimal"
@@ -52,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
   from ddpm_jax.files import atomic, measurements
   from ddpm_jax.jobs import analytic, flow
 
+  if args.flow and (
+    odd := next((name for name in ("levels", "costs", "export", "seed") if getattr(args, name) is not None), None)
+  ):
+    raise UserError(f"--{odd} has no effect on --flow, which measures trajectories from pure noise: leave it out.")
+  seed = args.seed or 0
   if args.export:
     if pathlib.Path(args.export).suffix not in EXPORTS:
       raise UserError(f"--export {args.export} should end in one of {', '.join(EXPORTS)}.")
@@ -65,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
     found = flow.measure(trained, path, args.images, per_pixel=args.per_pixel)
     print(f"Wrote {path}: {found.count} trajectories. Next: --config.sampling.solver=dpm_v3 --config.sampling.flow={path}")
     return 0
-  moments = analytic.moments(
-    trained, out / "moments.npz", args.images, K=args.levels, seed=args.seed, per_pixel=args.per_pixel
-  )
+  moments = analytic.moments(trained, out / "moments.npz", args.images, K=args.levels, seed=seed, per_pixel=args.per_pixel)
   measurements.plot_moments(moments, schedule, out / "moments.png")
   gamma = moments.gamma(schedule.T)
   print(
@@ -91,6 +94,6 @@ def run(args: argparse.Namespace) -> int:
     if args.costs == "optimal" and trained.config.prediction.second not in build.OPTIMAL_HEADS:
       trained = trained.changed(sampling=dict(moments=str(out / "moments.npz")))
     path = out / f"costs_{args.costs}.npz"
-    analytic.costs(trained, path, args.costs, args.images, seed=args.seed)
+    analytic.costs(trained, path, args.costs, args.images, seed=seed)
     print(f"Wrote {path}. Next: --config.sampling.grid=dp_vb --config.sampling.costs={path}")
   return 0

@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     likelihood=args.likelihood,
     ddpm_cap=args.cap,
   )
+  spec.check()
   print(f"{len(spec.cells)} entries, kept in {out}")
   sampled = any(panel.measure != "bits_per_dim" for panel in spec.panels)
   judge = measure.yardstick(plain, workdir / "evaluation", args.samples) if sampled else None

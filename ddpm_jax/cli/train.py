@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
   if args.init:
     with config.ignore_type():
       config.train.init = args.init
+    if not args.config and any(assignment.startswith("data.name=") for assignment in args.overrides):
+      config.data.update(num_classes=None, class_names=None)  # which were those of the other images
   config = build.configure(config, args.overrides)
   if args.dry_run:
     run = train.prepare(config)

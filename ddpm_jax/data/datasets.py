@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax import importable
+from ddpm_jax.config import is_path
 from ddpm_jax.data import crops, headers, viewing
 from ddpm_jax.data.containers import open_container
 from ddpm_jax.data.digits import SPLITS, digits
@@ -193,7 +194,7 @@ SOURCES: dict[str, Callable[[str, ImageSize | None, int | None, str], Source]] =
 
 def _path(name: str) -> pathlib.Path | None:
   """The folder or zip that a name stands for; None for the name of a data set."""
-  if not (name.startswith(("./", "../", "~")) or name.lower().endswith(FILES) or os.path.isabs(name)):
+  if not is_path(name):
     return None
   path = pathlib.Path(name).expanduser()
   if not path.exists():

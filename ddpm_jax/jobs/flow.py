@@ -13,6 +13,7 @@ import tqdm
 from ddpm_jax import build
 from ddpm_jax.diffusion import flow as flows
 from ddpm_jax.diffusion.noise import image_keys
+from ddpm_jax.errors import UserError
 from ddpm_jax.files import flows as files
 from ddpm_jax.jobs.trained import Trained
 
@@ -24,10 +25,12 @@ def measure(
 
   Args:
     images: number of trajectories, rounded up to whole batches.
-    points: evaluations of the network per trajectory.
+    points: evaluations of the network per trajectory; on a shorter chain, one per level.
     per_pixel: keep statistics of each pixel for dpm_v3.
   """
   build.check_draws(trained.config)
+  if images < 1:
+    raise UserError(f"{images} trajectories are too few: measure at least 1.")
   schedule = build.schedule(trained.config)
   denoiser = build.guided(trained.config, trained.network, trained.guide)
   size = min(images, trained.config.sampling.batch_size)
@@ -40,7 +43,7 @@ def measure(
       cond = None if labels is None else {"label": jax.numpy.asarray(labels, np.int32)}
       yield image_keys(seeds), trained.image_shape, cond
 
-  running = flows.measure(schedule, denoiser, draws(), points=points, per_pixel=per_pixel)
+  running = flows.measure(schedule, denoiser, draws(), points=min(points, schedule.T), per_pixel=per_pixel)
   for found in tqdm.tqdm(running, total=len(starts), unit="batch"):  # noqa: B007  the last one is kept
     pass
   files.write(path, found, schedule, {"step": trained.step, "weights": trained.weights})

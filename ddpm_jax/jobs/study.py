@@ -11,6 +11,7 @@ methods, steps, axes, or measures; only what is missing is measured. The tables 
 import dataclasses
 import functools
 import os
+import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -94,6 +95,38 @@ class Study:
     found = [cell for cell in found if not cell.method.needs_moments or cell.network in self.moments]
     return [cell for cell in found if cell.sampling["grid"] != "dp_vb" or self.costs is not None]
 
+  def check(self) -> None:
+    """Builds the sampler of every cell whose moments are there.
+
+    Raises:
+      UserError: for the first cell that cannot be drawn, before anything is measured.
+    """
+    for cell in self.cells:
+      using = self.using(cell)
+      moments = self.moments.get(cell.network)
+      if moments and not pathlib.Path(moments).exists():  # they are still to be measured
+        if cell.method.needs_moments:
+          continue
+        using = using.changed(sampling={"moments": None})
+      build.sampling(using.config, using.network)
+
+  def using(self, cell: Cell) -> Trained:
+    """The network of a cell with the cell's settings."""
+    trained = self.networks[cell.network]
+    moments = self.moments.get(cell.network)
+    costs = self.costs
+    files = {"moments": moments and str(moments), "costs": costs and str(costs)}
+    sampling = {"solver": "gaussian", "clip": "x0"} | files | cell.sampling
+    if "guidance" in sampling:
+      sampling["guidance"] = trained.config.sampling.guidance.to_dict() | sampling["guidance"]
+    evaluation = {
+      "covariance": sampling.get("covariance"),
+      "last_row": "full_chain",
+      "grid": sampling["grid"],
+      "steps": sampling["steps"],
+    }
+    return trained.changed(sampling=sampling, evaluation=evaluation)
+
   def _check_networks(self) -> None:
     for name, second in HEADS.items():
       if name not in self.networks:
@@ -174,7 +207,7 @@ class _Measures:
       return None
     began = time.monotonic()
     source = self.study.plain.dataset(self.study.plain.config.data.test_split)
-    total = self._used(cell).bits_per_dim(source, self.study.likelihood).total
+    total = self.study.using(cell).bits_per_dim(source, self.study.likelihood).total
     error = float(total.std(ddof=1) / len(total) ** 0.5) if len(total) > 1 else None
     return {"mean": float(total.mean()), "standard_error": error, "seconds": _since(began)}
 
@@ -203,27 +236,10 @@ class _Measures:
     means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
     return means | self._qualities_of_real | {"seconds": _since(began)}
 
-  def _used(self, cell: Cell) -> Trained:
-    """The network of a cell with the cell's settings."""
-    trained = self.study.networks[cell.network]
-    moments = self.study.moments.get(cell.network)
-    costs = self.study.costs
-    files = {"moments": moments and str(moments), "costs": costs and str(costs)}
-    sampling = {"solver": "gaussian", "clip": "x0"} | files | cell.sampling
-    if "guidance" in sampling:
-      sampling["guidance"] = trained.config.sampling.guidance.to_dict() | sampling["guidance"]
-    evaluation = {
-      "covariance": sampling.get("covariance"),
-      "last_row": "full_chain",
-      "grid": sampling["grid"],
-      "steps": sampling["steps"],
-    }
-    return trained.changed(sampling=sampling, evaluation=evaluation)
-
   def _drawn(self, cell: Cell) -> list[np.ndarray]:
     """Samples uint8 [N,H,W,C] of each repeat."""
     if self._last is None or self._last[0] != cell:
-      using = self._used(cell)
+      using = self.study.using(cell)
       count = self.study.samples
       images = [using.sample(range(i * count, (i + 1) * count)) for i in range(self.study.repeats)]
       self._last = (cell, images)

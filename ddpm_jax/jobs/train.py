@@ -75,6 +75,11 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
   if source is not None:
     _check_test_split(config)
   info = info or source.info
+  if config.data.num_classes not in (None, info.num_classes):
+    raise UserError(
+      f"data.num_classes = {config.data.num_classes}, but {config.data.name} has {info.num_classes or 'no'} classes: leave "
+      "it out."
+    )
   with config.data.ignore_type():
     config.data.update(
       image_size=info.image_size, channels=info.channels, num_classes=info.num_classes, class_names=info.class_names

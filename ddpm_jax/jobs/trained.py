@@ -27,6 +27,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.jobs.progress import STEPS
 from ddpm_jax.training import checkpoints
 
+_OF_TRAINING = ("optimizer.", "time_sampler.", "ema.", "seed=", "train.total_steps=", "train.batch_size=", "train.init=")
+
 
 def load(
   workdir: str | pathlib.Path,
@@ -50,6 +52,9 @@ def load(
   Raises:
     UserError: if there is no sound checkpoint, or its weights are not those of the (changed) config's network.
   """
+  for assignment in overrides:
+    if assignment.startswith(_OF_TRAINING):
+      raise UserError(f"--config.{assignment} is about training and means nothing to a trained network: leave it out.")
   directory = pathlib.Path(workdir)
   if str(workdir) in registry.PUBLISHED and not checkpoints.steps_in(directory / "checkpoints"):
     directory = fetch.workdir(str(workdir))

@@ -226,7 +226,8 @@ def capped(command: list[str]) -> list[str]:
     if words[i - 1] == "--steps":
       words[i] = ",".join(str(min(int(K), 6 + k)) for k, K in enumerate(word.split(",")))
   words = [re.sub(r"(--config.mesh.fsdp)=\d+", r"\1=1", word) for word in words]
-  words = [word.replace("grid=[250,", "grid=[50,").replace(",100,50,1]", ",20,10,1]") for word in words]  # of 50 levels
+  words = [word.replace("grid=[250,", "grid=[50,").replace(",100,50,1]", ",20,10,1]") for word in words]  # of 100 levels
+  words = [re.sub(r"(--config.train.total_steps)=\d+", r"\1=2", word) for word in words]
   if words[1] == "evaluate" and "--num_samples" not in words and {"--reference", "--make_reference"} & set(words):
     words += ["--num_samples", "24"] if "--make_reference" not in words else []
   if words[1] == "study":  # hundreds of cells otherwise
@@ -291,7 +292,7 @@ def guarded(run, command: str, here: pathlib.Path) -> str | None:
 
 
 DOCUMENTS = documented.documents()
-QUICK = ("CONTRIBUTING.md",)
+QUICK = ("README.md", "CONTRIBUTING.md")
 RUN = DOCUMENTS if os.environ.get("DDPM_JAX_DOCS") == "all" else QUICK
 DONE: set[str] = set()  # by this process, in whatever document
 

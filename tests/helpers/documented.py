@@ -29,7 +29,7 @@ def _text(path: pathlib.Path) -> str:
     return "\n".join(line.strip().lstrip("!") for line in lines if line.startswith("!")) + "\n"
   if path.suffix == ".md":
     blocks = "".join(found[0] for found in BLOCK.finditer(text))
-    table = "\n".join(IN_TABLE.findall(text)) if path.name.startswith("README") else ""
+    table = "\n".join(IN_TABLE.findall(text)) if path.parent == ROOT and path.name.startswith("README") else ""
     return blocks + table
   if path.suffix == ".py":
     return "\n".join(text.split('"""')[1::2]).replace("\\\\", "\\")

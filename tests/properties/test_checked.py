@@ -37,6 +37,12 @@ REFUSED = {  # assignments to digits:smoke, and a part of the sentence
     ["sampling.guidance.kind=classifier", "sampling.guidance.model=x", "sampling.guidance.interval=(9,1)"],
     "is empty",
   ),
+  "an interval above all levels": (
+    ["sampling.guidance.kind=classifier", "sampling.guidance.model=x", "sampling.guidance.interval=(30,40)"],
+    "holds no level",
+  ),
+  "a covariance of a head that is not there": (["sampling.covariance=learned_range"], 'the second head "range"'),
+  "bits/dim by a head that is not there": (["evaluation.covariance=learned_diagonal"], 'the second head "log_var"'),
   "a cap of nothing": (["sampling.cap_pixels=0"], "sampling.cap_pixels = 0.0 should be above 0"),
   "a test split": (["data.test_split=nope"], "data.test_split = 'nope' cannot be opened"),
   "a training split": (["data.train_split=trian"], "trian"),
@@ -46,12 +52,18 @@ REFUSED = {  # assignments to digits:smoke, and a part of the sentence
     ["train.class_conditional=True", "train.label_dropout=2"],
     "label_dropout = 2.0 should be at",
   ),
+  "nothing but hidden labels": (
+    ["train.class_conditional=True", "train.label_dropout=1.0"],
+    "label_dropout = 1.0 should be at least 0 and below 1",
+  ),
+  "another number of classes": (["data.num_classes=3"], "digits has 10 classes"),
   "hidden labels of nobody": (["train.label_dropout=0.1"], "train.label_dropout=0.1 means nothing"),
   "noise on no images": (["train.low_res_noise=0.1"], "means nothing without low-resolution images"),
   "no residual blocks": (["network.num_res_blocks=0"], "network.num_res_blocks = 0 should be at least 1"),
   "no groups": (["network.groups=0"], "network.groups = 0 should be at least 1"),
   "no channels": (["network.channels=0"], "network.channels = 0 should be at least 1"),
-  "levels that are a number": (["network.channel_mult=2"], "has to be a tuple of numbers"),
+  "levels that are a number": (["network.channel_mult=2"], "should be a tuple or a list, such as (1, 2)"),
+  "a level without channels": (["network.channel_mult=(0,1)"], "network.channel_mult = (0, 1) should be above 0"),
   "a dropout of all": (["network.dropout=1.0"], "network.dropout = 1.0 should be at least 0 and below 1"),
   "a policy of remat": (["network.remat=some"], "remat"),
   "an attention": (["network.attention=flash"], "attention"),
@@ -64,7 +76,8 @@ REFUSED = {  # assignments to digits:smoke, and a part of the sentence
   "a head under a fixed covariance": ([*HYBRID, "loss.covariance=posterior"], "leave loss.covariance out"),
   "a loss of a head that is not there": (["loss.name=second_head"], "set prediction.second"),
   "a variance that is not there": (["loss.name=hybrid"], 'set prediction.second = "range"'),
-  "a weight below 0": ([*HYBRID, "loss.weight=-1"], "loss.weight = -1 should be at least 0"),
+  "a weight below 0": ([*HYBRID, "loss.weight=-1"], "loss.weight = -1 should be above 0"),
+  "a head that nothing trains": ([*HYBRID, "loss.weight=0"], "loss.weight = 0 should be above 0"),
   "an argument of another loss": (["loss.weight=1.0"], "has no field 'weight'"),
   "a reduction": (["loss.reduce=median"], "median"),
   "an argument of another schedule": (["schedule.max_beta=0.9"], "has no field 'max_beta'"),
@@ -94,6 +107,8 @@ def test_a_run_that_cannot_work_is_refused_before_its_first_step(name):
   assert sentence in said and "\n" not in said and len(said) < 300, said
 
 
+FREE = ("train.class_conditional=True", "train.label_dropout=0.1", "sampling.guidance.kind=classifier_free")
+
 IDLE = {
   "eta of a solver": (["sampling.solver=heun", "sampling.grid=uniform", "sampling.steps=5", "sampling.eta=0.5"], "heun"),
   "a cap of a solver": (
@@ -103,6 +118,20 @@ IDLE = {
   "steps of no cap": (["sampling.cap_steps=2"], "without a cap"),
   "costs of another grid": (["sampling.costs=x.npz"], "dp_vb"),
   "an eps that nothing moves": (["sampling.clip=none", "sampling.keep_eps=True"], "where nothing is clipped"),
+  "a range where nothing is clipped": (["sampling.clip=none", "sampling.clip_range=2"], 'sampling.clip="none"'),
+  "a quantile of fixed clipping": (["sampling.clip_quantile=0.9"], "set sampling.clip=dynamic"),
+  "a largest threshold of fixed clipping": (["sampling.clip_max=2"], "set sampling.clip=dynamic"),
+  "a cap on steps without noise": (["sampling.eta=0", "sampling.cap_pixels=2"], "at eta = 0"),
+  "a projection of linear guidance": ([*FREE, "sampling.guidance.norm=2"], "set sampling.guidance.rule=apg"),
+  "a parallel part of linear guidance": ([*FREE, "sampling.guidance.parallel=1"], "set sampling.guidance.rule=apg"),
+  "a rescaling of linear guidance": ([*FREE, "sampling.guidance.rescale=0.2"], "set sampling.guidance.rule=rescaled"),
+  "the fading of nothing": ([*FREE, "sampling.guidance.fade=0.5"], "set sampling.guidance.perturbed"),
+  "blocks that nothing perturbs": ([*FREE, "sampling.guidance.blocks=('up',)"], "perturbed_attention"),
+  "a share of embedded data": (["data.holdout=0.5"], "not a folder or zip"),
+  "labels of embedded data": (["data.labels=folders"], "not a folder or zip"),
+  "a spread that eps does not know": (["prediction.sigma_data=0.3"], "set prediction.mean=edm"),
+  "classes that follow from the data": (["network.num_classes=3"], "follows from data and labels"),
+  "widths of averages that are not kept": (["ema.widths=(0.05,0.1)"], "set train.keep_every"),
   "the scale of no guidance": (["sampling.guidance.scale=2"], "without guidance"),
   "a guide of classifier-free guidance": (
     ["sampling.guidance.kind=classifier_free", "sampling.guidance.model=runs/x"],
@@ -117,6 +146,11 @@ def test_what_would_change_nothing_is_refused(name):
   with pytest.raises(UserError, match="means nothing") as refusal:
     configure(config.load("digits:smoke"), assignments)
   assert sentence in str(refusal.value)
+
+
+def test_a_run_can_be_sampled_with_perturbed_attention():
+  run = configure(config.load("mnist:smoke"), ["sampling.guidance.kind=perturbed_attention"])
+  build.check(run)
 
 
 ABSURD = {

@@ -136,6 +136,15 @@ def test_a_study_measures_the_moments_that_it_lacks(runs, tmp_path):
   [
     (["sample", "--config.sampling.grid=dp_vb", "--config.sampling.steps=3"], 'The grid "dp_vb" follows from costs'),
     (["sample", "--config.sampling.covariance=optimal", "--config.sampling.moments=no.npz"], "There is no file at no.npz"),
+    (["moments", "--flow", "--images", "0"], "0 trajectories are too few"),
+    (["moments", "--flow", "--levels", "3"], "--levels has no effect on --flow"),
+    (["study", "--steps", "3", "--samples", "0", "--eta", "2"], "eta = 2.0 is outside [0, 1]"),
+    (["study", "--steps", "3", "--samples", "0", "--skip", "1"], "sampling.skip = 1 is a share"),
+    (["study", "--steps", "3", "--samples", "0", "--guidance", "2"], "knows the null label"),
+    (["study", "--steps", "3", "--samples", "0", "--add", "x: sampling.solver=nope"], "sampling.solver 'nope' is unknown"),
+    (["sample", "--config.optimizer.decay=cosine"], "is about training"),
+    (["edit restore", "--blur", "2"], "--blur has no effect on --operator mask: it is for blur"),
+    (["edit reconstruct", "--eta", "0.5"], "reconstructed without noise"),
     (["moments", "--images", "0"], "0 images, seed 0: take at least 1 image"),
     (["study", "--steps", "21", "--samples", "0"], "21 steps do not fit a chain of T = 20"),
     (["study", "--steps", "3", "--samples", "0", "--methods", "NPR"], "Method 'NPR' is unknown"),
@@ -154,7 +163,7 @@ def test_a_study_measures_the_moments_that_it_lacks(runs, tmp_path):
 def test_what_the_user_can_mend_is_one_sentence(runs, moments, capsys, arguments, sentence):
   command, *options = arguments
   options = [option.replace("PLAIN", f"{runs}/plain") for option in options]
-  assert main.run([command, "--workdir", f"{runs}/plain", *options]) == 2
+  assert main.run([*command.split(), "--workdir", f"{runs}/plain", *options]) == 2
   said = capsys.readouterr().err.splitlines()[-1]
   assert said.startswith("ddpm-jax: ") and sentence in said
 
