@@ -44,8 +44,8 @@ DESCRIPTION = """The DDPM family in JAX: trains, samples, guides and evaluates.
   ddpm-jax sample   --workdir runs/digits --sampler ddim --steps 50
   ddpm-jax evaluate --workdir runs/digits
 
-ddpm-jax samplers and ddpm-jax configs list what there is to choose from. Any field of the config can be changed by
---config.SECTION.FIELD=VALUE; train and sample print the config with --dry_run."""
+To see what there is to choose from, run ddpm-jax samplers or ddpm-jax configs. Any field of the config can be changed by
+--config.SECTION.FIELD=VALUE. With --dry_run, train and sample print the config."""
 
 
 def main(argv: list[str] | None = None) -> None:
