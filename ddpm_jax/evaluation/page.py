@@ -24,7 +24,8 @@ th { font-weight: normal; opacity: .8; overflow-wrap: anywhere; }
 td { overflow-wrap: anywhere; min-width: 9rem; font-variant-numeric: tabular-nums; }
 .columns td { min-width: 4rem; white-space: nowrap; }
 summary { cursor: pointer; }
-pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+pre { padding: .75rem; border: 1px solid var(--line); border-radius: .4rem; }
 @media (max-width: 30rem) {
   img.plot { max-width: none; width: 36rem; }
   .values tr, .values th, .values td { display: block; border: 0; padding: 0; }

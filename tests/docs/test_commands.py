@@ -37,6 +37,7 @@ from ddpm_jax.models.unet import UNet
 
 ROOT = documented.ROOT
 CANNOT = {  # what is not run here, and why
+  r"ddpm-jax explore": "opens a page until Ctrl-C; tests/runs/test_explore.py opens and closes it",
   r"python benchmarks/": "takes minutes to hours, and some need PyTorch or a TPU's compiler",
   r"plan .*--topology": "needs libtpu; tests/exact/test_plan.py plans on virtual devices",
   r"--captions": "needs CLIP's weights; tests/exact/test_clip.py has small ones",
@@ -306,6 +307,13 @@ def test_commands_of_readme_are_short(page):
   found = [command for command in documented.commands(ROOT / page) if command.startswith("ddpm-jax")]
   assert len(found) >= 30
   assert not [command for command in found if len(command) > 80]
+
+
+def test_readmes_count_the_published_models_and_show_the_same_commands():
+  english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh.md"))
+  assert f"({len(registry.PUBLISHED)} models by name)" in english
+  assert f"（{len(registry.PUBLISHED)} 个模型）" in chinese
+  assert documented.commands(ROOT / "README.md") == documented.commands(ROOT / "README.zh.md")
 
 
 def test_nearly_every_command_is_run():
