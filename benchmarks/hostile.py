@@ -317,7 +317,8 @@ def of_prepare(rng, folder):
   for name, data in FILES_OF.get(kind, {}).items():
     (folder / "set" / name).write_bytes(damaged(data, rng) if rng.random() < 0.7 else data)
   name = "mine" if kind == "images" else kind
-  return "data prepare", command("data", "prepare", name, folder / "set", "--data_dir", folder / "out", "--image_size", "8")
+  size = ["--image_size", "8"] if kind == "images" else []  # published sets have sizes of their own
+  return "data prepare", command("data", "prepare", name, folder / "set", "--data_dir", folder / "out", *size)
 
 
 def of_run(rng, folder):
