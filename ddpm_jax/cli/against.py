@@ -34,12 +34,11 @@ def run(args: argparse.Namespace, samples, out, fit: dict, trained=None, folder=
     print(f"  CLIP score {result['clip_score']['mean']:.4f} of {len(samples):,} images with their captions")
   else:
     metrics = None if args.metrics is None else args.metrics.split(",")
-    evaluate.check_names(metrics or ())
+    by_moments = metrics is None or any([evaluate.find(name).against == "moments" for name in metrics])
     reference = None if args.make_reference else _reference(args.reference, fit, trained)
     features = args.features or "inception_tf"
     if reference is not None and not features.startswith("inception") and not features.endswith(".npz"):
       evaluate.possible(metrics, {"features": 0, "logits": 0}, reference)  # before a classifier is trained for them
-    by_moments = metrics is None or {"fid", "sfid"} & set(metrics)
     if features == OWN:
       extractor = _own_features(trained, folder, len(samples) if by_moments else None)
     else:

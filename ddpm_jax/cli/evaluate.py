@@ -109,7 +109,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   group.add_argument("--inception", metavar="FILE", help="Inception's weights (default: from the cache, fetched once)")
   group.add_argument("--clip", metavar="FILE", help="CLIP's weights, a ViT of OpenAI's (default: ViT-B/32, fetched once)")
-  group.add_argument("--metrics", help="some of fid,sfid,inception_score,precision_recall,kid (default: all possible)")
+  group.add_argument(
+    "--metrics",
+    metavar="NAMES",
+    help="some of fid,sfid,inception_score,precision_recall,kid (default: all possible), or a metric of your own as "
+    "file.py:function, see docs/extend.md",
+  )
   group.add_argument("--batch_size", type=int, metavar="N", help="images per device (default: 64)")
   group.add_argument("--keep", metavar="DIR", help="where to store features (default: features/ in the cache)")
   group.add_argument(

@@ -2,12 +2,12 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ddpm_jax import __version__
+from ddpm_jax import __version__, importable, named
 from ddpm_jax.config import nearest
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.image_sets import ImageSet
@@ -75,6 +75,24 @@ METRICS = {
 }
 
 
+def find(name: str) -> Metric:
+  """The metric of that name: one of METRICS, or an object to import (package.module:Object or path/to/file.py:Object).
+
+  Such an object is a `Metric`, or only its `compute`, which then gets the pooled features of both sets of images.
+
+  Raises:
+    UserError: if there is no such metric.
+  """
+  if name not in METRICS and not importable.is_code(name):
+    raise UserError(f"There is no metric {name!r}; {nearest(name, METRICS)}")
+  found = named.find(METRICS, name, "Metric")
+  if isinstance(found, Metric):
+    return found
+  if not callable(found):
+    raise UserError(f"{name} is not a metric: it must be a Metric or a function (samples, reference, settings) -> number.")
+  return Metric("features", "images", found)
+
+
 def evaluate(
   samples: ImageSet,
   reference: Reference | ImageSet,
@@ -94,7 +112,7 @@ def evaluate(
     samples: the images to evaluate.
     reference: stored moments, or images.
     extractor: computes features of images.
-    metrics: names in METRICS; None means all that the extractor and the reference allow.
+    metrics: names as in `find`; None means all of METRICS that the extractor and the reference allow.
     count: the intended number of samples. FID depends on it, so any count other than the published 50,000 must be
       requested explicitly.
     k: the number of neighbors in precision and recall.
@@ -108,12 +126,10 @@ def evaluate(
   """
   start = time.perf_counter()
   outputs = outputs_of(extractor, samples.image_shape)
-  metrics = possible(metrics, outputs, reference)
+  chosen = {name: find(name) for name in possible(metrics, outputs, reference)}
   _check_sides(samples, reference, extractor)
-  _check_counts(samples, reference, outputs, metrics, count)
-
+  _check_counts(samples, reference, outputs, chosen, count)
   settings = Settings(k, split_size, arithmetic, subsets)
-  chosen = {name: METRICS[name].value for name in metrics}
 
   def measured(images: ImageSet, *against: str | None) -> dict[str, np.ndarray]:
     """Features of `images` for the metrics that need these parts of a reference."""
@@ -132,7 +148,7 @@ def evaluate(
     about = reference.about
   sides: dict[str | None, Any] = {None: dict.fromkeys(outputs), "moments": moments, "images": real}
   result = {
-    name: metric.compute(found[metric.output], sides[metric.against][metric.output], settings)
+    name: _plain(metric.compute(found[metric.output], sides[metric.against][metric.output], settings))
     for name, metric in chosen.items()
   }
   return {
@@ -147,30 +163,32 @@ def evaluate(
 
 def possible(metrics: Sequence[str] | None, outputs: dict[str, int], reference: Reference | ImageSet) -> tuple[str, ...]:
   """The metrics to compute. Raises UserError for a requested metric that is unknown or not possible."""
-  missing = {}
-  for name, entry in METRICS.items():
-    metric = entry.value
-    if metric.output not in outputs:
-      missing[name] = f"the feature network has no output {metric.output!r}"
-    elif isinstance(reference, Reference):
-      if metric.against == "moments" and metric.output not in reference.moments:
-        missing[name] = "the reference has no moments for it"
-      elif metric.against == "images" and reference.images is None:
-        missing[name] = "the reference has no images (arr_0)"
   if metrics is None:
-    return tuple(name for name in METRICS if name not in missing)
-  check_names(metrics)
+    return tuple(name for name, entry in METRICS.items() if _lack(entry.value, outputs, reference) is None)
   for name in metrics:
-    if name in missing:
-      raise UserError(f"{name} cannot be computed: {missing[name]}.")
+    if (lack := _lack(find(name), outputs, reference)) is not None:
+      raise UserError(f"{name} cannot be computed: {lack}.")
   return tuple(metrics)
 
 
-def check_names(metrics: Iterable[str]) -> None:
-  """Raises UserError for a metric that does not exist."""
-  for metric in metrics:
-    if metric not in METRICS:
-      raise UserError(f"There is no metric {metric!r}; {nearest(metric, METRICS)}")
+def _lack(metric: Metric, outputs: dict[str, int], reference: Reference | ImageSet) -> str | None:
+  """What a metric needs and does not get from the extractor and the reference, if anything."""
+  if metric.output not in outputs:
+    return f"the feature network has no output {metric.output!r}"
+  if isinstance(reference, ImageSet):
+    return None
+  if metric.against == "moments" and metric.output not in reference.moments:
+    return "the reference has no moments for it"
+  if metric.against == "images" and reference.images is None:
+    return "the reference has no images (arr_0)"
+  return None
+
+
+def _plain(value: Any) -> Any:
+  """A number, or a dict of numbers, without NumPy's types, for JSON."""
+  if isinstance(value, dict):
+    return {name: _plain(part) for name, part in value.items()}
+  return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def _check_sides(samples: ImageSet, reference: Reference | ImageSet, extractor: Extractor) -> None:
@@ -202,7 +220,7 @@ def _check_sides(samples: ImageSet, reference: Reference | ImageSet, extractor: 
 
 
 def _check_counts(
-  samples: ImageSet, reference: Reference | ImageSet, outputs: dict[str, int], metrics: Sequence[str], count: int
+  samples: ImageSet, reference: Reference | ImageSet, outputs: dict[str, int], metrics: dict[str, Metric], count: int
 ) -> None:
   """Raises UserError unless there are `count` samples, and more images than features."""
   if len(samples) != count:
@@ -213,8 +231,7 @@ def _check_counts(
     )
   known = len(reference) if isinstance(reference, ImageSet) else reference.about["count"]
   sides = {"samples": len(samples)} | ({} if known is None else {"reference images": known})
-  for name in metrics:
-    metric = METRICS[name].value
+  for name, metric in metrics.items():
     if metric.against != "moments":
       continue
     dims = outputs[metric.output]

@@ -93,6 +93,25 @@ def test_a_reference_is_made_and_used(workdir, capsys):
   assert abs(itself["metrics"]["fid"]) < 1e-6
 
 
+def test_a_metric_of_ones_own(workdir, tmp_path, monkeypatch, capsys):
+  """The distance to the nearest image of the same set is 0; a metric of moments gets moments."""
+  own = pathlib.Path(__file__).parents[2] / "docs" / "examples" / "metric.py"
+  (tmp_path / "own.py").write_text(
+    "from ddpm_jax.evaluation.evaluate import Metric\n"
+    "shift = Metric('features', 'moments', lambda samples, moments, _: {'all': abs(samples.mean(0) - moments.mean).max()})\n"
+    "number = 3\n"
+  )
+  monkeypatch.chdir(tmp_path)
+  names = (f"{own}:distance_to_nearest", "own.py:shift")
+  test = ("--samples", "digits@test", "--num_samples", 360, "--reference", "digits@test")
+  found = measure(workdir, *test, metrics=",".join(("kid", *names)))["metrics"]
+  assert found[names[0]] == 0 and found[names[1]]["all"] < 1e-6 and set(found) == {"kid", *names}  # 24 bits of a mean
+  measure(workdir, *test, metrics="own.py:number", code=2)
+  assert "own.py:number is not a metric" in capsys.readouterr().err
+  measure(workdir, *test, metrics="own.py:absent", code=2)
+  assert "has no object 'absent'" in capsys.readouterr().err
+
+
 def test_a_path_may_have_an_at_sign_of_its_own(workdir):
   path = workdir / "me@home" / "digits.npz"
   path.parent.mkdir()
