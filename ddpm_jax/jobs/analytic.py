@@ -1,4 +1,4 @@
-"""The jobs of Analytic-DPM on what was trained: measure its moments and the costs of its steps.
+"""The measurements of Analytic-DPM: the moments of a trained network, and the costs of its steps.
 
 run = ddpm_jax.load("runs/mnist")
 moments = analytic.moments(run, "runs/mnist/evaluation/moments.npz", 1000)
@@ -9,28 +9,46 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
-from ddpm_jax import build
+from ddpm_jax import build, data
 from ddpm_jax.config import nearest
 from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import moments as measured
 from ddpm_jax.diffusion import step_costs
+from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import measurements
-from ddpm_jax.jobs.trained import Trained
 
 log = logging.getLogger(__name__)
 
 SAVE_EVERY = 30  # seconds
 
 
+class Measured(Protocol):
+  """The part of `jobs.trained.Trained` that is needed here. That module imports this one, so it cannot be named."""
+
+  config: ConfigDict
+  network: Network
+  step: int
+  weights: str
+  workdir: pathlib.Path | None
+  image_shape: tuple[int, int, int]
+
+  def dataset(self, split: str) -> data.Source: ...
+
+  def images(self, source: data.Source, indices: np.ndarray) -> tuple[jax.Array, dict | None]: ...
+
+  def changed(self, **sections: dict) -> Self: ...
+
+
 def moments(
-  trained: Trained,
+  trained: Measured,
   path: str | os.PathLike,
   images: int = 1000,
   *,
@@ -74,10 +92,10 @@ def moments(
   return found
 
 
-def own_moments(trained: Trained) -> pathlib.Path:
-  """The file of moments of these weights in their directory; measured now if it is not there, with a sentence.
+def own_moments(trained: Measured) -> pathlib.Path:
+  """The file of moments of these weights in their directory; measured now, with a log line, if there is none.
 
-  At most 100 levels are measured, by 100 to 1,000 images, small images more: Gamma is a mean over all their pixels.
+  At most 100 levels are measured, over 100 to 1,000 images. Small images need more, since Gamma is a mean over all pixels.
   """
   if (kept := kept_moments(trained)) is not None:
     return kept
@@ -96,8 +114,8 @@ def own_moments(trained: Trained) -> pathlib.Path:
   return path
 
 
-def kept_moments(trained: Trained) -> pathlib.Path | None:
-  """The file of moments of these weights in their directory, if it is there."""
+def kept_moments(trained: Measured) -> pathlib.Path | None:
+  """The file of moments of these weights in their directory, or None."""
   own = _own_file(trained)
   for path in (own.with_name("moments.npz"), own):
     if path.exists():
@@ -107,12 +125,12 @@ def kept_moments(trained: Trained) -> pathlib.Path | None:
   return None
 
 
-def _own_file(trained: Trained) -> pathlib.Path:
+def _own_file(trained: Measured) -> pathlib.Path:
   name = f"moments_step{trained.step}_{trained.weights.replace(' ', '_')}.npz"
   return pathlib.Path(trained.workdir) / "evaluation" / name
 
 
-def costs(trained: Trained, path: str | os.PathLike, covariance: str, images: int = 1000, *, seed: int = 0) -> np.ndarray:
+def costs(trained: Measured, path: str | os.PathLike, covariance: str, images: int = 1000, *, seed: int = 0) -> np.ndarray:
   """The contribution of every possible step to the bound with this covariance, over training images, stored in `path`.
 
   Raises:
@@ -136,11 +154,11 @@ def costs(trained: Trained, path: str | os.PathLike, covariance: str, images: in
 
 
 class _Batches:
-  """`count` training images in an order of their own, in whole batches that the devices divide."""
+  """`count` training images in random order, in whole batches that divide evenly among the devices."""
 
-  def __init__(self, trained: Trained, count: int, seed: int):
+  def __init__(self, trained: Measured, count: int, seed: int):
     if count < 1 or seed < 0:
-      raise UserError(f"{count} images, seed {seed}: take at least 1 image, and a seed that is not negative.")
+      raise UserError(f"{count} images, seed {seed}: use at least 1 image and a seed of at least 0.")
     self.trained = trained
     self.source = trained.dataset(trained.config.data.train_split)
     count = min(count, len(self.source))

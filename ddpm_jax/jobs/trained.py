@@ -24,6 +24,7 @@ from ddpm_jax.diffusion.noise import PerImage, image_keys, normal
 from ddpm_jax.diffusion.prediction import Network
 from ddpm_jax.diffusion.samplers import sample
 from ddpm_jax.errors import UserError
+from ddpm_jax.jobs import analytic
 from ddpm_jax.jobs.progress import STEPS
 from ddpm_jax.training import checkpoints
 
@@ -255,8 +256,6 @@ class Trained:
     """The same network with the moments that its sampler needs, which are measured now if its directory holds none."""
     if self.workdir is None or not build.lacks_moments(self.config):
       return self
-    from ddpm_jax.jobs import analytic  # which imports this module
-
     return self.changed(sampling=dict(moments=str(analytic.own_moments(self))))
 
   def changed(self, **sections: dict) -> "Trained":
