@@ -13,8 +13,8 @@ from ddpm_jax.files import limits
 from ddpm_jax.files.limits import PathLike, damaged, shown
 
 MEMBER = 2**28  # bytes of one member of an archive
-RATIO = 300  # by which photographs, tables and weights never shrink; a bomb does by 1,000
-_ALWAYS = 2**24  # bytes that may come out of anything
+RATIO = 300  # photographs, tables and weights never compress by this factor; a zip bomb does by 1,000
+_ALWAYS = 2**24  # bytes that any file may expand to
 _BLOCK = 2**20
 _GZIP = b"\x1f\x8b"
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writing: a file is complete or absent."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _NAME = 255  # bytes of a file's name on every usual file system
 
 
 def check(path: str | os.PathLike) -> None:
-  """Raises `writing`'s UserError if nothing can be written to `path`, rather than after hours of work. Leaves no trace."""
+  """Raises the UserError of `writing` if `path` cannot be written, before hours of work are lost. Leaves nothing behind."""
   missing = [folder for folder in path_of(path).parents if not folder.exists()]
   try:
     with contextlib.suppress(_Enough), writing(path) as temporary:
@@ -32,7 +32,7 @@ class _Enough(Exception):
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a temporary path beside `path`, renamed to `path` if the block ends well and removed otherwise.
+  """Yields a temporary path beside `path`. It is renamed to `path` if the block succeeds, and removed otherwise.
 
   The suffix is kept, because some writers choose a format by it. Missing folders are made, and removed again if the block
   fails. A link to a file stays a link: the file that it names is written. Devices and pipes are refused. Of several
@@ -72,7 +72,7 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def _target(path: str | os.PathLike) -> pathlib.Path:
-  """The place that `path` stands for, through links.
+  """The file that `path` names, with links resolved.
 
   Raises:
     UserError: if a folder, a device or a pipe is there, or a link that leads to itself.

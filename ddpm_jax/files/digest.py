@@ -20,7 +20,7 @@ _STRIDE = 0x9E3779B1  # odd, hence i -> c i is a bijection too
 
 
 # Arrays at a time. XLA's CPU backend queues 32 programs per device. In several processes of several devices each, the
-# thread that waits there with one more is the one that another device needs for its part of a sum: all wait for ever.
+# thread that waits there with one more is the one that another device needs for its part of a sum: all wait forever.
 _AT_ONCE = 16
 
 _SMALL = 2**17  # elements; a millisecond or two of the host
@@ -38,7 +38,7 @@ def finite(tree: Any) -> Any:
 
 
 def _reduced(tree: Any, on_device: Callable[[Any], Any], on_host: Callable[[np.ndarray], Any]) -> Any:
-  """The same tree with what one of the two functions makes of each array."""
+  """The same tree with the result of one of the two functions for each array."""
   arrays, structure = jax.tree.flatten(tree)
   found: list[np.ndarray] = []
   for first in range(0, len(arrays), _AT_ONCE):

@@ -1,4 +1,4 @@
-"""What stands for the settings that lie beside weights in a pickle: paths, dates, an `argparse.Namespace`.
+"""Placeholders for the settings beside the weights in a pickle: paths, dates, an `argparse.Namespace`.
 
 Nothing of theirs is imported or called. An `Inert` object takes their place and keeps nothing.
 """
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def stand_in(module: str, name: str) -> Callable[..., Any] | None:
-  """What a pickle gets for a class or function that it names; None for one that is not known to be harmless."""
+  """The placeholder for a class or function that a pickle names; None unless it is known to be harmless."""
   if (module, name) in _MADE:
     return _MADE[module, name]
   return Inert if name in _HARMLESS.get(module, ()) or module.partition(".")[0] in _SETTINGS else None
 
 
 class Inert:
-  """What stands for a setting beside the weights. It accepts what a pickle does to an object, and keeps nothing."""
+  """A placeholder for a setting. It accepts everything that a pickle does to an object, and stores nothing."""
 
   def __new__(cls, *args: object, **kwargs: object) -> "Inert":
     return super().__new__(cls)

@@ -1,4 +1,4 @@
-"""The commands that were run on a working directory: one line each in its commands.log, for its report."""
+"""Records the commands that were run on a working directory, one line each in its commands.log, for the report."""
 
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""What every reader of a file checks first: that it is a regular file, that its sizes are possible, that nothing escapes.
+"""Checks that every reader of a file makes first: a regular file, possible sizes, and no unexpected exception.
 
 A file may come from a stranger. Its sizes are compared with what is there before memory is allocated, pipes and devices
 are not opened, and whatever a library raises while it reads becomes one sentence.
@@ -100,7 +100,7 @@ def check_size(size: int, what: str, most: int | None = None) -> None:
 
 
 def free_memory() -> int | None:
-  """Bytes of memory that a process can still have; None where the system does not say."""
+  """Bytes of memory that are available to this process; None where the system does not report them."""
   try:
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
@@ -116,7 +116,7 @@ def free_memory() -> int | None:
 
 @contextlib.contextmanager
 def damaged(path: object, kind: str, remedy: str = "fetch it or make it again") -> Iterator[None]:
-  """Turns whatever a library raises while it reads `path` into one sentence.
+  """Turns any exception of a library that reads `path` into a UserError of one sentence.
 
   Damaged bytes make parsers fail in every way: ValueError, struct.error, zlib.error, RecursionError, MemoryError and more.
 
@@ -132,7 +132,7 @@ def damaged(path: object, kind: str, remedy: str = "fetch it or make it again") 
 
 
 def reason(error: BaseException) -> str:
-  """What an exception says, short, on one line and printable."""
+  """The message of an exception: short, printable and on one line."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   text = printable(str(error)) if not isinstance(error, KeyError) else f"{printable(str(error))} is missing"
@@ -140,5 +140,5 @@ def reason(error: BaseException) -> str:
 
 
 def shown(value: object) -> str:
-  """A path or a value of a file, for a message: printable, at most 90 characters."""
+  """A path or a value from a file, for a message: printable, at most 90 characters."""
   return shortened(printable(str(value)), 90)

@@ -33,7 +33,7 @@ _PATIENCE = 4  # attempts, for a holder that has not written its name yet
 def alone(
   folder: str | os.PathLike, what: str, *, wait: bool = False, remedy: str = "choose another folder"
 ) -> Iterator[None]:
-  """A block that one process at a time may be in, by `folder`, which is made. Of one run's processes the first one locks.
+  """A block that one process at a time may enter per `folder`, which is created. Of a run's processes, the first locks.
 
   Args:
     folder: what is protected.
@@ -61,7 +61,7 @@ def alone(
     yield
   finally:
     with contextlib.suppress(OSError):
-      path.unlink()  # while it is held: whoever waits for it sees that it is gone, and makes a new one
+      path.unlink()  # while it is held: a waiting process sees that it is gone, and makes a new one
     os.close(file)
     atomic.remove_empty(missing)
 
@@ -111,7 +111,7 @@ def _is_at(file: int, path: pathlib.Path) -> bool:
 
 
 def _holder(file: int) -> dict[str, Any]:
-  """Who wrote the lock; empty if nobody has yet."""
+  """The process that holds the lock, as it describes itself; empty if it has not written that yet."""
   try:
     found = json.loads(os.pread(file, 4096, 0))
   except ValueError:

@@ -1,4 +1,4 @@
-"""Files of what is measured once per checkpoint: moments, costs of steps, and `ms_eps` vectors of Analytic-DPM's authors.
+"""Files of measurements, made once per checkpoint: moments, costs of steps, and `ms_eps` vectors of Analytic-DPM's authors.
 
 Files of this package hold the schedule that they belong to and what is needed to continue measuring. The authors' file is
 one NumPy vector of T + 1 numbers, written by `torch.save`: entry n is for level n, and entry 0 is not used.
@@ -25,7 +25,7 @@ TORCH = (".pth", ".pt", ".ckpt")
 
 
 def save_moments(path: str | os.PathLike, moments: Moments, schedule: Schedule, source: dict) -> None:
-  """Writes moments as .npz; `source` says in JSON-able words whose they are, and over which images."""
+  """Writes moments as .npz. `source`, a JSON-able dict, describes the weights and the images."""
   arrays = {"levels": moments.levels, "mean": moments.mean, "deviations": moments.deviations}
   if moments.pixels is not None:
     arrays["pixels"] = moments.pixels
@@ -33,7 +33,7 @@ def save_moments(path: str | os.PathLike, moments: Moments, schedule: Schedule, 
 
 
 def load_moments(path: str | os.PathLike, schedule: Schedule) -> tuple[Moments, dict]:
-  """What `save_moments` wrote: the moments and their source.
+  """The moments and their source, as written by `save_moments`.
 
   Raises:
     UserError: if the file is missing, damaged or of another kind, or was measured with another schedule.

@@ -64,11 +64,11 @@ def draw(
 ) -> np.ndarray:
   """Images uint8 [N,H,W,C] of `seeds`. Batches are stored in `folder` until all images are complete.
 
-  The images are those of `Trained.sample`, bit by bit, whether or not the command was interrupted.
+  The images are bitwise those of `Trained.sample`, whether or not the command was interrupted.
 
   Args:
     labels: as for Trained.sample.
-    upsampler: enlarges what is drawn.
+    upsampler: enlarges the images.
     each: called with every batch when it is complete, in order.
   """
   size = trained.config.sampling.batch_size
@@ -82,9 +82,7 @@ def draw(
   found = []
   with tqdm.tqdm(total=len(seeds), unit="image") as bar:
     for start in range(0, len(seeds), size):
-      chosen = np.minimum(
-        np.arange(start, start + size), len(seeds) - 1
-      )  # of one shape, so that one compiled program draws all
+      chosen = np.minimum(np.arange(start, start + size), len(seeds) - 1)  # one shape, so that one program draws all
       path = parts / f"{start:08d}.npy"
       images = _kept(path, trained if upsampler is None else upsampler, size)
       if images is None:

@@ -22,7 +22,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.jobs.progress import STEPS
 from ddpm_jax.jobs.trained import Trained, checked_seeds
 
-ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solvers that can also go upwards
+ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solvers that can also go from images to latents
 
 
 def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ def there_and_back(
 def image_to_image(
   trained: Trained, source: data.Source, indices: Sequence[int], seeds: Sequence[int], strength: float
 ) -> np.ndarray:
-  """Variations [B,H,W,C] of these images. `strength`, above 0 and at most 1, is the part of the way to noise."""
+  """Variations [B,H,W,C] of these images. `strength`, above 0 and at most 1, is the fraction of the levels to noise."""
   x_0, cond = trained.images(source, np.asarray(indices))
   keys = image_keys(checked_seeds(seeds))
   denoiser, sampler = build.sampling(trained.config, trained.network, trained.guide, strength)
@@ -100,7 +100,7 @@ def inpaint(
 
 
 def known_pixels(hidden: str, height: int, width: int) -> np.ndarray:
-  """The pixels that are known where the part `hidden` is not: bool [height,width].
+  """The known pixels, bool [height,width], when the part `hidden` is not.
 
   Raises:
     UserError: for a part other than "center", "left", and "top".
@@ -120,7 +120,7 @@ def known_pixels(hidden: str, height: int, width: int) -> np.ndarray:
 def between(trained: Trained, source: data.Source, pairs: np.ndarray, frames: int = 11, strength: float = 0.5) -> np.ndarray:
   """Images [P,frames,H,W,C] from the first to the second of each pair of `source`, [P,2] (DDPM section 4.4, figure 8).
 
-  Both are diffused to that part of the way to noise, mixed, and sampled with the same noise in all frames of a pair.
+  Both are diffused to the fraction `strength` of the levels, mixed, and sampled with the same noise in all frames of a pair.
   """
   places = np.arange(len(pairs)).repeat(frames)
   x_0, cond = trained.images(source, pairs[places, 0])

@@ -49,7 +49,7 @@ def held_out(trained: Trained) -> data.Source:
 
 
 def split_ending(trained: Trained) -> str:
-  """What is appended to file names where another split than the run's own test split is measured, such as "_on_train"."""
+  """The ending of file names when a split other than the run's own test split is measured, such as "_on_train"."""
   split = trained.config.data.test_split
   if trained.held_out in (None, split):
     return ""
@@ -65,8 +65,8 @@ def held_out_bits_per_dim(
   """The bound on `count` test images: bits_per_dim.json, its terms and the rate-distortion curve as pictures.
 
   Args:
-    covariances: one after the other, "all" for every one that the network allows, each to files that end in its name. None:
-      the one of config.evaluation. Moments that ddpm-jax moments left in the folder are used where they are needed.
+    covariances: names, or "all" for every covariance that the network provides; each gets files that end in its name. None:
+      the covariance of config.evaluation. Moments that ddpm-jax moments wrote to the folder are used where needed.
 
   Raises:
     UserError: for an unknown covariance, or one that the network does not provide.
@@ -186,10 +186,10 @@ def yardstick(trained: Trained, folder: str | os.PathLike, count: int) -> qualit
 
 
 def own_classifier(trained: Trained, folder: str | os.PathLike, count: int | None = None) -> classifier.FeatureNet:
-  """The small classifier of this network's data set, read from the folder, or trained and kept there.
+  """The small classifier of this network's data set, read from the folder, or trained and stored there.
 
   Args:
-    count: of the images whose moments it is for; too few are refused before anything is trained.
+    count: the number of images whose moments will be computed. Too few are refused before anything is trained.
   """
   train = trained.dataset(trained.config.data.train_split)
   if count is not None:

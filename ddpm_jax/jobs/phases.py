@@ -1,4 +1,4 @@
-"""Long phases of a job by name: one log line each, and on a terminal a clock that runs meanwhile."""
+"""Named phases of a long job: one log line each, and a running clock on a terminal."""
 
 import logging
 import sys
@@ -25,7 +25,7 @@ class Phase:
     return self
 
   def end(self) -> None:
-    """Stops the clock; logs how long it took, if that was noticeable."""
+    """Stops the clock; logs the duration if it exceeds two seconds."""
     if self._over.is_set():
       return
     self._over.set()

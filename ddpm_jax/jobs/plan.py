@@ -1,9 +1,9 @@
-"""Plans a run: memory, traffic and time at best, for devices that need not exist.
+"""Plans a run: memory, traffic and the shortest possible time, for devices that you need not have.
 
 The real training step and the real sampler are compiled ahead of time for a TPU slice or for NVIDIA GPUs
 (devices/absent.py), or for the devices of this machine. State, batch and keys are shapes with shardings: nothing is
 allocated and nothing runs. The compiled program gives memory, traffic, collectives and kernels (hlo.py, kernels.py), the
-traced one the arithmetic (flops.py). The published figures of the chip then bound the time:
+traced program gives the arithmetic (flops.py). The published figures of the chip then bound the time:
 
     seconds per call = max(operations / peak,  bytes moved / HBM bandwidth,  bytes sent / link bandwidth)   (roofline)
 """

@@ -1,6 +1,6 @@
-"""A sampler as one program to take along: seeds and labels in, pixels out, in a file that runs with JAX alone.
+"""Exports a sampler as one program from seeds and labels to pixels, in a file that runs with JAX alone.
 
-The file is what `jax.export` serializes: StableHLO for every platform, with the weights inside. Steps, image size, and
+The file is written by `jax.export`: StableHLO for every platform, with the weights inside. Steps, image size, and
 guidance are fixed; the number of images is not. JAX reads such files for at least six months after the release that wrote
 them, and a release up to three weeks older than the one that wrote them reads them too (JAX's export documentation).
 """
@@ -34,8 +34,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def program(trained: Trained, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
   """The whole sampler of config.sampling: (seeds uint32 [B], labels int32 [B] if it takes any) -> uint8 [B,H,W,C].
 
-  Image i comes from seeds[i] as in `Trained.sample`, and B is chosen at every call. What is not a number becomes a pixel:
-  unlike `Trained.sample`, a program cannot refuse.
+  Image i comes from seeds[i] as in `Trained.sample`, and B is chosen at every call. Unlike `Trained.sample`, a
+  program cannot raise for samples that are not finite: they become pixels.
 
   Raises:
     UserError: for an unknown platform, or a network that enlarges images.
@@ -44,7 +44,7 @@ def program(trained: Trained, platforms: Sequence[str] = PLATFORMS) -> export.Ex
     if name not in PLATFORMS:
       raise UserError(f"Platform {name!r} is unknown; {nearest(name, PLATFORMS)}")
   if trained.config.data.low_res_size is not None:
-    raise UserError("This network enlarges small images, and its program would need them: export the stage before it.")
+    raise UserError("This network enlarges small images, and its program would need them: export the previous stage.")
   build.check_draws(trained.config)
   trained = trained.with_moments()
   denoiser, sampler = build.sampling(trained.config, trained.network, trained.guide)
@@ -66,7 +66,7 @@ def program(trained: Trained, platforms: Sequence[str] = PLATFORMS) -> export.Ex
 
 
 def save(trained: Trained, path: str | os.PathLike, platforms: Sequence[str] = PLATFORMS) -> dict[str, Any]:
-  """Writes the program to `path`, and what is known about it to `path` + ".json", which it returns."""
+  """Writes the program to `path` and a description to `path` + ".json". Returns the description."""
   path = pathlib.Path(path)
   exported = program(trained, platforms)
   data = exported.serialize()
@@ -92,7 +92,7 @@ def save(trained: Trained, path: str | os.PathLike, platforms: Sequence[str] = P
 
 
 def draw(path: str | os.PathLike, seeds: Sequence[int], labels: Sequence[int] | None = None) -> np.ndarray:
-  """Images uint8 [N,H,W,C] of a program in a file; docs/export.md shows the same with JAX alone."""
+  """Runs a program from a file: images uint8 [N,H,W,C]. docs/export.md does the same with JAX alone."""
   exported = export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
   inputs = [np.asarray(seeds, np.uint32)]
   if labels is not None:

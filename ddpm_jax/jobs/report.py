@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: what it draws, how it was trained, what was measured, and how to repeat it.
+"""One self-contained HTML page about a run: its samples, its training, its measurements, and the commands to repeat them.
 
 The page shows what the run's directory holds when it is written: samples/, edits/, evaluation/, study/, metrics.jsonl,
 commands.log, and the config in the checkpoint. Pictures are inside the page. It needs no network, no script, and no other
@@ -105,7 +105,7 @@ def text_of(workdir: pathlib.Path) -> str:
 
 
 def _headlines(folder: pathlib.Path) -> str:
-  """The numbers that one looks for first, as far as they were measured."""
+  """The most important numbers, as far as they were measured."""
   rows = []
   for (name, number, error), what in HEADLINES.items():
     files = sorted(folder.glob("metrics*.json")) if name == "metrics" else [folder / f"{name}.json"]
@@ -224,7 +224,7 @@ def training_seconds(rows: Sequence[Mapping[str, float]], batch_size: int) -> fl
 
 
 def _measurements(folder: pathlib.Path) -> str:
-  """A table of every JSON file; what lies deeper than its metrics can be unfolded."""
+  """A table for every JSON file. Nested values other than metrics are folded."""
   files = {file.stem: file for file in sorted(folder.glob("*.json"))}
   ordered = [name for name in TITLES if name in files] + [name for name in files if name not in TITLES]
   parts = []
@@ -240,7 +240,7 @@ def _measurements(folder: pathlib.Path) -> str:
 
 
 def _commands(workdir: pathlib.Path) -> str:
-  """The commands that made what the page shows, and those that continue."""
+  """The commands that were run, and commands that add to the page."""
   history = workdir / "commands.log"
   used = history.read_text(errors="replace") if history.is_file() else ""
   verbs = ("sample", "evaluate", "evaluate --figures", "report")
@@ -275,7 +275,7 @@ def _date(seconds: float) -> str:
 
 
 def _short(text: str) -> str:
-  """A number of a CSV file to four digits; other text as it stands."""
+  """A number of a CSV file, to four digits; other text unchanged."""
   try:
     return page.show(float(text)) if "." in text else text
   except ValueError:

@@ -1,4 +1,4 @@
-"""Restoring test images from linear measurements with what was trained; the mathematics is in diffusion/restoring.py.
+"""Restores test images from linear measurements with a trained network. The mathematics is in diffusion/restoring.py.
 
 run = ddpm_jax.load("runs/mnist")
 restored = restore(run, run.dataset("test"), range(8), range(8), operator("downsample", run.image_shape))
@@ -25,7 +25,7 @@ from ddpm_jax.jobs.trained import Trained, checked_seeds
 from ddpm_jax.metrics.restoration import psnr, ssim
 
 OPERATORS = ("mask", "blur", "downsample", "grey")
-COVARIANCES = {  # what is believed of x_0: named as the covariances of sampling that believe the same
+COVARIANCES = {  # of x_0 given x_t, named like the corresponding covariances of sampling
   "posterior": restoring.known,
   "marginal": restoring.unit_gaussian,
   "optimal": restoring.believed,
@@ -37,7 +37,7 @@ COVARIANCES = {  # what is believed of x_0: named as the covariances of sampling
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """Originals, measurements and restored images, and how close the two ends are."""
+  """Originals, measurements and restored images, and the similarity of originals and restored images."""
 
   real: np.ndarray  # uint8 [B,H,W,C]
   measured: np.ndarray  # float32 [B,...]
@@ -47,7 +47,7 @@ class Restored:
 
   @property
   def pictures(self) -> np.ndarray | None:
-    """The measurements as uint8 [B,H,W,C], enlarged to the images' size; None if they are no smaller images."""
+    """The measurements as uint8 [B,H,W,C], enlarged to the images' size; None if they are not images."""
     _, height, width, channels = self.real.shape
     y = self.measured
     if y.ndim != 4 or height % y.shape[1] or width % y.shape[2] or y.shape[3] not in (1, channels):
@@ -81,7 +81,7 @@ def operator(name: str, shape: tuple[int, int, int], *, known: Any = None, std: 
       return restoring.downsample(height, width, factor)
     case "grey":
       if channels == 1:
-        raise UserError('These images are grey already: choose another operator than "grey".')
+        raise UserError('These images are already grey: choose an operator other than "grey".')
       return restoring.Grey()
   if not importable.is_code(name):
     raise UserError(f"Operator {name!r} is unknown; {nearest(name, OPERATORS)} Or name a function as my_pkg.ops:fn.")
@@ -104,21 +104,21 @@ def restore(
 ) -> Restored:
   """Measures these images with noise and restores them, by the sampler of the config.
 
-  The steps take the posterior variance of the inference process: a covariance given x_t alone would be too large, since y
-  is known too.
+  The steps use the posterior variance of the inference process. A covariance given x_t alone would be too large, since y is
+  also known.
 
   Args:
     trained: the network. Its guidance is not used.
     source: the images.
-    indices: [B], which of them.
-    seeds: [B], of the noise.
+    indices: [B], the images to restore.
+    seeds: [B], the seeds of the noise.
     measure: a linear operator; see `operator`.
     noise: standard deviation of the noise in the measurements. Pixels are from -1 to 1.
-    covariance: what is believed of x_0, by its name in COVARIANCES.
-    iterations: of conjugate gradients in each step.
+    covariance: the covariance of x_0 given x_t, a name in COVARIANCES.
+    iterations: number of iterations of conjugate gradients in each step.
 
   Raises:
-    UserError: for a covariance that is unknown or needs what was not measured, or a number that is out of range.
+    UserError: for an unknown covariance, one whose moments cannot be measured, or a number out of range.
   """
   if covariance not in COVARIANCES:
     raise UserError(f"Covariance {covariance!r} is unknown; {nearest(covariance, COVARIANCES)}")
@@ -133,7 +133,7 @@ def restore(
   x_0, cond = trained.images(source, np.asarray(indices))
   keys = image_keys(checked_seeds(seeds))
   clean = measure(x_0)
-  y = clean + noise * normal(keys, clean.shape[1:], build.schedule(config).T + 1)  # no step draws from this stream
+  y = clean + noise * normal(keys, clean.shape[1:], build.schedule(config).T + 1)  # a stream that no step uses
   inner = build.uncertain(believing, trained.network)
   knowing = restoring.Restore(inner, measure, y, jnp.float32(noise), COVARIANCES[covariance], iterations)
   x_T = PerImage(keys).initial(trained.image_shape)

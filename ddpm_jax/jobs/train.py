@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """Everything of a training run that can be made and checked before it starts."""
+  """Everything in a training run that can be built and checked before it starts."""
 
-  config: ConfigDict  # with what the data told filled in
+  config: ConfigDict  # including the properties of the data
   source: data.Source | None  # None: planned without data
   module: Any
   mesh: jax.sharding.Mesh
@@ -44,7 +44,7 @@ class Run:
   step: step.Step
 
   def arguments(self) -> tuple[Any, dict]:
-    """What `step` takes, in shapes."""
+    """The shapes of the arguments of `step`."""
     state = jax.eval_shape(self.init)
     return layout.shaped(state, layout.of_state(state, self.mesh)), shapes.training_batch(self.config, self.mesh)
 
@@ -53,14 +53,14 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
   """Builds a run from its config.
 
   Args:
-    info: what the data are like, for who plans without having them; None: they are opened.
-    devices: of the mesh; None: all.
+    info: a description of the data, when planning without it; None: the data set is opened.
+    devices: the devices of the mesh; None: all.
 
   Raises:
-    UserError: for whatever in the config cannot work.
+    UserError: for any field of the config that cannot work.
   """
   if config.train.total_steps < 1:
-    raise UserError("train.total_steps is mandatory: say how many batches to train on, at least 1.")
+    raise UserError("train.total_steps is required: set the number of training steps, at least 1.")
   fields.check(config)
   importable.trust(config)
   if config.train.label_dropout and config.train.class_conditional is False:
@@ -129,7 +129,7 @@ def prepare(config: ConfigDict, *, info: data.Info | None = None, devices: list[
 
 
 def _check_test_split(config: ConfigDict) -> None:
-  """Raises UserError for a test split that was asked for and does not exist; by default data need not have one."""
+  """Raises UserError if the configured test split does not exist. The default split may be missing."""
   split = config.data.test_split
   if split == fields.FIELDS["data.test_split"].default:
     return
@@ -140,10 +140,10 @@ def _check_test_split(config: ConfigDict) -> None:
 
 
 def _starting_weights(config: ConfigDict, module: Any) -> Any:
-  """The parameters of train.init, its slowest average; None for random weights.
+  """The slowest average of the parameters of the run train.init; None for random weights.
 
   Raises:
-    UserError: if they are not those of this network, naming the first difference.
+    UserError: if they do not fit this network. The message names the first difference.
   """
   if config.train.init is None:
     return None
@@ -167,7 +167,7 @@ def train(
     profile: also write a profile of the steps between the first two rows of metrics to workdir/profile.
 
   Raises:
-    UserError: for a config that cannot work, or one that is not the one of the run in `workdir`.
+    UserError: for a config that cannot work, or one that differs from that of the run in `workdir`.
     loop.Preempted: after SIGTERM or Ctrl-C, with everything saved.
   """
   workdir = pathlib.Path(workdir)
@@ -219,7 +219,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, wandb: bool, profile: bool
   every = config.train.checkpoint_every
   keep_every = config.train.keep_every
   kept = checkpoints.Checkpoints(str(workdir / "checkpoints"), keep=config.train.keep, every=every, keep_every=keep_every)
-  with contextlib.closing(kept):  # whatever ends the run, the checkpoint that is being written is completed
+  with contextlib.closing(kept):  # however the run ends, the checkpoint being written is completed
     compiling.begin()
     return loop.fit(
       run.init,
@@ -237,7 +237,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, wandb: bool, profile: bool
 
 
 def describe(run: Run) -> str:
-  """What a run trains on and where, in a line."""
+  """One line about a run: its data, network, devices and length."""
   info = run.source.info
   parameters = parameter_count(jax.eval_shape(run.init).params)
   return (
@@ -248,7 +248,7 @@ def describe(run: Run) -> str:
 
 
 def describe_data(source: data.Source) -> dict[str, Any]:
-  """What a run is trained on, for its data.json: the classes with their names, and the lines of the summary."""
+  """A description of the training data for data.json: size, classes with their names, and the lines of the summary."""
   names = source.info.class_names
   return {
     "name": source.info.name,
@@ -269,7 +269,7 @@ def with_remat(config: ConfigDict, remat: str) -> ConfigDict:
 
 
 def _with_least_remat(run: Run) -> Run:
-  """`run`, network.remat="auto" decided by the memory of these devices; where nobody tells it, on CPUs, it means "none"."""
+  """`run` with network.remat="auto" resolved by the memory of the devices; "none" on CPUs, where it is unknown."""
   limit = memory_of(jax.local_devices()[0])
   if limit is None or run.config.network.get("remat") != "auto":
     return run
@@ -283,7 +283,7 @@ def _with_least_remat(run: Run) -> Run:
 
 
 def _preview(run: Run) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
-  """Grids of samples by the raw and the averaged weights: seeing both tells a bad model from a slow average."""
+  """Grids of samples by the raw and the averaged weights. Both are shown to tell a bad model from a slow average."""
   config = quick_sampling(run.config)
   count = config.train.preview_images
   low_res = config.data.low_res_size and pixels.area(run.source.gather(run.source.some(count))[0], config.data.low_res_size)
@@ -295,7 +295,7 @@ def _preview(run: Run) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
       trained = Trained(config, build.network(config, run.module, params), int(now.step), name)
       try:
         images = trained.sample(range(count), low_res=low_res)
-      except NotFinite as error:  # training may still recover, and its checkpoint is worth more than a picture
+      except NotFinite as error:  # training may still recover, so a failed preview does not end it
         log.warning("No preview of %s: %s", name, error)
         continue
       grids[name] = pixels.viewable(pixels.grid(images, scale=_zoom(min(run.source.info.shape[:2]))))
@@ -305,13 +305,13 @@ def _preview(run: Run) -> Callable[[state.TrainState], dict[str, np.ndarray]]:
 
 
 def quick_sampling(config: ConfigDict) -> ConfigDict:
-  """A copy that samples in at most train.preview_steps steps, by this network alone; otherwise as the config says.
+  """A copy that samples in at most train.preview_steps steps with this network alone, and otherwise as configured.
 
-  A sampler of more steps, or one whose moments are still to be measured, gives way to DDIM.
+  A sampler with more steps, or one whose moments are not measured yet, is replaced by DDIM.
   """
   config = config.copy_and_resolve_references()
   most = config.train.preview_steps
-  if config.sampling.guidance.kind in ("classifier", "autoguidance"):  # which would load a second network
+  if config.sampling.guidance.kind in ("classifier", "autoguidance"):  # these would load a second network
     with config.ignore_type():
       config.sampling.guidance.update(kind=None, form=None, model=None)
   if build.lacks_moments(config) or len(build.sampler(config).steps.left) > most:
@@ -321,7 +321,7 @@ def quick_sampling(config: ConfigDict) -> ConfigDict:
 
 
 def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Refuses to continue a run on other data or with another network; its length, optimizer and housekeeping may change."""
+  """Raises UserError if the run in `workdir` has other data or another network. Its length and optimizer may change."""
   directory = workdir / "checkpoints"
   if not checkpoints.steps_in(directory):
     return
@@ -329,10 +329,10 @@ def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
   before, now = (tables.as_json(each) for each in (stored, config.to_dict()))
   for field in ("data_dir", "test_split", "corrupt"):
     before["data"][field] = now["data"][field] = None
-  if None in (before["data"]["class_names"], now["data"]["class_names"]):  # runs of before had none
+  if None in (before["data"]["class_names"], now["data"]["class_names"]):  # older runs stored none
     before["data"]["class_names"] = now["data"]["class_names"] = None
   for each in (before, now):
-    each["network"].pop("remat", None)  # what is recomputed changes no result
+    each["network"].pop("remat", None)  # recomputation does not change results
   for section in ("seed", "data", "schedule", "network", "prediction", "loss", "time_sampler", "ema"):
     if before[section] != now[section]:
       raise UserError(
@@ -342,10 +342,10 @@ def _same_run(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def _zoom(side: int) -> int:
-  """How often to repeat pixels, so that small images can be seen."""
+  """The factor by which small images are enlarged for display."""
   return max(1, 64 // side)
 
 
 def parameter_count(params: Any) -> int:
-  """Numbers in a tree of arrays or shapes."""
+  """The number of parameters in a tree of arrays or shapes."""
   return sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(params))

@@ -48,10 +48,10 @@ def load(
     step: None: the latest sound checkpoint.
     overrides: changes to its config, such as "sampling.eta=0".
     trust: import the code that its config names, if it names any; see importable.py.
-    how: a short way to say how images are drawn, such as sampler="ddim", steps=50; see build.Request.
+    how: short forms of sampling fields, such as sampler="ddim", steps=50; see build.Request.
 
   Raises:
-    UserError: if there is no sound checkpoint, or its weights are not those of the (changed) config's network.
+    UserError: if there is no sound checkpoint, or its weights do not fit the network of the (changed) config.
   """
   for assignment in overrides:
     if assignment.startswith(_OF_TRAINING):
@@ -84,10 +84,10 @@ def dataset(config: ConfigDict, split: str) -> data.Source:
 
 
 def check_low_res(about: ConfigDict, shape: tuple[int, ...] | None) -> None:
-  """Raises UserError unless a run with the section `data` enlarges images of that shape [h,w,C]; None: enlarges nothing."""
+  """Raises UserError unless a network trained with the section `about` enlarges images of this shape [h,w,C]; None: none."""
   size = about.low_res_size
   if size is None and shape is not None:
-    raise UserError("This network does not enlarge images: an --upsampler is a run with data.low_res_size.")
+    raise UserError("This network does not enlarge images: an --upsampler must be a run with data.low_res_size.")
   if size is not None and shape is None:
     raise UserError("This network enlarges small images: sample the stage before it, and name this one --upsampler.")
   if size is not None and shape != (*sizes.pair(size), about.channels):
@@ -97,7 +97,7 @@ def check_low_res(about: ConfigDict, shape: tuple[int, ...] | None) -> None:
 
 
 class NotFinite(UserError):
-  """A network drew or scored infinities or NaN."""
+  """Samples or scores of a network contain infinities or NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,8 @@ class Trained:
   network: Network | Classifier
   step: int
   weights: str  # which ones: "EMA 0.9999" or "raw parameters"
-  workdir: pathlib.Path | None = None  # where it was loaded from, and where what is measured of it is kept
-  held_out: str | None = None  # the test split of its training; None: that of the config
+  workdir: pathlib.Path | None = None  # where it was loaded from, and where its measurements are kept
+  held_out: str | None = None  # the test split when it was trained; None: that of the config
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -117,7 +117,7 @@ class Trained:
 
   @functools.cached_property
   def guide(self) -> Network | Classifier | None:
-    """The noisy classifier or the weaker network of sampling.guidance, if it asks for one."""
+    """The noisy classifier or the weaker network that sampling.guidance names, or None."""
     section = self.config.sampling.guidance
     if section.kind not in ("classifier", "autoguidance"):
       return None
@@ -142,9 +142,9 @@ class Trained:
     progress: bool | Callable[[int, jax.Array], None] = False,
     **how: Any,
   ) -> Any:
-    """uint8 [N,H,W,C], image i from seeds[i] (and labels[i]), whatever the batch; with `save` also what it saved.
+    """Images uint8 [N,H,W,C]; with `save`, also what it saved. Image i depends only on seeds[i] and labels[i].
 
-    One compilation serves every N: the last batch is filled up and cut.
+    One compilation serves every N: the last batch is padded, and the padding is removed.
 
     Args:
       seeds: one per image, 0 to 2^32 - 1.
@@ -155,14 +155,14 @@ class Trained:
       how: such as sampler="ddim", steps=50, eta=0.5, guidance=2; see `using`.
 
     Raises:
-      NotFinite: if a network draws infinities or NaN, which would become some grey as pixels.
+      NotFinite: if samples contain infinities or NaN, which a cast to 8 bits would turn into some grey.
     """
     if how:
       return self.using(**how).sample(seeds, labels, low_res=low_res, save=save, save_every=save_every, progress=progress)
     self = self.with_moments()
     config = self.config.sampling
     build.check_draws(self.config)
-    pixels.to_uint8(np.zeros(0), config.rounding)  # refused now rather than after hours of drawing
+    pixels.to_uint8(np.zeros(0), config.rounding)  # refused now, and not after hours of sampling
     denoiser, sampler = build.sampling(self.config, self.network, self.guide)
     labels = self.labels(seeds, labels)
     images = []
@@ -186,7 +186,7 @@ class Trained:
     """Samples x [B,H,W,C] in [-1, 1], drawn from `seeds` [B], as uint8.
 
     Raises:
-      NotFinite: if there is anything else in x; a cast to 8 bits would make some grey of it.
+      NotFinite: if x contains infinities or NaN, which a cast to 8 bits would turn into some grey.
     """
     x = layout.to_host(x)
     self._check_finite(x, seeds, "samples", "seeds")
@@ -209,7 +209,7 @@ class Trained:
     raise NotFinite(f"{len(bad)} of {len(np.unique(numbers))} {what} are not finite ({value}; {named} {which}): {remedy}.")
 
   def bits_per_dim(self, source: data.Source, count: int | None = None, *, progress: bool = False) -> BitsPerDim:
-    """The bound on `count` images (None: all; which, says Source.some), as config.evaluation asks for; NumPy leaves."""
+    """The bound on `count` images (None: all; Source.some chooses them) as configured in config.evaluation; NumPy leaves."""
     steps, kernel = build.bound(self.config)
     denoiser = build.denoiser(self.config, self.network, "evaluation")
     chosen = source.some(count)
@@ -243,7 +243,7 @@ class Trained:
     return _put(pixels.to_float(image)), cond
 
   def using(self, *overrides: str, **how: Any) -> "Trained":
-    """The same network drawing in another way: `using(sampler="dpm++2m", steps=15)`, `using("sampling.clip=none")`.
+    """The same network with other sampling settings: `using(sampler="dpm++2m", steps=15)`, `using("sampling.clip=none")`.
 
     Args:
       overrides: assignments to fields of the config; they win over `how`.
@@ -253,22 +253,22 @@ class Trained:
     return dataclasses.replace(self, config=config)
 
   def with_moments(self) -> "Trained":
-    """The same network with the moments that its sampler needs, which are measured now if its directory holds none."""
+    """The same network with the moments that its sampler needs. They are measured now if its directory holds none."""
     if self.workdir is None or not build.lacks_moments(self.config):
       return self
     return self.changed(sampling=dict(moments=str(analytic.own_moments(self))))
 
   def changed(self, **sections: dict) -> "Trained":
-    """The same network with other config fields, as they are given: `changed(sampling=dict(eta=0.0))`."""
+    """The same network with these config fields set as given: `changed(sampling=dict(eta=0.0))`."""
     config = self.config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
       config.update(sections)
     return dataclasses.replace(self, config=config)
 
   def accuracy(self, source: data.Source, count: int | None = None) -> dict[str, float]:
-    """Of a noisy classifier: means of the parts of its loss on `count` images (see bits_per_dim), one level each.
+    """Accuracy of a noisy classifier: means of the parts of its loss on `count` images (see bits_per_dim), one level each.
 
-    Levels are spread evenly; parts named ..._q0, the least noisy quarter of levels, to ..._q3 are means over a quarter.
+    Levels are spread evenly. Names that end in _q0 (the least noisy quarter of the levels) to _q3 are means over a quarter.
     """
     loss = losses.NoisyClassifier(build.chain(self.config))
     T = build.schedule(self.config).T
@@ -293,7 +293,7 @@ class Trained:
     if not self._takes_labels:
       if labels is not None:
         raise UserError(
-          "This network is unconditional and takes no labels: guide it by a classifier (sampling.guidance), or train it "
+          "This network is unconditional and takes no labels: guide it with a classifier (sampling.guidance), or train it "
           "with train.class_conditional=True."
         )
       return None
@@ -308,11 +308,11 @@ class Trained:
 
   @property
   def _takes_labels(self) -> bool:
-    """Whether the network or its guide takes the class of an image."""
+    """Whether the network or its guide takes labels."""
     return self.config.train.class_conditional or self.config.sampling.guidance.kind == "classifier"
 
   def _keys(self, seeds: np.ndarray) -> jax.Array:
-    """One key per image [B]. Stages of a cascade use different keys, because each sees noise of the stage before."""
+    """One key per image [B]. Each stage of a cascade uses different keys, since it sees the noise of the previous stage."""
     keys = jax.jit(image_keys)(_put(checked_seeds(seeds)))
     if self.config.data.low_res_size is None:
       return keys
@@ -334,10 +334,10 @@ class Trained:
 
 
 def checked_seeds(seeds: Sequence[int]) -> np.ndarray:
-  """Seeds as uint32 [N]. Raises UserError for one that has more bits, or none: it would draw another seed's picture."""
+  """Seeds as uint32 [N]. Raises UserError for a seed outside that range, which would draw the image of another seed."""
   wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
   if wrong:
-    raise UserError(f"Seed {wrong[0]} is outside 0 ... {2**32 - 1}, the seeds that there are.")
+    raise UserError(f"Seed {wrong[0]} is not allowed: seeds must be between 0 and {2**32 - 1}.")
   return np.asarray(seeds, np.uint32)
 
 
@@ -349,10 +349,12 @@ def _put(array: np.ndarray) -> jax.Array:
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:
-  """Indices 0 ... count - 1 in parts of equal size, which all devices share unless there is only one image; the last one
-  repeats the last index."""
+  """Indices 0 ... count - 1 in parts of equal size. The last part is padded with the last index.
+
+  All devices share each part, unless there is only one image.
+  """
   if size < 1:
-    raise UserError(f"batch_size = {size} has to be at least 1.")
+    raise UserError(f"batch_size = {size} must be at least 1.")
   devices = jax.device_count() if count > 1 or jax.process_count() > 1 else 1
   size = -(-min(size, count) // devices) * devices
   for start in range(0, count, size):

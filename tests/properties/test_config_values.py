@@ -81,8 +81,11 @@ REFUSED = {
   ),
   "an unknown variant": (lambda: config.load("mnist_cond:smok"), "no variant 'smok'; choose from smoke"),
   "an unknown variant of two": (lambda: config.load("mnist_sr:basis"), "no variant 'basis'; choose from base, smoke"),
-  "a seed of 33 bits": (lambda: checked_seeds([1, 2**32]), "Seed 4294967296 is outside 0 ... 4294967295"),
-  "a negative seed": (lambda: checked_seeds(np.array([-1])), "Seed -1 is outside"),
+  "a seed of 33 bits": (
+    lambda: checked_seeds([1, 2**32]),
+    "Seed 4294967296 is not allowed: seeds must be between",
+  ),
+  "a negative seed": (lambda: checked_seeds(np.array([-1])), "Seed -1 is not allowed"),
   "an unknown trajectory": (
     lambda: methods.cells(methods.papers_methods(), [5], trajectories=["optimum"]),
     "Trajectory 'optimum' is unknown",

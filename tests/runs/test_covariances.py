@@ -77,7 +77,7 @@ def test_restoring(plain, tmp_path, capsys):
   assert (plain / "edits" / "restore.png").exists()
   for arguments, sentence in (
     (["--operator", f"{tmp_path}/ops.py:bent"], "is not linear"),
-    (["--operator", "grey"], "are grey already"),
+    (["--operator", "grey"], "are already grey"),
     (["--operator", "smear"], "is unknown"),
     (["--covariance", "fill"], "did you mean 'full'?"),
     (["--noise", "-1"], "must be at least 0"),

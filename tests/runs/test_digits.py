@@ -89,7 +89,7 @@ def _train(*overrides, spec="digits:smoke"):
     (_train("schedule.T=many"), ["many", "integer"]),
     (_train("schedule.T=0"), ["schedule.T = 0", "at least 2"]),
     (_train("data.name=digitz"), ["digitz", "digits"]),
-    (_train("train.total_steps=0"), ["total_steps", "mandatory"]),
+    (_train("train.total_steps=0"), ["total_steps", "required"]),
     (_train("network.channel_mult=(1,2,2,2,2)"), ["8x8", "halved 4 times"]),
     (_train("loss.name=hybrid"), ["hybrid", "second"]),
     (_train("schedule.name=cosin"), ["cosin", "'cosine'"]),
