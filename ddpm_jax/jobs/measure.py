@@ -14,11 +14,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from ddpm_jax import build, data
 from ddpm_jax.data import images as pixels
 from ddpm_jax.diffusion.likelihood import BitsPerDim, rate_distortion
+from ddpm_jax.diffusion.prediction import Prediction
 from ddpm_jax.evaluation import plots, quality
 from ddpm_jax.features import classifier
 from ddpm_jax.files.atomic import writing
@@ -234,5 +236,5 @@ def figures(trained: Trained, folder: str | os.PathLike) -> list[str]:
   return ["samples.png", "progressive.png", "interpolation.png", "nearest_neighbours.png"]
 
 
-def _belief(x, pred):
+def _belief(x: jax.Array, pred: Prediction) -> jax.Array:
   return pred.x0

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from ddpm_jax.errors import UserError
 
@@ -32,16 +33,16 @@ class WeightsAndBiases:
       id=identity, name=where.name, project=project, resume="allow", dir=str(workdir), config=dict(config)
     )
 
-  def write_scalars(self, step, scalars):
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     self.run.log(dict(scalars), step=step)
 
-  def write_images(self, step, images):
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     self.run.log({f"previews/{name}": self.image(image) for name, image in images.items()}, step=step)
 
-  def has_images(self, step):
+  def has_images(self, step: int) -> bool:
     return True  # a resumed run does not ask for what was uploaded
 
-  def close(self):
+  def close(self) -> None:
     self.run.finish()
 
 
@@ -52,7 +53,7 @@ class Profile:
     self.folder = folder
     self.state = "waiting"
 
-  def write_scalars(self, step, scalars):
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     if self.state == "waiting":
       jax.profiler.start_trace(str(self.folder))
       self.state = "tracing"
@@ -60,13 +61,13 @@ class Profile:
       self.close()
       log.info("Profile of the steps up to %d: xprof --logdir %s", step, self.folder)
 
-  def write_images(self, step, images):
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     pass
 
-  def has_images(self, step):
+  def has_images(self, step: int) -> bool:
     return True  # it keeps none
 
-  def close(self):
+  def close(self) -> None:
     if self.state == "tracing":
       jax.profiler.stop_trace()
     self.state = "done"

@@ -12,7 +12,10 @@ squares gives the coefficients, since inner products of profiles have a closed f
 section 3).
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ddpm_jax.errors import UserError
 
@@ -35,12 +38,12 @@ def exponent(width: float | np.ndarray) -> np.ndarray:
   return np.reshape(roots, width.shape)
 
 
-def decay(updates, width: float):
+def decay(updates: Any, width: float) -> Any:
   """beta of (1), for the number of updates including this one, NumPy or traced."""
   return (1 - 1 / updates) ** (float(exponent(width)) + 1)
 
 
-def correlations(a_time, a_width, b_time, b_width) -> np.ndarray:
+def correlations(a_time: ArrayLike, a_width: ArrayLike, b_time: ArrayLike, b_width: ArrayLike) -> np.ndarray:
   """Inner products [A,B] of the profiles of widths [A] at times [A] with those of widths [B] at times [B]."""
   a_time, a, b_time, b = np.broadcast_arrays(
     np.asarray(a_time, np.float64)[:, None], exponent(a_width)[:, None], np.asarray(b_time, np.float64), exponent(b_width)

@@ -45,18 +45,18 @@ class Many:
   def __init__(self, writers: list[MetricWriter]):
     self.writers = writers
 
-  def write_scalars(self, step, scalars):
+  def write_scalars(self, step: int, scalars: Scalars) -> None:
     for writer in self.writers:
       writer.write_scalars(step, scalars)
 
-  def write_images(self, step, images):
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     for writer in self.writers:
       writer.write_images(step, images)
 
-  def has_images(self, step):
+  def has_images(self, step: int) -> bool:
     return all(writer.has_images(step) for writer in self.writers)
 
-  def close(self):
+  def close(self) -> None:
     for writer in self.writers:
       with contextlib.suppress(OSError):  # data that could not be written, which has been reported
         writer.close()
@@ -85,20 +85,20 @@ class JsonLines:
       temporary.write_text("".join(f"{line}\n" for line in kept))
     self.file = path.open("a", buffering=1)  # line by line, so that a killed run loses none
 
-  def write_scalars(self, step, scalars):
+  def write_scalars(self, step: int, scalars: Scalars) -> None:
     finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}  # JSON has no NaN
     with _writing(self.file.name):
       self.file.write(json.dumps({"step": step, **finite}) + "\n")
 
-  def write_images(self, step, images):
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     self.previews.mkdir(exist_ok=True)
     for name, image in images.items():
       save_png(self.previews / f"{step:07d}_{name}.png", image)
 
-  def has_images(self, step):
+  def has_images(self, step: int) -> bool:
     return any(self.previews.glob(f"{step:07d}_*.png"))
 
-  def close(self):
+  def close(self) -> None:
     self.file.close()
 
 
@@ -149,16 +149,16 @@ class TensorBoard:
     self.events = EventsWriter(str(directory / "events"))
     self.events.write_event(Event(step=after + 1, session_log=SessionLog(status=SessionLog.START)))  # drops later rows
 
-  def write_scalars(self, step, scalars):
+  def write_scalars(self, step: int, scalars: Scalars) -> None:
     self._write(step, [self.summary.scalar(name, value) for name, value in scalars.items()])
 
-  def write_images(self, step, images):
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     self._write(step, [self.summary.image(name, image, dataformats="HWC") for name, image in images.items()])
 
-  def has_images(self, step):
+  def has_images(self, step: int) -> bool:
     return True  # JsonLines knows, by its PNGs
 
-  def close(self):
+  def close(self) -> None:
     self.events.close()
 
   def _write(self, step, summaries):
@@ -174,16 +174,16 @@ class Console:
   def __init__(self, total_steps: int):
     self.total_steps = total_steps
 
-  def write_scalars(self, step, scalars):
+  def write_scalars(self, step: int, scalars: Scalars) -> None:
     log.info(line(step, self.total_steps, scalars))
 
-  def write_images(self, step, images):
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     pass
 
-  def has_images(self, step):
+  def has_images(self, step: int) -> bool:
     return True
 
-  def close(self):
+  def close(self) -> None:
     pass
 
 
