@@ -5,6 +5,7 @@ from ddpm_jax.explore import server
 server.show("runs/digits")  # in a notebook
 """
 
+import importlib.util
 import os
 import re
 import threading
@@ -42,11 +43,9 @@ class Served:
 
 
 def check() -> None:
-  """Raises UserError unless Gradio can be imported."""
-  try:
-    import gradio  # noqa: F401
-  except ImportError:
-    raise UserError(INSTALL) from None
+  """Raises UserError unless Gradio is installed. Importing it takes seconds, in which the first pictures can be drawn."""
+  if importlib.util.find_spec("gradio") is None:
+    raise UserError(INSTALL)
 
 
 def show(run: str | os.PathLike | Trained, *, height: int = 1000, **origin: Any) -> Any:
