@@ -1,10 +1,10 @@
-"""P2 weighting on FFHQ, 256x256 pixels (Choi et al. 2022, table 1): FID 6.92 with 1000 steps, by a small ADM.
+"""P2 weighting on FFHQ, 256x256 pixels (Choi et al. 2022), by a small ADM that samples in 1000 steps.
 
     ddpm-jax sample --weights ffhq-p2 --seeds 0-15
     ddpm-jax train  --config ffhq_p2 --workdir runs/ffhq_p2
 
 The network and its sampling are ADM's. The loss is ADM's with the square weighted by 1 / (k + snr)^gamma; the paper has
-k = 1 and gamma = 1 or 0.5 (`--config.loss.mse_weight.gamma=0.5`).
+k = 1 and gamma = 1 or 0.5 (`--config.loss.mse_weight.gamma=0.5`). The 500,000 training steps are not the authors' number.
 """
 
 from ddpm_jax.configs._published import shrink

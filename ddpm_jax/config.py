@@ -213,6 +213,8 @@ def _settle(config: ConfigDict, asked: set[str]) -> None:
     give_way("sampling.eta", 1.0, because("sampling.covariance"))
   if "sampling.solver" in asked and sampling.solver != "gaussian":
     give_way("sampling.keep_eps", False, because("sampling.solver"))
+  if "sampling.solver" in asked and sampling.solver != "heun":
+    give_way("sampling.churn", 0.0, because("sampling.solver"))
   noisy = sampling.solver == "gaussian" and sampling.eta > 0
   if sampling.guidance.form == "mean" and not noisy:
     give_way("sampling.guidance.form", None, because("sampling.solver"))
@@ -285,6 +287,12 @@ _EFFECTS = (  # (start of a path or of several, whether such a field has an effe
     'to another grid than "dp_vb": set sampling.grid=dp_vb.',
   ),
   ("sampling.cap_pixels", _has_variance, "at eta = 0, where steps have no variance: set sampling.eta above 0."),
+  (
+    "sampling.churn",
+    lambda config: config.sampling.solver == "heun",
+    'to the solver "{config.sampling.solver}": set sampling.solver=heun.',
+  ),
+  ("sampling.churn_", lambda config: config.sampling.churn > 0, "without noise: set sampling.churn too, such as 40."),
   ("sampling.keep_eps", lambda config: config.sampling.clip != "none", "where nothing is clipped: leave it out."),
   (
     "sampling.clip_range",

@@ -43,7 +43,7 @@ class Preset:
   second: str | None = None
 
 
-METHOD = dict(solver="gaussian", eta=1.0, covariance=None, residual=False, cap_pixels=None, cap_steps=1)
+METHOD = dict(solver="gaussian", eta=1.0, covariance=None, residual=False, cap_pixels=None, cap_steps=1, churn=0.0)
 
 _ANALYTIC = dict(covariance="optimal", keep_eps=False, cap_pixels=2.0)
 _ANALYTIC_DDIM = dict(covariance="optimal", keep_eps=True, cap_pixels=1.0, eta=0.0)
@@ -64,7 +64,10 @@ _PRESETS = {
   "sn-ddim": Preset("SN-DPM's DDIM", _ANALYTIC_DDIM, steps=50, second="second_moment"),
   "unipc": Preset("UniPC of order 3, as unipc3", dict(solver="unipc3", keep_eps=False), "log_snr", 10),
 }
-_GRIDS_OF_SOLVERS = {"heun": ("karras", 10), "euler_maruyama": ("uniform", None), "euler_ode": ("uniform", None)}
+_GRIDS_OF_SOLVERS = {
+  **dict.fromkeys(("heun", "midpoint"), ("karras", 10)),
+  **dict.fromkeys(("euler_maruyama", "euler_ode"), ("uniform", None)),
+}
 
 
 def presets() -> dict[str, Preset]:

@@ -116,6 +116,7 @@ GRIDS: dict[str, Callable | Entry] = {
   "power3": Entry(lambda levels, K: grids.power(levels.T, K, 3), "still finer towards noise (Extended-Analytic-DPM)"),
   "log_snr": Entry(grids.log_snr, "even steps of the log signal-to-noise ratio (DPM-Solver)"),
   "karras": Entry(grids.karras, "even steps of (sigma / alpha)^(1/7) (EDM)"),
+  "edm": Entry(grids.edm, "the same from sigma / alpha = 80 to 0.002 (EDM's steps for networks of discrete levels)"),
   "dp_seg": Entry(_dp_seg, "the best levels by moments (Analytic-DPM's dynamic programming)"),
   "gits": Entry(_gits, "the best levels by trajectories (GITS, Chen et al. 2024)"),
   "dp_vb": Entry(_dp_vb, "the best levels by costs (Watson et al. 2021)"),

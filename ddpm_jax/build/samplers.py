@@ -17,7 +17,7 @@ from ddpm_jax.diffusion import grid as grids
 from ddpm_jax.diffusion import steps as tables
 from ddpm_jax.diffusion.consistency import consistency
 from ddpm_jax.diffusion.dpm_solver_v3 import dpm_solver_v3
-from ddpm_jax.diffusion.heun import heun
+from ddpm_jax.diffusion.heun import heun, midpoint
 from ddpm_jax.diffusion.kernel import ReverseKernel
 from ddpm_jax.diffusion.lanczos import Full
 from ddpm_jax.diffusion.samplers import GaussianSampler
@@ -56,6 +56,8 @@ def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any
     if section.solver in _NEED_FLOW:
       found = flow(config, levels, f'The solver "{section.solver}"')
       make = functools.partial(make, statistics=found.statistics(levels))
+    if section.churn:
+      make = functools.partial(make, **_churn(section))
     if section.solver in _NEED_EPS and section.keep_eps and section.clip != "none":
       raise UserError(f'sampling.solver = "{section.solver}" needs an eps that agrees with x0: set sampling.keep_eps=False.')
     made = make(levels, visited)
@@ -74,6 +76,14 @@ def sampler(config: ConfigDict, guide: Any = None, strength: float = 1.0) -> Any
       raise UserError('Guidance of the mean shifts by a variance per pixel: set sampling.guidance.form="score" for "full".')
     kernel = guidance.ShiftMean(kernel, guide, **strength_of(config))
   return GaussianSampler(steps, kernel)
+
+
+def _churn(section: ConfigDict) -> dict[str, float]:
+  """The noise that `heun` adds. Raises UserError for another solver."""
+  if section.solver != "heun":
+    raise UserError(f'sampling.churn is for the solver "heun", not "{section.solver}": set one of them to another value.')
+  most = np.inf if section.churn_max is None else section.churn_max
+  return dict(churn=section.churn, churn_min=section.churn_min, churn_max=most, churn_noise=section.churn_noise)
 
 
 def _cap_level(section: ConfigDict, visited: np.ndarray) -> int:
@@ -105,7 +115,8 @@ SOLVERS: dict[str, Callable | Entry] = {
   "dpm++2s": Entry(dpm_solver.singlestep, "DPM-Solver++ of order 2, single-step (Lu et al. 2022)"),
   "dpm++2m_sde": Entry(functools.partial(_multistep, order=2, sde=True), "SDE-DPM-Solver++ of order 2, with noise"),
   "cfg++2m": Entry(dpm_solver.cfg_multistep, "DPM-Solver++ of order 2 for guidance.rule=cfg++ (Chung et al. 2024)"),
-  "heun": Entry(heun, "Heun's method, two evaluations per step (Karras et al. 2022)"),
+  "heun": Entry(heun, "Heun's method, two evaluations per step; with sampling.churn it adds noise (Karras et al. 2022)"),
+  "midpoint": Entry(midpoint, "the midpoint method (DPM-2), two evaluations per step"),
   "unipc2": Entry(functools.partial(unipc, order=2), "UniPC of order 2, variant bh2 (Zhao et al. 2023)"),
   "unipc3": Entry(functools.partial(unipc, order=3), "UniPC of order 3, variant bh2 (Zhao et al. 2023)"),
   "unipc2_bh1": Entry(functools.partial(unipc, order=2, variant="bh1"), "UniPC of order 2, variant bh1"),

@@ -190,6 +190,10 @@ def describe(sampling, steps: int) -> str:
     words.append(sampling.covariance.rpartition(":")[2])
   if sampling.cap_pixels is not None and solver == "gaussian":
     words.append(f"cap{sampling.cap_pixels:g}x{sampling.cap_steps}")
+  if sampling.churn:
+    words.append(f"churn{sampling.churn:g}")
+    usual = (("churn_min", 0), ("churn_max", None), ("churn_noise", 1))
+    words += [f"{name.removeprefix('churn_')}{sampling[name]:g}" for name, value in usual if sampling[name] != value]
   if sampling.skip:
     words.append(f"skip{sampling.skip:g}")
   if sampling.clip != "x0":

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import build
+from ddpm_jax import build, fields
 from ddpm_jax import config as configs
 from ddpm_jax.convert import architecture, configure, names, registry, weight_files
 from ddpm_jax.convert.fingerprint import fingerprint
@@ -69,6 +69,7 @@ def convert(
     UserError: if the file cannot be read, is not as expected, does not say enough, or has a weight that is not finite.
   """
   contents = weight_files.read(source, weights)
+  _check_kinds(contents.tensors, source)
   published = registry.find(like) if like else registry.of_file(source)
   model = published.config() if published else configs.load(like) if like else None
   found = architecture.infer(contents.tensors, **configure.structure(model, overrides))
@@ -76,6 +77,8 @@ def convert(
     raise UserError(f"{source} is not of the family {family}: its tensors are named as in {found.dialect}.")
   config, notes = configure.configure(contents, found, published, like, overrides)
   notes = [*contents.notes, *notes]
+  fields.check(config)
+  build.schedule(config)  # raises UserError for noise levels that cannot be
   order = attention_order or (published.attention_order if published else "legacy")
   if found.dialect == "openai" and not published and attention_order is None:
     notes.append("The order of attention's q, k, v is assumed to be \"legacy\", as in all published models but ADM's 64x64.")
@@ -143,6 +146,15 @@ def parameter_shapes(module: Any, config: ConfigDict) -> Mapping[str, Any]:
   cond = {"label": jax.ShapeDtypeStruct((1,), jnp.int32), "low_res": x}
   time = jax.ShapeDtypeStruct((1,), jnp.float32)
   return jax.eval_shape(module.init, jax.random.key(0), x, time, cond)["params"]
+
+
+def _check_kinds(tensors: Mapping[str, Any], source: str | pathlib.Path) -> None:
+  """Raises UserError for weights that are empty, or that are not real numbers, such as quantized ones without a scale."""
+  for key, tensor in tensors.items():
+    if 0 in tensor.shape:
+      raise UserError(f"{source} has an empty tensor {key} of shape {tensor.shape}: save the whole model.")
+    if tensor.ndim and tensor.dtype.kind in "biuc":
+      raise UserError(f"{source} has the weights {key} as {tensor.dtype}: save the model as float32 (model.float()).")
 
 
 def _step(source):

@@ -48,6 +48,7 @@ _OF_SOLVERS = {
   *("predict_x0", "disable_corrector", "solver_p", "interpolation_type", "skip_prk_steps", "set_alpha_to_one", "eta"),
   *("set_alpha_to_zero", "tensor_format", "sigma_min", "sigma_max", "flow_shift", "use_dynamic_shifting", "time_shift_type"),
 }
+_WORDS = ("_class_name", "beta_schedule", "prediction_type", "variance_type", "timestep_spacing")
 _ONLY = {  # fields that change the process: only these values are ours
   "use_flow_sigmas": (False, None),
   "invert_sigmas": (False, None),
@@ -63,6 +64,9 @@ def apply(config: ConfigDict, scheduler: Mapping[str, Any]) -> None:
     UserError: for a class or a field that the schedules and samplers here do not have, by name.
   """
   kind = scheduler.get("_class_name")
+  for field in _WORDS:
+    if not isinstance(scheduler.get(field), str | None):
+      raise UserError(f"The scheduler has {field}={scheduler[field]!r}; it should be a text.")
   if kind not in CLASSES:
     raise UserError(
       f"The scheduler's _class_name is {kind!r}, whose noise levels are not those of DDPM's betas. If the network was "
@@ -84,6 +88,8 @@ def apply(config: ConfigDict, scheduler: Mapping[str, Any]) -> None:
 def notes(scheduler: Mapping[str, Any]) -> list[str]:
   """What of a scheduler is not taken over, in sentences."""
   kind = scheduler.get("_class_name")
+  if kind in _DDIM and scheduler.get("set_alpha_to_one") is False:
+    return ["set_alpha_to_one=False is not taken over: the last step reaches the image, not the first noise level."]
   if kind in (*_ANCESTRAL, *_DDIM):
     return []
   return [f"Took the noise levels of {kind}, not its solver: choose one with --config.sampling.solver and .grid."]
@@ -101,6 +107,12 @@ def _levels(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> None
       raise UserError(f"The {kind} has trained_betas that are not a list of numbers above 0 and at most 1.")
     if zero:
       raise UserError(f"The {kind} has trained_betas and rescale_betas_zero_snr=True; of the two, one is supported.")
+    if "num_train_timesteps" in scheduler and T != len(betas):
+      raise UserError(f"The {kind} has {len(betas)} trained_betas but num_train_timesteps={T}: one of them is wrong.")
+    if betas[-1] == 1 and scheduler.get("prediction_type", "epsilon") == "epsilon":
+      raise UserError(
+        f"The {kind} ends in pure noise (the last of trained_betas is 1), where epsilon says nothing of images."
+      )
     config.schedule = dict(name="from_betas", betas=tuple(map(float, betas)))
     return
   if name not in _SCHEDULES:
@@ -109,8 +121,10 @@ def _levels(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> None
   if name != "squaredcos_cap_v2":
     first, last = CLASSES[kind]
     ends = dict(start=scheduler.get("beta_start", first), end=scheduler.get("beta_end", last))
-    if not all(type(end) in (int, float) for end in ends.values()):
-      raise UserError(f"The {kind} has beta_start={ends['start']!r}, beta_end={ends['end']!r}; they should be numbers.")
+    if not all(type(end) in (int, float) and 0 < end < 1 for end in ends.values()):
+      raise UserError(
+        f"The {kind} has beta_start={ends['start']!r}, beta_end={ends['end']!r}; they should be numbers between 0 and 1."
+      )
   own = dict(name=_SCHEDULES[name], T=T, **ends)
   config.schedule = dict(own, name="zero_snr", base=own["name"]) if zero else own
 
@@ -154,6 +168,8 @@ def _visits(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> None
   """The 50 steps of DDIM that a pipeline takes by default."""
   spacing = scheduler.get("timestep_spacing", "leading")
   offset = scheduler.get("steps_offset", 0)
+  if type(offset) is not int:
+    raise UserError(f"The {kind} has steps_offset={offset!r}; it should be an integer.")
   grids = {("leading", 0): "leading", ("leading", 1): "leading1", ("linspace", offset): "uniform"}
   grids["trailing", offset] = "trailing"
   if (spacing, offset) not in grids:

@@ -103,7 +103,7 @@ def set_process(config: ConfigDict, consistency: bool) -> None:
   levels = {"edm": (0.002, 80.0), "consistency": (0.002, 80.0), "vp": (0.002, 80.0), "ve": (0.02, 80.0)}
   if mean == "eps":  # EDM's iDDPMPrecond
     config.schedule = dict(name="cosine", T=1000)
-    config.sampling.grid = "karras"
+    config.sampling.grid = "edm"
   elif mean in levels:
     config.schedule = dict(name="karras", T=40 if consistency else 18, sigma_min=levels[mean][0], sigma_max=levels[mean][1])
   else:

@@ -79,13 +79,18 @@ def infer(tensors: Tensors) -> dict[str, Any]:
   outputs = tensors["final_conv.weight"].shape[0]
   if inputs == 2 * outputs:
     raise UserError(f"This network takes {inputs} channels and gives {outputs}: self-conditioning is not supported.")
-  halve = lambda level: "downs.{}.3.1.weight" if level < levels - 1 else "downs.{}.3.weight"
+  halve = lambda level: f"downs.{level}.3.{'1.' if level < levels - 1 else ''}weight"
+  widths = [tensors[halve(level)].shape[0] for level in range(levels)]
+  if any(width % channels for width in widths):
+    raise UserError(
+      f"The widths {widths} of this network's levels are no multiples of the {channels} of its time embedding."
+    )
   full = tuple(f"downs.{level}.2.to_out.weight" in tensors for level in range(levels))
   memory = tensors["mid_attn.mem_kv"].shape  # [2, heads, memory, channels per head] where attention is full
   network = {
     "name": "unet_lucidrains",
     "channels": channels,
-    "channel_mult": tuple(tensors[halve(level).format(level)].shape[0] // channels for level in range(levels)),
+    "channel_mult": tuple(width // channels for width in widths),
     "init_channels": tensors["init_conv.weight"].shape[0],
     "heads": memory[1],
     "head_channels": memory[3],
@@ -125,6 +130,8 @@ def process(buffers: Tensors) -> dict[str, dict[str, Any]] | None:
   if "betas" not in found:
     return None
   betas = found["betas"]
+  if betas.ndim != 1 or len(betas) < 2:
+    raise UserError(f"The buffer betas has the shape {betas.shape}, not that of a schedule: set --config.schedule.name.")
   same = [name for name, make in _SCHEDULES.items() if _close(make(len(betas)).betas, betas)]
   fields = dict(name=same[0], T=len(betas)) if same else dict(name="from_betas", betas=tuple(map(float, betas)))
   sections = {"schedule": fields}

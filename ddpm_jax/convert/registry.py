@@ -273,7 +273,7 @@ def _consistency_and_p2() -> list[Published]:
       config = f"consistency:{variant}{'_edm' if kind == 'edm' else ''}"
       entries.append(Published(f"{name}-{kind}", file, data, config, expected, f"{_CONSISTENCY}{file}"))
   page = f"{_DRIVE}1nlCPBqOqSeqAQ8F4noThbnmr4okriwTc/view"
-  return [*entries, Published("ffhq-p2", "ffhq_p2.pt", "FFHQ 256", "ffhq_p2", "6.92 (1000 steps)", page)]
+  return [*entries, Published("ffhq-p2", "ffhq_p2.pt", "FFHQ 256", "ffhq_p2", "", page)]
 
 
 _ENTRIES = (*_ho(), *_ddim_and_analytic(), *_openai(), *_consistency_and_p2())

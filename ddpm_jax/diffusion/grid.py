@@ -129,6 +129,19 @@ def karras(schedule: Schedule, K: int, rho: float = 7.0, noisiest: float = NOISI
   return _nearest(values, -rho * np.log(np.linspace(first, last, K)))
 
 
+def edm(schedule: Schedule, K: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> np.ndarray:
+  """EDM's K steps from sigma_max to sigma_min, as far as the levels 1 ... T reach, then 0.
+
+  Levels are the nearest in sigma / alpha, as EDM's code rounds for networks of discrete levels.
+  """
+  check_steps(schedule.T, K)
+  with np.errstate(divide="ignore"):
+    r = np.sqrt(1 / schedule.alpha_bar[1:] - 1)
+  ends = max(sigma_min, r[0]), min(sigma_max, r[-1])
+  wanted = np.linspace(ends[0] ** (1 / rho), ends[1] ** (1 / rho), K) ** rho
+  return _downwards(_distinct(1 + np.abs(r - wanted[:, None]).argmin(1), schedule.T))
+
+
 def below(grid: np.ndarray, strength: float) -> np.ndarray:
   """The part of a downward grid from its level nearest to strength * grid[0] on, for editing an image from there.
 

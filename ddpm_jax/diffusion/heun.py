@@ -1,18 +1,19 @@
-"""Heun's method on the probability flow (Karras et al. 2022, arXiv 2206.00364, algorithm 1), for variance-preserving levels.
+"""Heun's and the midpoint method on the probability flow (Karras et al. 2022, arXiv 2206.00364), for our levels.
 
 In the coordinates x / alpha and r = sigma / alpha, the flow is d(x / alpha) / dr = eps, and a step is
 
     x_s / alpha_s = x_t / alpha_t + (r_s - r_t) eps_t                           (Euler, which is DDIM, (1) of solvers.py)
-    x_s / alpha_s = x_t / alpha_t + (r_s - r_t) (eps_t + eps_s) / 2             (corrected with eps_s at Euler's x_s)
+    x_s / alpha_s = x_t / alpha_t + (r_s - r_t) (eps_t + eps_s) / 2             (Heun: corrected with eps_s at Euler's x_s)
+    x_s / alpha_s = x_t / alpha_t + (r_s - r_t) eps_m                           (midpoint: eps_m at Euler's x_m)
 
-with eps = (x - alpha x0) / sigma.
+with eps = (x - alpha x0) / sigma. Heun's is algorithm 1.
 
 The correction assumes that eps is linear in r. Where r changes by more than a factor of two per step, it overshoots, and
 two Euler steps of half the length are better for the same two evaluations. On the log-SNR grid of DDPM's linear schedule
 that is the case below 30 evaluations.
 
 The stochastic sampler (algorithm 2) first adds noise, which raises r to r (1 + gamma), and steps from there. The raised
-level is the schedule's nearest one, so this needs dense levels, such as T = 1000. EDM's code rounds in the same way for
+level is the nearest of the schedule, so this needs dense levels, such as T = 1000. EDM's code rounds in the same way for
 networks of discrete levels.
 """
 
@@ -50,7 +51,7 @@ def heun(
     determine x_0).
 
   Raises:
-    UserError: for a negative churn, or churn on a grid that ascends.
+    UserError: for a negative churn, churn on a grid that ascends, or one that asks for levels far from the schedule's.
   """
   grid = check(schedule, grid)
   finite = np.isfinite(schedule.log_snr[grid])
@@ -95,8 +96,14 @@ def _churned(schedule: Schedule, grid: np.ndarray, churn: float, least: float, m
   wanted = np.where((least <= r[start]) & (r[start] <= most), r[start] * (1 + gamma), r[start])
   finite = np.flatnonzero(np.isfinite(r))
   above = np.clip(np.searchsorted(r[finite], wanted), 1, len(finite) - 1)
-  nearest = above - (wanted - r[finite[above - 1]] < r[finite[above]] - wanted)
-  return np.append(start[0], np.maximum(start, finite[nearest])[1:])
+  nearest = finite[above - (wanted - r[finite[above - 1]] < r[finite[above]] - wanted)]
+  missed = (np.abs(r[nearest] - wanted) > gamma / 2 * r[start])[1:]
+  if missed.any():
+    raise UserError(
+      f"sampling.churn = {churn:g} asks for noise levels that this schedule of T = {schedule.T} does not have, such as "
+      f"sigma = {wanted[1:][missed][0]:.3g}. Set schedule.T=1000 and sampling.grid=karras with sampling.steps."
+    )
+  return np.append(start[0], np.maximum(start, nearest)[1:])
 
 
 def _with_noise(schedule: Schedule, steps: SolverSteps, s: np.ndarray, raised: np.ndarray, scale: float) -> SolverSteps:
@@ -109,3 +116,38 @@ def _with_noise(schedule: Schedule, steps: SolverSteps, s: np.ndarray, raised: n
     next_x0=steps.next_x0 * keep[:, None],
     std=scale * np.sqrt(1 - ratio),
   )
+
+
+def midpoint(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32) -> SolverSteps:
+  """The midpoint method along `grid`, with two evaluations per step; k-diffusion's DPM-2.
+
+  The middle level m is the schedule's nearest to r_m^(1/3) = (r_t^(1/3) + r_s^(1/3)) / 2, as in consistency_models. A step
+  between neighboring levels, and one out of pure noise, is Euler's, with one evaluation.
+
+  Args:
+    schedule: the noise levels.
+    grid: [K+1] strictly monotone levels, usually T ... 0.
+    dtype: of the weights; float64 shows the order of convergence.
+  """
+  grid = check(schedule, grid)
+  with np.errstate(divide="ignore"):
+    r = np.sqrt(1 / schedule.alpha_bar - 1)
+  middle = ((np.cbrt(r[grid[:-1]]) + np.cbrt(r[grid[1:]])) / 2) ** 3
+  m = np.abs(r[1:, None] - np.where(np.isfinite(middle), middle, 0)).argmin(0) + 1
+  split = np.isfinite(middle) & (np.minimum(grid[:-1], grid[1:]) < m) & (m < np.maximum(grid[:-1], grid[1:]))
+  step = np.repeat(np.arange(len(split)), 1 + split)  # of each row
+  second = np.append(False, step[1:] == step[:-1])
+  m = m[step]
+  t = grid[:-1][step]
+  s = grid[1:][step]
+  steps = first_order(schedule, np.where(second, m, t), np.where(split[step] & ~second, m, s), anchor=1)
+  alpha = np.sqrt(schedule.alpha_bar)
+  with np.errstate(invalid="ignore"):  # rows out of pure noise
+    moved = np.where(second, alpha[s] * (r[s] - r[t]) / np.sqrt(1 - schedule.alpha_bar[m]), 0)
+  return steps.replace(
+    anchor_x=np.where(second, moved, 1),
+    anchor_a=np.where(second, alpha[s] / alpha[t], 0),
+    anchor_x0=np.where(second, -moved * alpha[m], 0)[:, None],
+    next_a=np.where(second, 1, steps.next_a),
+    next_x0=np.where(second[:, None], 0, steps.next_x0),
+  ).rounded(dtype)

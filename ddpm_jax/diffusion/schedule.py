@@ -143,8 +143,9 @@ def logistic(T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 
   It is 1 / (1 + exp(u / tau)) for u in even steps from `start` to `end`, scaled to begin at 1 and to end at 0. The betas are
   clipped at `max_beta`. `sigmoid` is another schedule, whose betas follow the logistic function.
   """
-  falling = 1 / (1 + np.exp(np.linspace(start, end, T + 1) / tau))
-  f = (falling - falling[-1]) / (falling[0] - falling[-1])
+  rising = 1 / (1 + np.exp(-np.linspace(start, end, T + 1) / tau))
+  last = np.float64(np.float32(rising[-1]))  # as lucidrains' code rounds it; without it the last betas differ by 1e-5
+  f = last - rising
   return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
 
 

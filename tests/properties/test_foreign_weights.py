@@ -112,7 +112,18 @@ def test_schedulers_without_betas_are_refused_by_class(name):
     (dict(use_flow_sigmas=True), "use_flow_sigmas=True; only False"),
     (dict(trained_betas=[0.1, 2.0]), "trained_betas that are not"),
     (dict(trained_betas="0.1"), "trained_betas that are not"),
+    (dict(trained_betas=[0.1] * 50), "50 trained_betas but num_train_timesteps=1000"),
+    (dict(trained_betas=[0.1, 1.0], num_train_timesteps=2), "ends in pure noise"),
     (dict(beta_start="small"), "beta_start='small'"),
+    (dict(beta_start=float("nan")), "beta_start=nan, beta_end=0.02; they should be numbers between 0 and 1"),
+    (dict(beta_end=float("inf")), "beta_end=inf"),
+    (dict(beta_start=-1e-4, beta_schedule="scaled_linear"), "beta_start=-0.0001"),
+    (dict(_class_name=["DDPMScheduler"]), r"_class_name=\['DDPMScheduler'\]; it should be a text"),
+    (dict(prediction_type={}), "prediction_type={}; it should be a text"),
+    (dict(beta_schedule=["linear"]), "beta_schedule=.*should be a text"),
+    (dict(variance_type=[]), "variance_type=.*should be a text"),
+    (dict(_class_name="DDIMScheduler", timestep_spacing=["leading"]), "timestep_spacing=.*should be a text"),
+    (dict(_class_name="DDIMScheduler", steps_offset="1"), "steps_offset='1'; it should be an integer"),
     (dict(num_train_timesteps=1), "num_train_timesteps=1"),
     (dict(num_train_timesteps=1000.0), "num_train_timesteps=1000.0"),
     (dict(clip_sample="yes"), "clip_sample='yes'; it should be true or false"),
@@ -128,6 +139,12 @@ def test_what_a_scheduler_says_and_is_not_known_is_refused_by_name(change, messa
   with pytest.raises(UserError, match=message) as error:
     process(**change)
   assert len(str(error.value)) < 300
+
+
+def test_a_last_step_that_is_not_taken_over_is_said():
+  said = diffusers_scheduler.notes({"_class_name": "DDIMScheduler", "set_alpha_to_one": False})
+  assert said == ["set_alpha_to_one=False is not taken over: the last step reaches the image, not the first noise level."]
+  assert diffusers_scheduler.notes({"_class_name": "DDIMScheduler", "set_alpha_to_one": True}) == []
 
 
 @pytest.mark.parametrize("kind", diffusers_scheduler.CLASSES)
@@ -147,7 +164,7 @@ def test_every_schedule_is_read():
   cosine = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
   want = np.minimum(1 - cosine(np.arange(1, 1001) / 1000) / cosine(np.arange(1000) / 1000), 0.999)
   np.testing.assert_allclose(betas(beta_schedule="squaredcos_cap_v2"), want, rtol=1e-10)
-  np.testing.assert_allclose(betas(trained_betas=[0.1, 0.2, 0.5]), [0.1, 0.2, 0.5], rtol=1e-12)
+  np.testing.assert_allclose(betas(num_train_timesteps=3, trained_betas=[0.1, 0.2, 0.5]), [0.1, 0.2, 0.5], rtol=1e-12)
   np.testing.assert_allclose(betas(beta_end=0.01)[-1], 0.01, rtol=1e-10)
 
 
@@ -411,7 +428,10 @@ def test_what_is_not_known_to_be_harmless_is_refused(tmp_path, name):
     (UNET | dict(downsample_type="resnet", up_block_types=["AttnUpBlock2D", "ResnetUpsampleBlock2D"]), DDPM),
     (UNET, DDIM | dict(timestep_spacing="trailing", rescale_betas_zero_snr=True, prediction_type="v_prediction")),
     (UNET, DDPM | dict(thresholding=True, sample_max_value=1.5, beta_schedule="squaredcos_cap_v2")),
-    (UNET, DDPM | dict(clip_sample_range=2.0, trained_betas=[0.1, 0.2, 0.3], variance_type="fixed_large")),
+    (
+      UNET,
+      DDPM | dict(clip_sample_range=2.0, num_train_timesteps=3, trained_betas=[0.1, 0.2, 0.3], variance_type="fixed_large"),
+    ),
     (UNET | dict(sample_size=[16, 24]), DDPM | dict(beta_schedule="sigmoid", clip_sample=False)),
   ],
 )
