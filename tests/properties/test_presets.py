@@ -34,7 +34,7 @@ def test_every_preset_makes_a_sampler_of_the_steps_that_are_asked_for(name, tmp_
     np.save(file, np.full(1000, 0.9))
     override(made, [f"sampling.moments={file}"])
   steps = build.sampler(made).steps
-  calls = {"heun": 13, "dpm++2s": 7}  # Heun asks twice, but for the last step
+  calls = {"heun": 13, "midpoint": 13, "dpm++2s": 7}  # Heun asks twice, but for the last step
   assert len(steps.left) == calls.get(name, 7)
 
 
@@ -94,7 +94,7 @@ REFUSED = {
   "a head that is not there": (dict(sampler="npr"), "second head 'residual', and this one has none"),
   "eta of a solver": (dict(sampler="dpm++2m", eta=0.5), 'sampling.eta=0.5 means nothing to the solver "dpm++2m"'),
   "guidance by nothing": (dict(guidance=2.0), "--guidance needs something that guides"),
-  "two guides": (dict(classifier="a", weaker="b"), "cannot guide at once"),
+  "two guides": (dict(classifier="a", weaker="b"), "cannot both guide"),
 }
 
 
