@@ -627,7 +627,8 @@ def test_grey_images_count_as_rgb_and_other_channels_are_refused(graph_file):
   net = load_inception("tf", graph_file)
   grey = np.random.default_rng(6).integers(0, 256, (1, 20, 20, 1), np.uint8)
   apply = jax.jit(lambda net, x: net(x)["spatial"])
-  np.testing.assert_array_equal(apply(net, grey), apply(net, grey.repeat(3, 3)))
+  # Two programs of different shapes, which XLA may fuse differently: up to 4.2e-7 apart with jax 0.12, for values up to 1.
+  np.testing.assert_allclose(apply(net, grey), apply(net, grey.repeat(3, 3)), rtol=0, atol=2e-6)
   net.check((28, 28, 1))
   with pytest.raises(UserError, match="not 28x28x4"):
     net.check((28, 28, 4))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -91,10 +92,10 @@ def test_triton_computes_the_same(case, largest, monkeypatch):
     close(norm_triton.backward(*given_back, form=form, interpret=True), norm._plain_backward(*given_back, form=form))
 
 
-@pytest.mark.parametrize(("generation", "kernels"), [(9, 2), (7, 0)])
-def test_triton_is_chosen_for_recent_nvidia_gpus(generation, kernels, monkeypatch):
-  monkeypatch.setattr(target, "nvidia_generation", lambda: generation)
+@pytest.mark.parametrize(("capability", "kind", "kernels"), [("9.0", "NVIDIA H100", 2), ("7.0", "Tesla V100-SXM2-16GB", 0)])
+def test_triton_is_chosen_for_recent_nvidia_gpus(capability, kind, kernels):
   args, keep, form, _ = arguments("parts, dropout")
   both = jax.value_and_grad(lambda *args: operation(*args, keep, form)[0].sum())
-  text = jax.jit(both).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+  with target.compiling_for(types.SimpleNamespace(compute_capability=capability, device_kind=kind, platform="gpu")):
+    text = jax.jit(both).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
   assert len(re.findall("triton_kernel_call|xla.gpu.triton", text)) == kernels

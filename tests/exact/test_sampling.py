@@ -209,7 +209,8 @@ def test_a_progress_bar_costs_nothing_when_off(capsys):
   quiet = run(sampler, network)[0]
   shown = run(sampler, network, progress=STEPS)[0]
   jax.effects_barrier()
-  np.testing.assert_array_equal(quiet, shown)
+  # Two programs, which XLA may fuse differently: equal with jax 0.10, up to 1.7e-5 apart with 0.12, for values up to 3.
+  np.testing.assert_allclose(quiet, shown, rtol=0, atol=1e-4)
   assert "5/5" in capsys.readouterr().err
 
 

@@ -211,7 +211,13 @@ def _primitive(name, plain, triton, shapes):
     def chosen(*args, form):
       return triton(*args, form=form) if target.nvidia_generation() >= 8 else plain(*args, form=form)
 
-    mlir.register_lowering(primitive, mlir.lower_fun(chosen, multiple_results=True), platform="cuda")
+    lower = mlir.lower_fun(chosen, multiple_results=True)
+
+    def lower_for_target(*args, form):
+      with target.visible_to_pallas():
+        return lower(*args, form=form)
+
+    mlir.register_lowering(primitive, lower_for_target, platform="cuda")
     dispatch.prim_requires_devices_during_lowering.add(primitive)  # as custom_partitioning does, which `triton` uses
 
   def batched(values, axes, *, form):

@@ -25,6 +25,18 @@ def nvidia_generation() -> int:
   return _capability(_DEVICE.get() or jax.devices()[0])[0]
 
 
+@contextlib.contextmanager
+def visible_to_pallas() -> Iterator[None]:
+  """Tells Pallas, which asks JAX, for which device a kernel is lowered."""
+  device = _DEVICE.get()
+  if device is None:
+    yield
+    return
+  kind = jax.sharding.AbstractDevice(device.device_kind, None, device.platform)
+  with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind)):
+    yield
+
+
 def _capability(device: jax.Device) -> tuple[int, int]:
   major, _, minor = getattr(device, "compute_capability", "").partition(".")
   return (int(major), int(minor or 0)) if major.isdigit() else (0, 0)  # AMD's are names
