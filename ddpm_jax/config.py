@@ -372,10 +372,20 @@ _EFFECTS = (  # (start of a path or of several, whether such a field has an effe
 )
 
 
+ROOM = 230  # characters for a list of names in a sentence
+SHOWN = 12  # names of a list that is longer
+
+
 def nearest(name: str, known: Any) -> str:
-  """The remedy for an unknown name: "did you mean 'x'?" or the list of what there is."""
+  """The remedy for an unknown name: "did you mean 'x'?", or the list of what there is, or the nearest of a long list."""
   near = difflib.get_close_matches(name, known, n=1)
-  return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(known))}."
+  if near:
+    return f"did you mean {near[0]!r}?"
+  names = ", ".join(sorted(known))
+  if len(names) <= ROOM:
+    return f"choose from {names}."
+  near = difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.0)
+  return f"choose from {', '.join(sorted(near))} and {len(known) - SHOWN} others."
 
 
 def _sections(node: ConfigDict) -> list[str]:
