@@ -174,14 +174,26 @@ def read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
 _COMPRESSED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz")}
 _COMPRESSED |= {b"\x28\xb5\x2f\xfd": ("zstd", "unzstd")}
 
+_SAVED_AGAIN = "load it with the library that wrote it and save the weights as .safetensors"
+_OTHERS = {
+  b"version https://git-lfs": ("a pointer of Git LFS", "fetch the file that it stands for with git lfs pull"),
+  b"GGUF": ("a GGUF file", _SAVED_AGAIN),
+  b"\x89HDF\r\n\x1a\n": ("an HDF5 file", _SAVED_AGAIN),
+}
+
 
 def _check_container(path: pathlib.Path) -> None:
-  """Raises UserError for a compressed file, with the command that unpacks it."""
+  """Raises UserError for a compressed file, with the command that unpacks it, and for other well-known files."""
   with path.open("rb") as file:
-    start = file.read(6)
+    start = file.read(64)
   for magic, (kind, command) in _COMPRESSED.items():
     if start.startswith(magic):
       raise UserError(f"{path} is compressed with {kind}: unpack it first ({command} {path.name}) and convert the result.")
+  if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    raise UserError(f"{path} is a web page, not weights: download the file itself.")
+  for magic, (kind, remedy) in _OTHERS.items():
+    if start.startswith(magic):
+      raise UserError(f"{path} is {kind}, not weights of PyTorch or safetensors: {remedy}.")
 
 
 def prefix(path: PathLike) -> pathlib.Path:

@@ -430,7 +430,11 @@ def flip_a_bit(path):
 DAMAGE = {
   "cut short": (cut, [], "is damaged or cut short"),
   "a flipped bit": (flip_a_bit, [], "is damaged or cut short"),
-  "no file of tensors": (lambda path: path.write_bytes(b"<html>404</html>" * 100), [], "is damaged or cut short"),
+  "no file of tensors": (lambda path: path.write_bytes(b"404" * 100), [], "is damaged or cut short"),
+  "a web page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>404"), [], "is a web page, not weights"),
+  "a pointer": (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), [], "git lfs pull"),
+  "GGUF": (lambda path: path.write_bytes(b"GGUF\3\0\0\0" * 9), [], "is a GGUF file, not weights .* save the weights as"),
+  "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" * 9), [], "is an HDF5 file, not weights"),
   "empty": (lambda path: path.write_bytes(b""), [], "is damaged or cut short"),
   "code": (
     write_evil,
