@@ -145,7 +145,7 @@ def test_a_study_measures_the_moments_that_it_lacks(runs, tmp_path):
     (["sample", "--config.optimizer.decay=cosine"], "is about training"),
     (["edit restore", "--blur", "2"], "--blur has no effect on --operator mask: it is for blur"),
     (["edit reconstruct", "--eta", "0.5"], "reconstructed without noise"),
-    (["moments", "--images", "0"], "0 images, seed 0: take at least 1 image"),
+    (["moments", "--images", "0"], "0 images, seed 0: use at least 1 image"),
     (["study", "--steps", "21", "--samples", "0"], "21 steps do not fit a chain of T = 20"),
     (["study", "--steps", "3", "--samples", "0", "--methods", "NPR"], "Method 'NPR' is unknown"),
     (["study", "--samples", "0", "--steps", "3", "--methods", "NPR-DDPM"], "give its run as --npr"),
