@@ -188,3 +188,7 @@ def _columns(width, heads, order):
 def _some(names, most=8):
   shown = ", ".join(names[:most])
   return shown if len(names) <= most else f"{shown}, and {len(names) - most} more"
+
+
+load = to_params  # the names of the first release, which programs of others use
+save = to_tensors

@@ -217,3 +217,7 @@ def _text(value: str) -> bytes:
 
 def _int(value: int) -> bytes:
   return b"J" + struct.pack("<i", value)
+
+
+load = read  # the names of the first release, which programs of others use
+save = write

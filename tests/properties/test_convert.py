@@ -615,3 +615,8 @@ def test_the_list_names_every_model(capsys):
   assert main.run(["convert", "--list"]) == 0
   listed = capsys.readouterr().out
   assert all(f"{name}: " in listed for name in registry.PUBLISHED)
+
+
+def test_the_names_of_the_first_release_remain():
+  assert (names.load, names.save) == (names.to_params, names.to_tensors)
+  assert (torch_files.load, torch_files.save) == (torch_files.read, torch_files.write)
