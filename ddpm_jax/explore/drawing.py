@@ -7,6 +7,7 @@ print(drawn.evaluations, drawn.seconds)
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
@@ -69,10 +70,10 @@ def draw(trained: Trained, settings: Settings, seeds: Sequence[int], label: int 
   checked_seeds(seeds)
   steps = build.sampler(run.config, run.guide).steps
   METER.say = say
-  began = time.monotonic()
   with compiling(("draw", program(run, len(seeds))), f"{len(steps.left)} steps", say) as compiled:
+    began = time.monotonic()
     images, (x_s, x0, believed) = run.sample(seeds, labels, save=_way, progress=METER if _is_large(run) else False)
-  seconds = time.monotonic() - began
+    seconds = time.monotonic() - began
   x_T = PerImage(image_keys(checked_seeds(seeds[:1]))).initial(run.image_shape)
   return Drawn(
     images,
@@ -91,15 +92,17 @@ def draw(trained: Trained, settings: Settings, seeds: Sequence[int], label: int 
 
 
 _COMPILED: set[Hashable] = set()
+_ONE_AT_A_TIME = threading.Lock()  # two threads that need the same new program would both compile it
 
 
 @contextlib.contextmanager
 def compiling(key: Hashable, what: str, say: Say) -> Iterator[bool]:
   """Says that a program is compiled for `what` unless one with this key has run before. Gives whether it is compiled."""
-  new = key not in _COMPILED
-  say(f"Compiling a program for {what}. Other values of the settings will use it too." if new else "Drawing")
-  yield new
-  _COMPILED.add(key)
+  with _ONE_AT_A_TIME:
+    new = key not in _COMPILED
+    say(f"Compiling a program for {what}. Other values of the settings will use it too." if new else "Drawing")
+    yield new
+    _COMPILED.add(key)
 
 
 def program(trained: Trained, count: int) -> Hashable:

@@ -19,7 +19,7 @@ THUMBNAIL = 64  # pixels of a picture of the way
 
 STYLE = """
 :root { --quiet: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
-.gradio-container { max-width: 80rem !important; margin: 0 auto !important; }
+.gradio-container { max-width: min(80rem, 100vw) !important; margin: 0 auto !important; }
 .x { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } .x p { margin: .2rem 0; }
 .x h1 { font-size: 1.4rem; line-height: 1.3; margin: 0; } .x h2 { font-size: 1.1rem; margin: 0 0 .5rem; }
 .x h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; } .x .quiet, .x figcaption { color: var(--quiet); }

@@ -77,7 +77,8 @@ def walk(browser: Browser) -> dict[str, bool]:
   """Whether each thing that the page promises is so, by its name."""
   after = browser.after
   found = {}
-  browser.page.wait_for_selector("#drawn_B img", timeout=1000 * browser.patience)
+  for where in ("drawn_A", "drawn_B"):  # in any order
+    browser.page.wait_for_selector(f"#{where} img", timeout=1000 * browser.patience)
   first = browser.pictures("drawn_A")
   right = browser.pictures("drawn_B")
   found["two etas, two pictures from the same seeds"] = first != right and len(first) == len(right) == 4
