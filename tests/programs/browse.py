@@ -92,7 +92,15 @@ def walk(browser: Browser) -> dict[str, bool]:
   guided = after(lambda: browser.set("guidance_A", 3), "drawn_A")
   found["guidance changes pictures"] = guided != first
   after(lambda: browser.set("guidance_A", 1), "drawn_A")
-  fewer = after(lambda: browser.set("steps_A", 5), "drawn_A")
+  said = []
+
+  def take_fewer():
+    browser.set("steps_A", 5)
+    browser.page.wait_for_selector(".status progress", timeout=1000 * browser.patience)
+    said.append(browser.page.get_by_text("Compiling a program for 5 steps").count())
+
+  fewer = after(take_fewer, "drawn_A")
+  found["other steps say that they compile, above a bar"] = said == [1]
   found["steps change pictures"] = fewer != first and len(browser.pictures("way_A")) == 11
   found["five levels are on the curve"] = browser.page.locator("#way_A circle").count() == 5
   after(lambda: browser.choose("sampler_A", "unipc"), "drawn_A")
@@ -102,6 +110,8 @@ def walk(browser: Browser) -> dict[str, bool]:
   large = after(lambda: browser.choose("covariance_A", "marginal"), "drawn_A")
   found["the covariance changes pictures"] = large != first
   found["variances under two covariances"] = browser.page.locator("#way_A polyline").count() >= 3
+  after(lambda: browser.choose("sampler_A", "analytic"), "drawn_A")  # which measures moments first
+  found["the optimal variance beside the others"] = "optimal" in browser.page.locator("#way_A").inner_text()
   after(lambda: browser.choose("sampler_A", "ddim"), "drawn_A")
 
   moved = after(lambda: browser.set("seed", 7), "drawn_B")
