@@ -372,8 +372,8 @@ _EFFECTS = (  # (start of a path or of several, whether such a field has an effe
 )
 
 
-ROOM = 230  # characters for a list of names in a sentence
-SHOWN = 12  # names of a list that is longer
+_ROOM = 230  # characters for a list of names in a sentence
+_NEAREST = 12  # names of a list that is longer
 
 
 def nearest(name: str, known: Any) -> str:
@@ -382,10 +382,10 @@ def nearest(name: str, known: Any) -> str:
   if near:
     return f"did you mean {near[0]!r}?"
   names = ", ".join(sorted(known))
-  if len(names) <= ROOM:
+  if len(names) <= _ROOM:
     return f"choose from {names}."
-  near = difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.0)
-  return f"choose from {', '.join(sorted(near))} and {len(known) - SHOWN} others."
+  near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0.0)
+  return f"choose from {', '.join(sorted(near))} and {len(known) - _NEAREST} others."
 
 
 def _sections(node: ConfigDict) -> list[str]:

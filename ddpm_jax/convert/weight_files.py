@@ -23,7 +23,7 @@ import numpy as np
 from ddpm_jax.convert import diffusers_folder, weight_sets
 from ddpm_jax.convert.weight_sets import WeightSet
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import tf_bundle, torch_files, torch_modules
+from ddpm_jax.files import download, tf_bundle, torch_files, torch_modules
 from ddpm_jax.files.atomic import writing
 from ddpm_jax.files.safetensors import read as read_safetensors
 from ddpm_jax.files.safetensors import write as write_safetensors
@@ -189,7 +189,7 @@ def _check_container(path: pathlib.Path) -> None:
   for magic, (kind, command) in _COMPRESSED.items():
     if start.startswith(magic):
       raise UserError(f"{path} is compressed with {kind}: unpack it first ({command} {path.name}) and convert the result.")
-  if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+  if download.is_web_page(start):
     raise UserError(f"{path} is a web page, not weights: download the file itself.")
   for magic, (kind, remedy) in _OTHERS.items():
     if start.startswith(magic):

@@ -21,6 +21,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import PIL
@@ -202,6 +203,17 @@ def _plan(name: str, split: str, part: originals.Part, decoder: Decoder) -> list
   return shards
 
 
+_ENTRY = {"images": int, "bytes": int, "sha256": str, "skipped": list, "plan": str}
+
+
+def _entries(found: Any) -> dict[str, dict]:
+  """The entries of shards that have what is read of them. Shards with other entries are made again."""
+  if not isinstance(found, dict):
+    return {}
+  sound = lambda entry: isinstance(entry, dict) and all(type(entry.get(key)) is kind for key, kind in _ENTRY.items())
+  return {file: entry for file, entry in found.items() if sound(entry)}
+
+
 class _Manifest:
   """manifest.json: what the data set is made of, and an entry for every shard that is whole."""
 
@@ -216,7 +228,7 @@ class _Manifest:
       "from": origin,
       "decoder": dataclasses.asdict(decoder),
       "made_by": {"ddpm_jax": __version__, "pillow": PIL.__version__},
-      "shards": old.get("shards", {}),
+      "shards": _entries(old.get("shards")),
     }
 
   def holds(self, shard: _Shard) -> bool:

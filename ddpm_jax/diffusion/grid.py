@@ -135,8 +135,7 @@ def edm(schedule: Schedule, K: int, sigma_min: float = 0.002, sigma_max: float =
   Levels are the nearest in sigma / alpha, as EDM's code rounds for networks of discrete levels.
   """
   check_steps(schedule.T, K)
-  with np.errstate(divide="ignore"):
-    r = np.sqrt(1 / schedule.alpha_bar[1:] - 1)
+  r = schedule.noise_to_signal[1:]
   ends = max(sigma_min, r[0]), min(sigma_max, r[-1])
   wanted = np.linspace(ends[0] ** (1 / rho), ends[1] ** (1 / rho), K) ** rho
   return _downwards(_distinct(1 + np.abs(r - wanted[:, None]).argmin(1), schedule.T))

@@ -90,8 +90,7 @@ def _churned(schedule: Schedule, grid: np.ndarray, churn: float, least: float, m
     return start
   if churn < 0 or (np.diff(grid) > 0).any():
     raise UserError(f"Heun's churn = {churn:g} has to be at least 0, and 0 where the grid ascends, as in encoding.")
-  with np.errstate(divide="ignore"):
-    r = np.sqrt(1 / schedule.alpha_bar - 1)
+  r = schedule.noise_to_signal
   gamma = min(churn / len(start), np.sqrt(2) - 1)
   wanted = np.where((least <= r[start]) & (r[start] <= most), r[start] * (1 + gamma), r[start])
   finite = np.flatnonzero(np.isfinite(r))
@@ -130,8 +129,7 @@ def midpoint(schedule: Schedule, grid: np.ndarray, *, dtype: type = np.float32) 
     dtype: of the weights; float64 shows the order of convergence.
   """
   grid = check(schedule, grid)
-  with np.errstate(divide="ignore"):
-    r = np.sqrt(1 / schedule.alpha_bar - 1)
+  r = schedule.noise_to_signal
   middle = ((np.cbrt(r[grid[:-1]]) + np.cbrt(r[grid[1:]])) / 2) ** 3
   m = np.abs(r[1:, None] - np.where(np.isfinite(middle), middle, 0)).argmin(0) + 1
   split = np.isfinite(middle) & (np.minimum(grid[:-1], grid[1:]) < m) & (m < np.maximum(grid[:-1], grid[1:]))

@@ -83,7 +83,7 @@ def preconditioned(
   if not sigma_data > 0:
     raise UserError(f"prediction.sigma_data = {sigma_data:g} must be above 0; EDM's networks have 0.5.")
   alpha = np.sqrt(schedule.alpha_bar[1:])
-  r = np.sqrt(1 / schedule.alpha_bar[1:] - 1)
+  r = schedule.noise_to_signal[1:]
   skip, out, scale, time = PRECONDITIONINGS[name](r, sigma_data)
   # Level 0 is not used. It has the entries of level 1.
   tables = (

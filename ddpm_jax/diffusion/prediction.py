@@ -34,10 +34,11 @@ class Prediction:
   def score(self, x_t: jax.Array, level: Level) -> jax.Array:
     """The gradient of log q(x_t), (alpha E[x_0 | x_t] - x_t) / sigma^2, which is -eps / sigma (DDPM section 3.2).
 
-    It follows x0, so a clipped or guided x0 gives a clipped or guided score.
+    It follows x0, so a clipped or guided x0 gives a clipped or guided score. At pure noise it is that of N(0, I).
     """
     level = like(level, x_t)
-    return (level.alpha * self.x0 - x_t) / level.sigma**2
+    mean = jnp.where(level.alpha > 0, level.alpha * self.x0, 0)  # an eps makes x0 infinite at pure noise
+    return (mean - x_t) / level.sigma**2
 
 
 Denoiser = Callable[..., Prediction]

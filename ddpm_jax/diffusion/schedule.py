@@ -60,6 +60,12 @@ class Schedule:
     with np.errstate(divide="ignore"):
       return 0.5 * (np.log(self.alpha_bar) - np.log1p(-self.alpha_bar))
 
+  @property
+  def noise_to_signal(self) -> np.ndarray:
+    """sigma / alpha, float64 [T+1], EDM's sigma. It increases from 0, and is infinite at pure noise."""
+    with np.errstate(divide="ignore"):
+      return np.sqrt(1 / self.alpha_bar - 1)
+
   def level(self, n: Any) -> Level:
     """The levels n: host constants for NumPy integers, a gather for a traced n."""
     table = Level(

@@ -129,11 +129,21 @@ def _download(file: File, path: pathlib.Path, progress: bool, timeout: float) ->
   _forget(partial)
 
 
+def is_web_page(start: bytes) -> bool:
+  """Whether a file that begins so is HTML, such as the page that a server gives instead of a file.
+
+  Examples:
+    >>> is_web_page(b"\\n<!DOCTYPE html>"), is_web_page(b"PK")
+    (True, False)
+  """
+  return start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
 def _check_content(file: File, partial: pathlib.Path) -> None:
   """Raises UserError for a page instead of the file, a wrong beginning, or a wrong checksum."""
   with open(partial, "rb") as opened:
     start = opened.read(512)
-  if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype html", b"<html")):
+  if is_web_page(start):
     raise UserError(f"{shown(file.url)} gives a web page instead of the file; it is not kept. Try again later.")
   magic = next((magic for ending, magic in _BEGINNINGS.items() if file.name.endswith(ending)), b"")
   if not start.startswith(magic):

@@ -48,6 +48,13 @@ def test_the_score_is_the_gradient_of_the_log_density():
     np.testing.assert_allclose(score, -(x - mean) / var, rtol=1e-4, atol=5e-3 if n == 1 else 1e-5)
 
 
+def test_the_score_at_pure_noise_is_that_of_the_standard_normal():
+  """Also of a prediction of eps, whose x0 is infinite there."""
+  x = np.float32(np.linspace(-2, 2, 8).reshape(1, 2, 4, 1))
+  level = schedule.Level(np.int64(1), np.float32(0), np.float32(1))
+  np.testing.assert_array_equal(prediction.Prediction(jnp.full(x.shape, jnp.inf), jnp.asarray(x)).score(x, level), -x)
+
+
 def states(x, pred):
   return x
 

@@ -98,6 +98,19 @@ def test_tfds_reads_what_was_prepared(folder, tmp_path, small_shards):
   assert labels != sorted(labels)  # TFDS's hash order: a part of a split is a random sample
 
 
+@pytest.mark.parametrize(
+  "damage", [3, [1], lambda shards: dict.fromkeys(shards, 3), lambda shards: dict.fromkeys(shards, {})]
+)
+def test_shards_whose_entries_are_damaged_are_made_again(folder, tmp_path, small_shards, damage):
+  made = prepare.prepare("own_set", folder, data_dir=tmp_path, image_size=8)
+  whole = (made / "manifest.json").read_text()
+  content = json.loads(whole)
+  content["shards"] = damage(content["shards"]) if callable(damage) else damage
+  (made / "manifest.json").write_text(json.dumps(content))
+  prepare.prepare("own_set", folder, data_dir=tmp_path, image_size=8)
+  assert (made / "manifest.json").read_text() == whole
+
+
 def test_the_manifest_counts_and_hashes_every_shard(folder, tmp_path, small_shards):
   made = prepare.prepare("own_set", folder, data_dir=tmp_path, image_size=8)
   manifest = json.loads((made / "manifest.json").read_text())
