@@ -22,6 +22,8 @@ TABLES = {
 }
 """Tables that are recognized by their name, at the top or in the folder of a split."""
 
+_TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl")
+
 RULES = {
   "auto": "those of a table with a known name, else folders if there are at least two and every image is in one",
   "folders": "the folder that holds the file",
@@ -125,7 +127,10 @@ def decide(name: str, container: Container, layout: Layout, labels: str) -> Clas
     if len(kinds) > 1:
       both = " and ".join({TABLES[posixpath.basename(path)]: path for path in found}.values())
       raise UserError(f"{name} holds {both}: choose one of them by data.labels, such as {posixpath.basename(found[0])}.")
-    return _from_tables(name, container, layout, found, below, train) if found else _by_folder(below, train)
+    if found:
+      return _from_tables(name, container, layout, found, below, train)
+    classes = _by_folder(below, train)
+    return dataclasses.replace(classes, notes=(*classes.notes, *_unread_tables(container, layout)))
   if labels == "none":
     return Classes("labels='none'")
   if labels == "prefix":
@@ -136,7 +141,7 @@ def decide(name: str, container: Container, layout: Layout, labels: str) -> Clas
       raise UserError(f"{flat} in {name} is in no class folder: use other labels than {labels!r}.")
     which = (lambda inner: posixpath.dirname(inner).rpartition("/")[2]) if labels == "folders" else _top
     return _numbered("folder", {path: which(inner) for path, inner in below.items()}, train)
-  if labels.endswith((".csv", ".tsv", ".txt", ".json", ".jsonl")):
+  if labels.endswith(_TABLE_ENDINGS):
     places = [*layout.folders.values(), layout.top, ""]
     found = [place + labels for place in dict.fromkeys(places) if place + labels in container.paths]
     return _from_tables(name, container, layout, found or [labels], below, train)
@@ -145,8 +150,21 @@ def decide(name: str, container: Container, layout: Layout, labels: str) -> Clas
 
 def _tables_in(container: Container, layout: Layout) -> list[str]:
   present = set(container.paths)
-  places = dict.fromkeys([layout.top, *layout.folders.values()])
-  return [place + table for table in TABLES for place in places if place + table in present]
+  return [place + table for table in TABLES for place in _places(layout) if place + table in present]
+
+
+def _places(layout: Layout) -> list[str]:
+  """Where tables lie: at the top and in the folders of splits."""
+  return list(dict.fromkeys([layout.top, *layout.folders.values()]))
+
+
+def _unread_tables(container: Container, layout: Layout) -> list[str]:
+  """A note about files beside the images that may be tables of classes under another name."""
+  places = _places(layout)
+  found = [path for path in container.paths if path.endswith(_TABLE_ENDINGS) and path[: path.rfind("/") + 1] in places]
+  if not found:
+    return []
+  return [f"not read: {', '.join(found[:3])}; if it is a table of classes, set data.labels={posixpath.basename(found[0])}"]
 
 
 def _top(path: str) -> str:

@@ -354,6 +354,17 @@ def test_parquet_with_names_as_labels_and_damaged_files(tmp_path):
 # ---------------------------------------------------------------- what is there, and what is left out
 
 
+def test_a_table_under_another_name_is_mentioned_and_can_be_named(tmp_path):
+  root = pictures(tmp_path / "set", "0.png", "1.png")
+  (root / "classes.txt").write_text("0.png,ant\n1.png,bee\n")
+  said = "not read: classes.txt; if it is a table of classes, set data.labels=classes.txt"
+  for place in (root, zipped(root)):
+    source = data.load(str(place))
+    assert source.info.num_classes is None and said in "; ".join(source.summary)
+    source = data.load(str(place), labels="classes.txt")
+    assert source.info.class_names == ("ant", "bee") and "not read" not in "; ".join(source.summary)
+
+
 def test_the_summary_says_what_is_there_and_what_is_done_with_it(tmp_path, caplog):
   caplog.set_level(logging.INFO)
   for number in range(5):
