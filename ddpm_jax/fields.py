@@ -227,12 +227,12 @@ FIELDS: dict[str, Field] = {
   "sampling.cap_pixels": Field(None, "at most this many grey levels of noise ...", float, above=0, most=1000),
   "sampling.cap_steps": Field(1, "... in this many steps before the last one", least=1),
   "sampling.churn": Field(
-    0.0, "of heun: noise added before each step, EDM's S_churn over all steps; needs dense levels, as T = 1000", least=0
+    0.0, "noise that heun adds, in all steps together (EDM's S_churn); needs dense levels, such as T = 1000", least=0
   ),
-  "sampling.churn_min": Field(0.0, "least sigma / alpha at which it is added (S_tmin)", least=0),
+  "sampling.churn_min": Field(0.0, "smallest sigma / alpha at which it is added (S_tmin)", least=0),
   "sampling.churn_max": Field(None, "largest sigma / alpha at which it is added (S_tmax); None: any", float, least=0),
   "sampling.churn_noise": Field(
-    1.0, "its standard deviation relative to the one that levels ask for (S_noise)", above=0, most=2
+    1.0, "standard deviation of this noise, relative to what the levels require (S_noise)", above=0, most=2
   ),
   "sampling.rounding": Field("truncate", "of pixels to 8 bits: as OpenAI, or as DDIM", choices=("truncate", "round")),
   "sampling.batch_size": Field(64, "images drawn at a time, over all devices", least=1, most=10**6),

@@ -89,7 +89,7 @@ def notes(scheduler: Mapping[str, Any]) -> list[str]:
   """What of a scheduler is not taken over, in sentences."""
   kind = scheduler.get("_class_name")
   if kind in _DDIM and scheduler.get("set_alpha_to_one") is False:
-    return ["set_alpha_to_one=False is not taken over: the last step reaches the image, not the first noise level."]
+    return ["set_alpha_to_one=False is ignored: the last step reaches the image, not the first noise level."]
   if kind in (*_ANCESTRAL, *_DDIM):
     return []
   return [f"Took the noise levels of {kind}, not its solver: choose one with --config.sampling.solver and .grid."]
@@ -111,7 +111,7 @@ def _levels(config: ConfigDict, scheduler: Mapping[str, Any], kind: str) -> None
       raise UserError(f"The {kind} has {len(betas)} trained_betas but num_train_timesteps={T}: one of them is wrong.")
     if betas[-1] == 1 and scheduler.get("prediction_type", "epsilon") == "epsilon":
       raise UserError(
-        f"The {kind} ends in pure noise (the last of trained_betas is 1), where epsilon says nothing of images."
+        f"The {kind} ends in pure noise (the last of trained_betas is 1), where epsilon carries no information."
       )
     config.schedule = dict(name="from_betas", betas=tuple(map(float, betas)))
     return

@@ -83,7 +83,7 @@ def infer(tensors: Tensors) -> dict[str, Any]:
   widths = [tensors[halve(level)].shape[0] for level in range(levels)]
   if any(width % channels for width in widths):
     raise UserError(
-      f"The widths {widths} of this network's levels are no multiples of the {channels} of its time embedding."
+      f"The widths {widths} of this network's levels are not multiples of the {channels} of its time embedding."
     )
   full = tuple(f"downs.{level}.2.to_out.weight" in tensors for level in range(levels))
   memory = tensors["mid_attn.mem_kv"].shape  # [2, heads, memory, channels per head] where attention is full

@@ -43,7 +43,7 @@ def heun(
     churn: S_churn; gamma = min(churn / K, sqrt(2) - 1). 0 is the deterministic sampler. The first step adds no noise,
       because the schedule has no level above its last.
     churn_min, churn_max: S_tmin and S_tmax, the noise levels r between which noise is added.
-    churn_noise: S_noise, the standard deviation of the added noise relative to the one that the level asks for.
+    churn_noise: S_noise, the standard deviation of the added noise relative to what the level requires.
     dtype: of the weights; float64 shows the order of convergence.
 
   Returns:
@@ -89,7 +89,7 @@ def _churned(schedule: Schedule, grid: np.ndarray, churn: float, least: float, m
   if not churn:
     return start
   if churn < 0 or (np.diff(grid) > 0).any():
-    raise UserError(f"Heun's churn = {churn:g} has to be at least 0, and 0 where the grid ascends, as in encoding.")
+    raise UserError(f"Heun's churn = {churn:g} must be at least 0, and 0 where the grid ascends, as in encoding.")
   r = schedule.noise_to_signal
   gamma = min(churn / len(start), np.sqrt(2) - 1)
   wanted = np.where((least <= r[start]) & (r[start] <= most), r[start] * (1 + gamma), r[start])
@@ -99,7 +99,7 @@ def _churned(schedule: Schedule, grid: np.ndarray, churn: float, least: float, m
   missed = (np.abs(r[nearest] - wanted) > gamma / 2 * r[start])[1:]
   if missed.any():
     raise UserError(
-      f"sampling.churn = {churn:g} asks for noise levels that this schedule of T = {schedule.T} does not have, such as "
+      f"sampling.churn = {churn:g} needs noise levels that this schedule of T = {schedule.T} does not have, such as "
       f"sigma = {wanted[1:][missed][0]:.3g}. Set schedule.T=1000 and sampling.grid=karras with sampling.steps."
     )
   return np.append(start[0], np.maximum(start, nearest)[1:])

@@ -47,7 +47,7 @@ def encode(trained: Trained, settings: Settings, index: int, say: Say = silent) 
   source, index = _test_image(run, index)
   steps = number_of_steps(run)
   with compiling(("encode", program(run, 1)), f"{steps} steps up and {steps} down", say):
-    latent, again, error = edit.there_and_back(run, source, [index], steps)
+    latent, again, error = edit.encode_and_decode(run, source, [index], steps)
   shown = pixels.to_uint8(latent / 3)  # three standard deviations, so that noise is not cut off
   return np.concatenate([source.gather(np.array([index]))[0], shown, again]), float(error[0])
 

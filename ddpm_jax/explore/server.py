@@ -21,7 +21,7 @@ from ddpm_jax.jobs.trained import Trained, check_low_res
 SERVED = re.compile(
   r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static|svelte)/.*"
   r"|/gradio_api/(info|startup-events|theme\.css|reset|cancel|heartbeat/.*|queue/.*|call/.*)"
-)  # what a browser asks for; Gradio's routes for files, uploads, and other machines are not among it
+)  # what a browser asks for; Gradio's routes for files, uploads, and other machines are not among them
 SEEDS = 4  # images of each side
 LOCAL = ["127.0.0.1", "localhost"]
 INSTALL = 'The page needs Gradio: run pip install "gradio>=6,<7", or install the extra "explore" of this package.'

@@ -26,12 +26,12 @@ ORDERS = {"gaussian": 1, "dpm++1": 1, "dpm++2m": 2, "dpm++3m": 3}  # of the solv
 
 
 def reconstruct(trained: Trained, source: data.Source, indices: Sequence[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
-  """(uint8 [B,H,W,C], mean square error of each image): `there_and_back` without the latents."""
-  _, images, error = there_and_back(trained, source, indices, steps)
+  """(uint8 [B,H,W,C], mean square error of each image): `encode_and_decode` without the latents."""
+  _, images, error = encode_and_decode(trained, source, indices, steps)
   return images, error
 
 
-def there_and_back(
+def encode_and_decode(
   trained: Trained, source: data.Source, indices: Sequence[int], steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The latents of these images, and their reconstructions, along the grid of config.sampling with `steps` steps.

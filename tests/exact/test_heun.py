@@ -39,7 +39,7 @@ def test_churn_keeps_the_variance_of_each_level():
 def test_churn_that_cannot_be():
   levels = schedule.karras(10)
   for options, grid, message in (
-    ({"churn": -1.0}, [10, 5, 0], "churn = -1 has to be at least 0"),
+    ({"churn": -1.0}, [10, 5, 0], "churn = -1 must be at least 0"),
     ({"churn": 1.0}, [1, 5, 10], "0 where the grid ascends"),
     ({"churn": 1.0}, [10, 5, 0], r"T = 10 does not have, such as sigma = \d"),
   ):

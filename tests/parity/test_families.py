@@ -114,7 +114,7 @@ def test_what_files_do_not_say_is_asked(tmp_path, group, answers, message):
   [
     ("unet_m12", lambda t: t.update({"time_mlp.0.weights": np.zeros(8)}), "learned or random sinusoids"),
     ("unet_m12", lambda t: t.update({"init_conv.weight": np.zeros((16, 6, 7, 7))}), "self-conditioning"),
-    ("unet_m12", lambda t: t.update({"time_mlp.1.weight": np.zeros((16, 64))}), "are no multiples of the 64"),
+    ("unet_m12", lambda t: t.update({"time_mlp.1.weight": np.zeros((16, 64))}), "are not multiples of the 64"),
     ("unet_m12", lambda t: t.pop("mid_attn.mem_kv"), "incomplete: there is no mid_attn.mem_kv"),
     ("ddpmpp", lambda t: t.update({"dec.16x16_aux_up.weight": np.zeros(3)}), "aux_up layers"),
     ("ddpmpp", lambda t: t.update({"enc.8x8_down.skip.resample_filter": np.ones((1, 1, 3, 3))}), "other filters"),

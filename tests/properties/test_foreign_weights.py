@@ -143,7 +143,7 @@ def test_what_a_scheduler_says_and_is_not_known_is_refused_by_name(change, messa
 
 def test_a_last_step_that_is_not_taken_over_is_said():
   said = diffusers_scheduler.notes({"_class_name": "DDIMScheduler", "set_alpha_to_one": False})
-  assert said == ["set_alpha_to_one=False is not taken over: the last step reaches the image, not the first noise level."]
+  assert said == ["set_alpha_to_one=False is ignored: the last step reaches the image, not the first noise level."]
   assert diffusers_scheduler.notes({"_class_name": "DDIMScheduler", "set_alpha_to_one": True}) == []
 
 
